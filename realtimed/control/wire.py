@@ -1,0 +1,321 @@
+"""MessagePack-RPC without I/O: bytes in, messages out.
+
+The form is the published one for streams:
+
+    request       [0, id, method, params]
+    response      [1, id, error, result]
+    notification  [2, method, params]       (no answer)
+
+`Decoder` never holds more than one command of `limit` bytes. A request that is larger is not buffered: the
+decoder skips it as it arrives and reports it as `Oversized`, so that its sender can be told and the commands behind
+it are not lost. Only bytes that are not MessagePack, or not RPC, are a `ProtocolError`; after one, the decoder is of
+no further use and the connection has to end.
+
+A str that is not UTF-8 arrives with its bad bytes as lone surrogates (PEP 383), to be refused by whoever wants text:
+a publisher in a language whose strings have no encoding gets an error for that command and keeps its connection.
+
+Source: https://github.com/msgpack-rpc/msgpack-rpc/blob/master/spec.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple, TypeAlias
+
+import msgpack
+
+from realtimed.errors import ProtocolError, quoted
+
+__all__ = [
+    "ID_LIMIT",
+    "Decoder",
+    "Message",
+    "Notification",
+    "Oversized",
+    "Request",
+    "Response",
+    "encode_notification",
+    "encode_request",
+    "encode_response",
+]
+
+_REQUEST: Final = 0
+_RESPONSE: Final = 1
+_NOTIFICATION: Final = 2
+
+ID_LIMIT: Final = 2**32
+"""Ids are 32-bit unsigned numbers; a client starts again at 0 when it reaches this one."""
+
+
+class Request(NamedTuple):
+    """A command that wants an answer bearing its `id`."""
+
+    id: int
+    method: str
+    params: list[object]
+
+
+class Response(NamedTuple):
+    """The answer to the request `id`: either `error` is None or `result` is."""
+
+    id: int
+    error: object
+    result: object
+
+
+class Notification(NamedTuple):
+    """A command or an event that gets no answer."""
+
+    method: str
+    params: list[object]
+
+
+class Oversized(NamedTuple):
+    """A command of more than `limit` bytes, which is being skipped. `id` is None for a notification."""
+
+    id: int | None
+    limit: int
+
+
+Message: TypeAlias = Request | Response | Notification | Oversized
+
+_packer = msgpack.Packer()
+
+
+def encode_request(id: int, method: str, params: Sequence[object]) -> bytes:
+    """Return a request ready to send. A str with lone surrogates raises `UnicodeEncodeError`."""
+    return bytes(_packer.pack((_REQUEST, id, method, params)))
+
+
+def encode_response(id: int, error: object, result: object) -> bytes:
+    """Return a response ready to send."""
+    return bytes(_packer.pack((_RESPONSE, id, error, result)))
+
+
+def encode_notification(method: str, params: Sequence[object]) -> bytes:
+    """Return a notification ready to send."""
+    return bytes(_packer.pack((_NOTIFICATION, method, params)))
+
+
+class Decoder:
+    """Turns what a stream delivers, in pieces of any size, into messages.
+
+    `limit` is the largest command in bytes that is decoded.
+    """
+
+    # Invariants: at most one of `_partial` and `_skipping` is in use. `_partial` begins at a message boundary, holds no
+    # complete message and at most `limit` bytes; `_skipping`, while set, stands inside an oversized command.
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._partial = b""
+        self._skipping: _Skipper | None = None
+
+    @property
+    def mid_message(self) -> bool:
+        """Whether a message has begun and not ended."""
+        return bool(self._partial) or self._skipping is not None
+
+    def feed(self, data: bytes) -> list[Message]:
+        """Take `data` from the stream and return all messages that are now complete, in order.
+
+        Raises `ProtocolError` when the bytes are not MessagePack-RPC; messages that came before the bad bytes are
+        then in the exception's `messages` attribute (see `BadBytesError`), for they are not to be lost.
+        """
+        messages: list[Message] = []
+        if self._skipping is not None:
+            data = self._skip(data)
+        else:
+            data = self._partial + data
+        self._partial = b""
+        try:
+            while data:
+                data = self._decode(data, messages)
+        except ProtocolError as error:
+            raise BadBytesError(str(error), messages) from error.__cause__
+        return messages
+
+    def _decode(self, data: bytes, messages: list[Message]) -> bytes:
+        """Decode what is complete; keep or skip what is not; return what lies behind a skipped command."""
+        unpacker = msgpack.Unpacker(
+            max_buffer_size=max(len(data), self.limit),
+            max_str_len=self.limit,
+            max_bin_len=self.limit,
+            unicode_errors="surrogateescape",
+        )
+        unpacker.feed(data)
+        end = 0
+        try:
+            for value in unpacker:
+                messages.append(_classify(value))
+                end = unpacker.tell()
+        except ValueError as error:  # a length above the limit, or no MessagePack at all
+            return self._keep_or_skip(data[end:], messages, cause=error)
+        rest = data[end:]
+        if rest:
+            return self._keep_or_skip(rest, messages, cause=None)
+        return b""
+
+    def _keep_or_skip(self, data: bytes, messages: list[Message], cause: ValueError | None) -> bytes:
+        """Keep the partial command `data` if it may still become one of `limit` bytes; else report and skip it."""
+        skipper = _Skipper(self.limit)
+        rest = skipper.feed(data)
+        if skipper.malformed or (cause is not None and not skipper.oversized):
+            raise ProtocolError(f"not MessagePack, or nested too deeply: {quoted(data[:16])}") from cause
+        if not skipper.oversized:
+            self._partial = data
+            return b""
+        messages.append(skipper.report())
+        if not skipper.done:
+            self._skipping = skipper
+        return rest
+
+    def _skip(self, data: bytes) -> bytes:
+        assert self._skipping is not None
+        rest = self._skipping.feed(data)
+        if self._skipping.done:
+            self._skipping = None
+        return rest
+
+
+class BadBytesError(ProtocolError):
+    """Bytes that are not MessagePack-RPC, after the complete `messages` that came before them."""
+
+    def __init__(self, text: str, messages: list[Message]) -> None:
+        super().__init__(text)
+        self.messages = messages
+
+
+def _classify(value: object) -> Message:
+    """Check that a decoded value is RPC, or raise `ProtocolError`."""
+    match value:
+        case [0, int(id), str(method), list(params)] if _valid_id(id) and value[0] is not False:
+            return Request(id, method, params)
+        case [1, int(id), error, result] if _valid_id(id) and value[0] is not True:
+            return Response(id, error, result)
+        case [2, str(method), list(params)]:
+            return Notification(method, params)
+        case _:
+            raise ProtocolError(
+                f"this is MessagePack but not MessagePack-RPC: {quoted(value)}; expected [0, id, method, params]"
+                " or [2, method, params]"
+            )
+
+
+def _valid_id(id: int) -> bool:
+    return not isinstance(id, bool) and 0 <= id < ID_LIMIT
+
+
+# The first byte of a value → how many bytes of length follow it, or how long its payload is. What a first byte says
+# by itself (fixint, fixstr, fixarray, fixmap) is read in `_Skipper`.
+_SIZED: Final = {
+    0xC4: 1, 0xC5: 2, 0xC6: 4,  # bin
+    0xC7: 1, 0xC8: 2, 0xC9: 4,  # ext, with one more byte for its type
+    0xD9: 1, 0xDA: 2, 0xDB: 4,  # str
+    0xDC: 2, 0xDD: 4,  # array
+    0xDE: 2, 0xDF: 4,  # map
+}  # fmt: skip
+_FIXED: Final = {
+    0xC0: 0, 0xC2: 0, 0xC3: 0,  # nil, false, true
+    0xCA: 4, 0xCB: 8,  # float
+    0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8,  # uint
+    0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8,  # int
+    0xD4: 2, 0xD5: 3, 0xD6: 5, 0xD7: 9, 0xD8: 17,  # fixext
+}  # fmt: skip
+
+
+class _Skipper:
+    """Walks over one MessagePack value without keeping it, only to find where it ends.
+
+    `owed` is the number of values still to come and `payload` the bytes still to come of the one at hand. The value
+    ends when both are 0.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.owed = 1
+        self.payload = 0
+        self.walked = 0
+        self.malformed = False
+        self._head = b""  # the first bytes of the command: its kind and its id
+        self._cut = b""  # a value's first byte whose length has not arrived yet
+
+    @property
+    def done(self) -> bool:
+        return self.owed == 0 and self.payload == 0
+
+    @property
+    def oversized(self) -> bool:
+        return self.walked + self.payload + self.owed > self.limit  # an owed value is a byte at least
+
+    def feed(self, data: bytes) -> bytes:
+        """Walk over `data`; return what lies behind the value's end."""
+        if len(self._head) < 16:
+            self._head = (self._head + data)[:16]
+        data = self._cut + data
+        self._cut = b""
+        at = 0
+        while not self.done and not self.malformed:
+            if self.payload:
+                step = min(self.payload, len(data) - at)
+                self.payload -= step
+                at += step
+                if self.payload:
+                    break
+                continue
+            step = self._header(data, at)
+            if step == 0:
+                self._cut = data[at:]
+                break
+            at += step
+        self.walked += at
+        return data[at:] if self.done else b""
+
+    def _header(self, data: bytes, at: int) -> int:
+        """Read the value that begins at `at`; return the bytes its header took, or 0 if more are needed."""
+        if at >= len(data):
+            return 0
+        first = data[at]
+        took, inside = 1, 0
+        if first <= 0x7F or first >= 0xE0:  # fixint
+            pass
+        elif first <= 0x8F:  # fixmap
+            inside = 2 * (first & 0x0F)
+        elif first <= 0x9F:  # fixarray
+            inside = first & 0x0F
+        elif first <= 0xBF:  # fixstr
+            self.payload = first & 0x1F
+        elif first in _FIXED:
+            self.payload = _FIXED[first]
+        elif first in _SIZED:
+            width = _SIZED[first]
+            if at + 1 + width > len(data):
+                return 0
+            took += width
+            length = int.from_bytes(data[at + 1 : at + took], "big")
+            if first >= 0xDC:
+                inside = length * (2 if first >= 0xDE else 1)
+            else:
+                self.payload = length + (1 if first <= 0xC9 and first >= 0xC7 else 0)
+        else:  # 0xC1 is never used
+            self.malformed = True
+            return 0
+        self.owed += inside - 1
+        return took
+
+    def report(self) -> Oversized:
+        """Say which command is being skipped, or raise `ProtocolError` if it was no RPC."""
+        unpacker = msgpack.Unpacker()
+        unpacker.feed(self._head)
+        try:
+            parts, kind = unpacker.read_array_header(), unpacker.unpack()
+            if (parts, kind) == (3, _NOTIFICATION):
+                return Oversized(None, self.limit)
+            id = unpacker.unpack() if (parts, kind) == (4, _REQUEST) else None
+            if isinstance(id, int) and _valid_id(id):
+                return Oversized(id, self.limit)
+        except (ValueError, msgpack.OutOfData):
+            pass  # the error below says it
+        raise ProtocolError(
+            f"more than {self.limit} bytes that are no MessagePack-RPC request: {quoted(self._head)}"
+        )
