@@ -123,10 +123,7 @@ class Decoder:
         then in the exception's `messages` attribute (see `BadBytesError`), for they are not to be lost.
         """
         messages: list[Message] = []
-        if self._skipping is not None:
-            data = self._skip(data)
-        else:
-            data = self._partial + data
+        data = self._partial + data if self._skipping is None else self._skip(self._skipping, data)
         self._partial = b""
         try:
             while data:
@@ -170,10 +167,9 @@ class Decoder:
             self._skipping = skipper
         return rest
 
-    def _skip(self, data: bytes) -> bytes:
-        assert self._skipping is not None
-        rest = self._skipping.feed(data)
-        if self._skipping.done:
+    def _skip(self, skipper: _Skipper, data: bytes) -> bytes:
+        rest = skipper.feed(data)
+        if skipper.done:
             self._skipping = None
         return rest
 
@@ -316,6 +312,4 @@ class _Skipper:
                 return Oversized(id, self.limit)
         except (ValueError, msgpack.OutOfData):
             pass  # the error below says it
-        raise ProtocolError(
-            f"more than {self.limit} bytes that are no MessagePack-RPC request: {quoted(self._head)}"
-        )
+        raise ProtocolError(f"more than {self.limit} bytes that are no MessagePack-RPC request: {quoted(self._head)}")
