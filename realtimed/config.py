@@ -1,0 +1,250 @@
+"""Every setting: its default, its unit, its reason, and where its value may come from.
+
+The command line wins, then the environment, then the TOML file. A setting `max_message` is the option
+``--max-message``, the variable ``REALTIME_MAX_MESSAGE`` and the key ``max_message`` of the file.
+"""
+
+from __future__ import annotations
+
+import grp
+import math
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from realtimed.errors import ConfigurationError, quoted
+
+__all__ = ["SETTINGS", "Address", "Config", "Setting", "load"]
+
+_SOCKET_PATH_LIMIT: Final = 107
+"""Bytes of a Unix socket's path, without the closing zero byte (unix(7), sun_path)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where the daemon listens for WebSockets: a Unix socket's `path`, or a TCP `host` and `port`."""
+
+    path: Path | None = None
+    host: str = ""
+    port: int = 0
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+# Readers: what a text, or a value of the TOML file, means. Each raises ValueError with the rest of the sentence
+# "max-message: expected …".
+
+
+def _path(value: object) -> Path:
+    if not isinstance(value, str) or not value:
+        raise ValueError("expected a path")
+    path = Path(value).absolute()
+    if len(os.fsencode(path)) > _SOCKET_PATH_LIMIT:
+        raise ValueError(f"expected a path of at most {_SOCKET_PATH_LIMIT} bytes, as the kernel allows for a socket")
+    return path
+
+
+def _address(text: object) -> Address:
+    if isinstance(text, str):
+        if text.startswith("unix:"):
+            return Address(path=_path(text.removeprefix("unix:")))
+        host, colon, port = text.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        if colon and host and port.isascii() and port.isdigit() and int(port) < 65536:
+            return Address(host=host, port=int(port))
+    raise ValueError("expected unix:PATH or HOST:PORT")
+
+
+def _addresses(value: object) -> tuple[Address, ...]:
+    texts = value.split() if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)) or not texts:
+        raise ValueError("expected at least one unix:PATH or HOST:PORT")
+    return tuple(_address(text) for text in texts)
+
+
+def _mode(value: object) -> int:
+    if isinstance(value, str) and re.fullmatch(r"(0o?)?[0-7]{3}", value):
+        return int(value.replace("o", ""), 8)
+    raise ValueError('expected three octal digits, such as "0660"')
+
+
+def _group(value: object) -> str:
+    if isinstance(value, str) and value:
+        try:
+            grp.getgrnam(value)
+        except KeyError:
+            raise ValueError(f"expected a group of this system; there is none called {quoted(value)}") from None
+        return value
+    raise ValueError("expected the name of a group")
+
+
+_UNITS: Final = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+
+
+def _size(value: object) -> int:
+    match = re.fullmatch(r"(\d{1,12})([KMG]?)(iB)?", str(value)) if not isinstance(value, bool) else None
+    if match is None or int(match[1]) == 0:
+        raise ValueError("expected a number of bytes above 0, such as 65536 or 64K")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _count(value: object) -> int:
+    if re.fullmatch(r"\d{1,9}", str(value)) and int(str(value)) > 0 and not isinstance(value, bool):
+        return int(str(value))
+    raise ValueError("expected a whole number above 0")
+
+
+def _seconds(value: object) -> float:
+    try:
+        seconds = float(str(value).removesuffix("s"))
+    except ValueError:
+        seconds = 0
+    if not math.isfinite(seconds) or seconds <= 0:
+        raise ValueError("expected a number of seconds above 0")
+    return seconds
+
+
+def _level(value: object) -> str:
+    if value in ("debug", "info", "warning", "error"):
+        return str(value)
+    raise ValueError("expected debug, info, warning or error")
+
+
+_T = TypeVar("_T")
+
+
+def _setting(default: _T, read: Callable[[object], _T], help: str) -> _T:
+    return field(default=default, metadata={"read": read, "help": help})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """One consistent configuration. Sizes are bytes, times seconds."""
+
+    # Where to listen.
+    socket: Path = _setting(Path("/run/realtime.sock"), _path, "Control socket: where publishers send commands.")
+    websocket: tuple[Address, ...] = _setting(
+        (Address(path=Path("/run/realtime-ws.sock")),),
+        _addresses,
+        "Where WebSockets come in, unix:PATH or HOST:PORT; may be given more than once.",
+    )
+    socket_mode: int = _setting(0o660, _mode, "Permissions of the Unix sockets.")
+    socket_group: str | None = _setting(None, _group, "Group of the Unix sockets; the process's own if not given.")
+
+    # What one client may do.
+    max_inbound: int = _setting(16 * 2**10, _size, "Largest message a client may send over its WebSocket.")
+    inbound_rate: float = _setting(50.0, _seconds, "Messages a client may send each second, in the long run.")
+    inbound_burst: int = _setting(100, _count, "Messages a client may send at once.")
+    max_channels: int = _setting(128, _count, "Channels a client may be subscribed to.")
+    max_backlog: int = _setting(2**20, _size, "Bytes waiting for a client before it counts as a slow consumer.")
+    backlog_timeout: float = _setting(10.0, _seconds, "How long a message may wait for a client that reads slowly.")
+    handshake_timeout: float = _setting(10.0, _seconds, "How long a client may take for its handshake.")
+    heartbeat: float = _setting(25.0, _seconds, "How often clients are pinged; proxies cut what is silent for 60.")
+    silence_timeout: float = _setting(60.0, _seconds, "A client of which nothing is heard for so long is gone.")
+    close_timeout: float = _setting(5.0, _seconds, "How long a client may take to answer a Close.")
+
+    # What publishers may do.
+    max_message: int = _setting(64 * 2**10, _size, "Largest message that may be broadcast.")
+    command_timeout: float = _setting(10.0, _seconds, "How long a publisher may take over one command.")
+
+    # All together.
+    max_connections: int | None = _setting(None, _count, "WebSockets at a time; what open files allow if not given.")
+    max_backlog_total: int = _setting(256 * 2**20, _size, "Bytes waiting for all clients before publishers wait too.")
+    log_level: str = _setting("info", _level, "How much is logged: debug, info, warning or error.")
+
+    def problems(self) -> list[str]:
+        """Return what is wrong between settings that are right by themselves."""
+        found = []
+        if self.silence_timeout <= self.heartbeat:
+            found.append(
+                f"silence-timeout ({self.silence_timeout:g} s) must be longer than heartbeat ({self.heartbeat:g} s),"
+                " or every quiet client would be taken for dead"
+            )
+        sockets = [address.path for address in self.websocket if address.path is not None]
+        if self.socket in sockets:
+            found.append(f"socket and websocket are both {self.socket}; each needs a path of its own")
+        if len(set(self.websocket)) != len(self.websocket):
+            found.append("websocket names the same address twice")
+        if self.max_backlog < self.max_message:
+            found.append(
+                f"max-backlog ({self.max_backlog}) must not be below max-message ({self.max_message}),"
+                " or one message would make every client a slow consumer"
+            )
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting as the command line and the documentation see it."""
+
+    name: str
+    read: Callable[[object], Any]
+    help: str
+    default: Any
+
+    @property
+    def option(self) -> str:
+        """The option on the command line."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """The environment variable."""
+        return "REALTIME_" + self.name.upper()
+
+
+SETTINGS: Final[Mapping[str, Setting]] = {
+    each.name: Setting(each.name, each.metadata["read"], each.metadata["help"], each.default) for each in fields(Config)
+}
+
+
+def load(
+    options: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] | None = None,
+    file: Path | None = None,
+) -> Config:
+    """Put a configuration together from the command line's `options`, the environment and a TOML `file`.
+
+    Raises `ConfigurationError`, with a line for each thing that is wrong.
+    """
+    wrong: list[str] = []
+    values: dict[str, Any] = {}
+
+    def take(setting: Setting, value: object, named: str) -> None:
+        try:
+            values[setting.name] = setting.read(value)
+        except ValueError as error:
+            wrong.append(f"{named}: {error}, got {quoted(value)}")
+
+    for key, value in _read_file(file).items() if file is not None else ():
+        if key in SETTINGS:
+            take(SETTINGS[key], value, f"{key} in {file}")
+        else:
+            wrong.append(f"{key} in {file}: there is no such setting")
+    for setting in SETTINGS.values():
+        if environ is not None and setting.variable in environ:
+            take(setting, environ[setting.variable], setting.variable)
+    for name, value in (options or {}).items():
+        take(SETTINGS[name], value, SETTINGS[name].option)
+    if not wrong:
+        config = Config(**values)
+        wrong = config.problems()
+        if not wrong:
+            return config
+    raise ConfigurationError("\n".join(wrong))
+
+
+def _read_file(file: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"--config: cannot read {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigurationError(f"--config: {file} is not valid TOML: {error}") from error

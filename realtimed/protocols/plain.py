@@ -1,0 +1,60 @@
+"""The plain protocol: what works from a browser's console, without a library.
+
+    → {"action":"subscribe","channel":"news"}
+    ← each message of the channel as it was published: text as a text frame, binary as a binary frame
+    → {"action":"unsubscribe","channel":"news"}
+
+There are no answers; a mistake closes the connection with a code and a reason.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import msgspec
+
+from realtimed.errors import RefusedError
+from realtimed.frames import CloseCode, Publication, WireFormat, binary_frame, text_frame
+from realtimed.protocols.base import Conversation, ViolationError
+
+__all__ = ["Plain"]
+
+
+class _Command(msgspec.Struct, forbid_unknown_fields=True):
+    action: Literal["subscribe", "unsubscribe"]
+    channel: str
+
+
+_decode = msgspec.json.Decoder(_Command).decode
+
+
+class _AsPublished:
+    def encode(self, publication: Publication) -> bytes:
+        return text_frame(publication.payload) if publication.text else binary_frame(publication.payload)
+
+
+class Plain(Conversation):
+    """One client that speaks the plain protocol."""
+
+    name = ""
+    form: ClassVar[WireFormat] = _AsPublished()
+
+    def receive(self, message: str | bytes) -> bytes:
+        """See `Conversation.receive`."""
+        if isinstance(message, bytes):
+            raise ViolationError(CloseCode.BAD_MESSAGE, "expected a text frame with a JSON object, got a binary frame")
+        try:
+            command = _decode(message)
+        except msgspec.ValidationError as error:
+            raise ViolationError(CloseCode.BAD_MESSAGE, str(error)) from None
+        except (msgspec.DecodeError, UnicodeEncodeError) as error:
+            raise ViolationError(CloseCode.BAD_MESSAGE, f"not JSON: {error}") from None
+        try:
+            if command.action == "subscribe":
+                self.hub.subscribe(self.subscriber, command.channel)
+            else:
+                self.hub.unsubscribe(self.subscriber, command.channel)
+        except RefusedError as error:
+            code = CloseCode.TOO_MANY if error.code == "too_many_channels" else CloseCode.BAD_MESSAGE
+            raise ViolationError(code, error.message) from None
+        return b""

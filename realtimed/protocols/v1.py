@@ -1,0 +1,124 @@
+"""The protocol `realtime.v1`: JSON envelopes, for applications.
+
+    ← {"event":"welcome","client":"c-1f2e","heartbeat":25}
+    → {"action":"subscribe","channel":"news","id":7}
+    ← {"event":"subscribed","channel":"news","id":7,"epoch":"k3f","offset":44}
+    ← {"event":"message","channel":"news","offset":45,"data":"…"}     (binary: "base64" in place of "data")
+    → {"action":"unsubscribe","channel":"news","id":8}
+    ← {"event":"unsubscribed","channel":"news","id":8}
+    → {"action":"ping"}    ← {"event":"pong"}
+    ← {"event":"error","id":7,"code":"invalid_channel","message":"…"}
+    ← {"event":"goodbye","reason":"restart","retry_after_ms":1740}
+
+A mistake is answered with an error and ends nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import ClassVar
+
+import msgspec
+
+from realtimed.errors import RefusedError
+from realtimed.frames import Publication, WireFormat, text_frame
+from realtimed.protocols.base import Conversation
+
+__all__ = ["RealtimeV1"]
+
+_Id = int | str | None
+
+
+class _Subscribe(msgspec.Struct, tag_field="action", tag="subscribe"):
+    channel: str
+    id: _Id = None
+
+
+class _Unsubscribe(msgspec.Struct, tag_field="action", tag="unsubscribe"):
+    channel: str
+    id: _Id = None
+
+
+class _Ping(msgspec.Struct, tag_field="action", tag="ping"):
+    id: _Id = None
+
+
+class _Identified(msgspec.Struct):
+    """What is read of a message that is no valid command, so that its error can bear its id."""
+
+    id: _Id = None
+
+
+_decode = msgspec.json.Decoder(_Subscribe | _Unsubscribe | _Ping).decode
+_decode_id = msgspec.json.Decoder(_Identified).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def _event(event: str, **fields: object) -> bytes:
+    return text_frame(_encode({"event": event, **fields}))
+
+
+class _Enveloped:
+    def encode(self, publication: Publication) -> bytes:
+        if publication.text:
+            content = {"data": publication.payload.decode()}
+        else:
+            content = {"base64": base64.b64encode(publication.payload).decode()}
+        return _event("message", channel=publication.channel, offset=publication.offset, **content)
+
+
+class RealtimeV1(Conversation):
+    """One client that speaks `realtime.v1`."""
+
+    name = "realtime.v1"
+    form: ClassVar[WireFormat] = _Enveloped()
+
+    def greeting(self, client: str, heartbeat: float) -> bytes:
+        """See `Conversation.greeting`."""
+        return _event("welcome", client=client, heartbeat=heartbeat)
+
+    def receive(self, message: str | bytes) -> bytes:
+        """See `Conversation.receive`."""
+        if isinstance(message, bytes):
+            return _error(None, "invalid_message", "expected a text frame with a JSON object, got a binary frame")
+        try:
+            command = _decode(message)
+        except msgspec.ValidationError as error:
+            return _error(_id_of(message), "invalid_message", str(error))
+        except (msgspec.DecodeError, UnicodeEncodeError) as error:
+            return _error(None, "invalid_message", f"not JSON: {error}")
+        try:
+            return self._answer(command)
+        except RefusedError as error:
+            return _error(None if isinstance(command, _Ping) else command.id, error.code, error.message)
+
+    def farewell(self, reason: str, retry_after: float) -> bytes:
+        """See `Conversation.farewell`."""
+        return _event("goodbye", reason=reason, retry_after_ms=round(retry_after * 1000))
+
+    def _answer(self, command: _Subscribe | _Unsubscribe | _Ping) -> bytes:
+        match command:
+            case _Subscribe(channel=name):
+                channel = self.hub.subscribe(self.subscriber, name)
+                return _event("subscribed", channel=name, **_id(command), epoch=channel.epoch, offset=channel.offset)
+            case _Unsubscribe(channel=name):
+                self.hub.unsubscribe(self.subscriber, name)
+                return _event("unsubscribed", channel=name, **_id(command))
+            case _Ping():
+                return _event("pong", **_id(command))
+
+
+def _id(command: _Subscribe | _Unsubscribe | _Ping) -> dict[str, int | str]:
+    """Return the client's own id as the answer bears it: not at all if there was none."""
+    return {} if command.id is None else {"id": command.id}
+
+
+def _id_of(message: str) -> _Id:
+    try:
+        return _decode_id(message).id
+    except msgspec.DecodeError:  # ValidationError is one as well
+        return None
+
+
+def _error(id: _Id, code: str, message: str) -> bytes:
+    return _event("error", id=id, code=code, message=message)
