@@ -111,53 +111,91 @@ def _seconds(value: object) -> float:
     return seconds
 
 
+def _rate(value: object) -> float:
+    try:
+        return _seconds(value)
+    except ValueError:
+        raise ValueError("expected a number above 0") from None
+
+
 def _level(value: object) -> str:
     if value in ("debug", "info", "warning", "error"):
         return str(value)
     raise ValueError("expected debug, info, warning or error")
 
 
+_METAVARS: Final[Mapping[Callable[[object], object], str]] = {
+    _path: "PATH",
+    _addresses: "ADDRESS",
+    _mode: "MODE",
+    _group: "GROUP",
+    _size: "BYTES",
+    _count: "NUMBER",
+    _rate: "NUMBER",
+    _seconds: "SECONDS",
+    _level: "LEVEL",
+}
+
 _T = TypeVar("_T")
 
 
-def _setting(default: _T, read: Callable[[object], _T], help: str) -> _T:
-    return field(default=default, metadata={"read": read, "help": help})
+def _setting(default: _T, read: Callable[[object], _T], panel: str, help: str) -> _T:
+    return field(default=default, metadata={"read": read, "panel": panel, "help": help})
+
+
+_WHERE: Final = "Where to listen"
+_CLIENT: Final = "What one client may do"
+_PUBLISHER: Final = "What publishers may do"
+_ALL: Final = "All together"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
     """One consistent configuration. Sizes are bytes, times seconds."""
 
-    # Where to listen.
-    socket: Path = _setting(Path("/run/realtime.sock"), _path, "Control socket: where publishers send commands.")
+    socket: Path = _setting(
+        Path("/run/realtime.sock"), _path, _WHERE, "Control socket: where publishers send commands."
+    )
     websocket: tuple[Address, ...] = _setting(
         (Address(path=Path("/run/realtime-ws.sock")),),
         _addresses,
+        _WHERE,
         "Where WebSockets come in, unix:PATH or HOST:PORT; may be given more than once.",
     )
-    socket_mode: int = _setting(0o660, _mode, "Permissions of the Unix sockets.")
-    socket_group: str | None = _setting(None, _group, "Group of the Unix sockets; the process's own if not given.")
+    socket_mode: int = _setting(0o660, _mode, _WHERE, "Permissions of the Unix sockets.")
+    socket_group: str | None = _setting(
+        None, _group, _WHERE, "Group of the Unix sockets; the process's own if not given."
+    )
 
-    # What one client may do.
-    max_inbound: int = _setting(16 * 2**10, _size, "Largest message a client may send over its WebSocket.")
-    inbound_rate: float = _setting(50.0, _seconds, "Messages a client may send each second, in the long run.")
-    inbound_burst: int = _setting(100, _count, "Messages a client may send at once.")
-    max_channels: int = _setting(128, _count, "Channels a client may be subscribed to.")
-    max_backlog: int = _setting(2**20, _size, "Bytes waiting for a client before it counts as a slow consumer.")
-    backlog_timeout: float = _setting(10.0, _seconds, "How long a message may wait for a client that reads slowly.")
-    handshake_timeout: float = _setting(10.0, _seconds, "How long a client may take for its handshake.")
-    heartbeat: float = _setting(25.0, _seconds, "How often clients are pinged; proxies cut what is silent for 60.")
-    silence_timeout: float = _setting(60.0, _seconds, "A client of which nothing is heard for so long is gone.")
-    close_timeout: float = _setting(5.0, _seconds, "How long a client may take to answer a Close.")
+    max_inbound: int = _setting(16 * 2**10, _size, _CLIENT, "Largest message a client may send over its WebSocket.")
+    inbound_rate: float = _setting(50.0, _rate, _CLIENT, "Messages a client may send each second, in the long run.")
+    inbound_burst: int = _setting(100, _count, _CLIENT, "Messages a client may send at once.")
+    max_channels: int = _setting(128, _count, _CLIENT, "Channels a client may be subscribed to.")
+    max_backlog: int = _setting(
+        2**20, _size, _CLIENT, "Bytes waiting for a client before it counts as a slow consumer."
+    )
+    backlog_timeout: float = _setting(
+        10.0, _seconds, _CLIENT, "How long a message may wait for a client that reads slowly."
+    )
+    handshake_timeout: float = _setting(10.0, _seconds, _CLIENT, "How long a client may take for its handshake.")
+    heartbeat: float = _setting(
+        25.0, _seconds, _CLIENT, "How often clients are pinged; proxies cut what is silent for 60."
+    )
+    silence_timeout: float = _setting(
+        60.0, _seconds, _CLIENT, "A client of which nothing is heard for so long is gone."
+    )
+    close_timeout: float = _setting(5.0, _seconds, _CLIENT, "How long a client may take to answer a Close.")
 
-    # What publishers may do.
-    max_message: int = _setting(64 * 2**10, _size, "Largest message that may be broadcast.")
-    command_timeout: float = _setting(10.0, _seconds, "How long a publisher may take over one command.")
+    max_message: int = _setting(64 * 2**10, _size, _PUBLISHER, "Largest message that may be broadcast.")
+    command_timeout: float = _setting(10.0, _seconds, _PUBLISHER, "How long a publisher may take over one command.")
 
-    # All together.
-    max_connections: int | None = _setting(None, _count, "WebSockets at a time; what open files allow if not given.")
-    max_backlog_total: int = _setting(256 * 2**20, _size, "Bytes waiting for all clients before publishers wait too.")
-    log_level: str = _setting("info", _level, "How much is logged: debug, info, warning or error.")
+    max_connections: int | None = _setting(
+        None, _count, _ALL, "WebSockets at a time; what open files allow if not given."
+    )
+    max_backlog_total: int = _setting(
+        256 * 2**20, _size, _ALL, "Bytes waiting for all clients before publishers wait too."
+    )
+    log_level: str = _setting("info", _level, _ALL, "How much is logged: debug, info, warning or error.")
 
     def problems(self) -> list[str]:
         """Return what is wrong between settings that are right by themselves."""
@@ -186,8 +224,14 @@ class Setting:
 
     name: str
     read: Callable[[object], Any]
+    panel: str
     help: str
     default: Any
+
+    @property
+    def metavar(self) -> str:
+        """The kind of value, as help texts show it."""
+        return _METAVARS[self.read]
 
     @property
     def option(self) -> str:
@@ -201,7 +245,8 @@ class Setting:
 
 
 SETTINGS: Final[Mapping[str, Setting]] = {
-    each.name: Setting(each.name, each.metadata["read"], each.metadata["help"], each.default) for each in fields(Config)
+    each.name: Setting(each.name, each.metadata["read"], each.metadata["panel"], each.metadata["help"], each.default)
+    for each in fields(Config)
 }
 
 

@@ -24,7 +24,7 @@ from typing import Final, NamedTuple, Protocol
 from realtimed.errors import RefusedError, quoted
 from realtimed.frames import Publication, WireFormat
 
-__all__ = ["Channel", "Client", "Hub", "Receipt", "Round", "Subscriber", "encode_message"]
+__all__ = ["Channel", "Hub", "Receipt", "Round", "Subscriber", "check_channel_name", "encode_message"]
 
 _ROUND_PUBLICATIONS: Final = 512
 """How many publications one round takes: so many channels are sorted out before other tasks get their turn."""
@@ -58,20 +58,6 @@ class Subscriber(Protocol):
 
     def write(self, data: bytes) -> None:
         """Send or keep `data`: `transmit` and what may have to follow it, in one."""
-
-
-class Client(Protocol):
-    """What the hub knows of a connected WebSocket, for those who ask who is there or want to end it."""
-
-    @property
-    def id(self) -> str:
-        """A name of its own, never used again."""
-
-    def describe(self) -> dict[str, object]:
-        """Return what the ``clients`` command shows."""
-
-    def close(self, code: int, reason: str) -> None:
-        """Say goodbye and end the connection. Returns at once."""
 
 
 class Receipt(NamedTuple):
@@ -138,7 +124,6 @@ class Hub:
         self.max_message = max_message
         self.max_channels = max_channels
         self.channels: dict[str, Channel] = {}
-        self.clients: dict[str, Client] = {}
         self.wake: Callable[[], None] = lambda: None
         self.log_bytes = 0
         self.publications = 0
@@ -158,19 +143,18 @@ class Hub:
         """Whether nothing is on its way: the log is empty and no round is under way."""
         return not self._log and self._round is None
 
-    def publish(self, name: str, message: object) -> Receipt:
+    def publish(self, name: object, message: object) -> Receipt:
         """Put a message on its way to everyone on the channel `name`.
 
         Raises `RefusedError` for a bad channel name or message; see `encode_message`.
         """
         payload = encode_message(message, self.max_message)
-        channel = self.channels.get(name)
+        channel = self._find(name)
         self.publications += 1
         if channel is None:
-            check_channel_name(name)
             return Receipt(0, self._new_epoch(), 1)
         channel.offset += 1
-        publication = Publication(name, payload, isinstance(message, str), channel.offset)
+        publication = Publication(channel.name, payload, isinstance(message, str), channel.offset)
         self._log.append((channel, publication))
         self.log_bytes += len(payload)
         self.deliveries += channel.count
@@ -178,15 +162,14 @@ class Hub:
             self.wake()
         return Receipt(channel.count, channel.epoch, channel.offset)
 
-    def subscribe(self, subscriber: Subscriber, name: str) -> Channel:
-        """Let `subscriber` have all that is published on `name` from now on; again does nothing.
+    def subscribe(self, subscriber: Subscriber, name: object) -> Channel:
+        """Let `subscriber` have all that is published on `name` from now on; a second time changes nothing.
 
         Raises `RefusedError`, with the code ``invalid_channel`` or ``too_many_channels``.
         """
-        channel = self.channels.get(name)
-        if channel is None:
-            check_channel_name(name)
-        elif channel in subscriber.channels:
+        channel = self._find(name)
+        if channel is not None and channel in subscriber.channels:
+            self.catch_up(subscriber)
             return channel
         if len(subscriber.channels) >= self.max_channels:
             raise RefusedError(
@@ -194,21 +177,20 @@ class Hub:
             )
         self.catch_up(subscriber)
         if channel is None:
-            channel = self.channels[name] = Channel(name, self._new_epoch())
+            channel = Channel(str(name), self._new_epoch())
+            self.channels[channel.name] = channel
         channel.subscribers.setdefault(subscriber.form, set()).add(subscriber)
         channel.count += 1
         subscriber.channels.add(channel)
         self.subscriptions += 1
         return channel
 
-    def unsubscribe(self, subscriber: Subscriber, name: str) -> bool:
+    def unsubscribe(self, subscriber: Subscriber, name: object) -> bool:
         """End a subscription after handing over what was published before. Returns whether there was one.
 
         Raises `RefusedError` if `name` cannot be a channel.
         """
-        channel = self.channels.get(name)
-        if channel is None:
-            check_channel_name(name)
+        channel = self._find(name)
         if channel is None or channel not in subscriber.channels:
             return False
         self.catch_up(subscriber)
@@ -284,6 +266,13 @@ class Hub:
         """Take note that the round at hand is through."""
         self.sends += sends
         self._round = None
+
+    def _find(self, name: object) -> Channel | None:
+        """Return the channel if somebody is subscribed to it. Raises `RefusedError` if `name` cannot be one."""
+        channel = self.channels.get(name) if isinstance(name, str) else None
+        if channel is None:
+            check_channel_name(name)
+        return channel
 
     def _take(self) -> list[tuple[Channel, Publication]]:
         """Cut from the log what one round may hold: at least one publication, if there is one."""

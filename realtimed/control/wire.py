@@ -6,7 +6,7 @@ The form is the published one for streams:
     response      [1, id, error, result]
     notification  [2, method, params]       (no answer)
 
-`Decoder` never holds more than one command of `limit` bytes. A request that is larger is not buffered: the
+`Decoder` never keeps more than one command of `limit` bytes. A request that is larger is not buffered: the
 decoder skips it as it arrives and reports it as `Oversized`, so that its sender can be told and the commands behind
 it are not lost. Only bytes that are not MessagePack, or not RPC, are a `ProtocolError`; after one, the decoder is of
 no further use and the connection has to end.
@@ -56,9 +56,12 @@ class Request(NamedTuple):
 
 
 class Response(NamedTuple):
-    """The answer to the request `id`: either `error` is None or `result` is."""
+    """The answer to the request `id`: either `error` is None or `result` is.
 
-    id: int
+    `id` is None for an error that ends the connection and belongs to no request in particular.
+    """
+
+    id: int | None
     error: object
     result: object
 
@@ -87,7 +90,7 @@ def encode_request(id: int, method: str, params: Sequence[object]) -> bytes:
     return bytes(_packer.pack((_REQUEST, id, method, params)))
 
 
-def encode_response(id: int, error: object, result: object) -> bytes:
+def encode_response(id: int | None, error: object, result: object) -> bytes:
     """Return a response ready to send."""
     return bytes(_packer.pack((_RESPONSE, id, error, result)))
 
@@ -100,15 +103,19 @@ def encode_notification(method: str, params: Sequence[object]) -> bytes:
 class Decoder:
     """Turns what a stream delivers, in pieces of any size, into messages.
 
-    `limit` is the largest command in bytes that is decoded.
+    `limit` is the largest command in bytes that is decoded. However the stream is cut into pieces, the same messages
+    come out of it, and the work is in proportion to its bytes.
     """
 
-    # Invariants: at most one of `_partial` and `_skipping` is in use. `_partial` begins at a message boundary, holds no
-    # complete message and at most `limit` bytes; `_skipping`, while set, stands inside an oversized command.
+    # Invariants: `_unpacker` has been fed `_fed` bytes, and `_partial` is the part of them that belongs to the command
+    # it is in the middle of: at most `limit` bytes, and none while `_skipping` is set, which stands inside an
+    # oversized command.
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._partial = b""
+        self._unpacker = self._new_unpacker()
+        self._fed = 0
+        self._partial = bytearray()
         self._skipping: _Skipper | None = None
 
     @property
@@ -123,54 +130,65 @@ class Decoder:
         then in the exception's `messages` attribute (see `BadBytesError`), for they are not to be lost.
         """
         messages: list[Message] = []
-        data = self._partial + data if self._skipping is None else self._skip(self._skipping, data)
-        self._partial = b""
         try:
             while data:
-                data = self._decode(data, messages)
+                data = self._decode(data, messages) if self._skipping is None else self._skip(self._skipping, data)
         except ProtocolError as error:
             raise BadBytesError(str(error), messages) from error.__cause__
         return messages
 
-    def _decode(self, data: bytes, messages: list[Message]) -> bytes:
-        """Decode what is complete; keep or skip what is not; return what lies behind a skipped command."""
-        unpacker = msgpack.Unpacker(
-            max_buffer_size=max(len(data), self.limit),
+    def _new_unpacker(self) -> msgpack.Unpacker:
+        return msgpack.Unpacker(
+            max_buffer_size=0,  # none of msgpack's own: what it holds is bounded here, by the size of a command
             max_str_len=self.limit,
             max_bin_len=self.limit,
+            max_ext_len=self.limit,
+            max_array_len=self.limit,
+            max_map_len=self.limit,
+            strict_map_key=False,  # a map with numbers as keys is MessagePack, if not what any method wants
             unicode_errors="surrogateescape",
         )
-        unpacker.feed(data)
-        end = 0
-        try:
-            for value in unpacker:
-                messages.append(_classify(value))
-                end = unpacker.tell()
-        except ValueError as error:  # a length above the limit, or no MessagePack at all
-            return self._keep_or_skip(data[end:], messages, cause=error)
-        rest = data[end:]
-        if rest:
-            return self._keep_or_skip(rest, messages, cause=None)
-        return b""
 
-    def _keep_or_skip(self, data: bytes, messages: list[Message], cause: ValueError | None) -> bytes:
-        """Keep the partial command `data` if it may still become one of `limit` bytes; else report and skip it."""
+    def _decode(self, data: bytes, messages: list[Message]) -> bytes:
+        """Decode what is complete and keep what is not; return what lies behind an oversized command."""
+        began = -len(self._partial)  # where the command at hand begins, counted from the start of `data`
+        cause: Exception | None = None
+        self._unpacker.feed(data)
+        try:
+            for value in self._unpacker:
+                end = self._unpacker.tell() - self._fed
+                if end - began > self.limit:
+                    head = bytes(self._partial[:_HEAD]) + data[: max(end, 0)] if began < 0 else data[began:end]
+                    messages.append(_report(head[:_HEAD], self.limit))
+                else:
+                    messages.append(_classify(value))
+                began = end
+        except (ValueError, TypeError) as error:  # no MessagePack, an unhashable key in a map, or a length over `limit`
+            cause = error
+        self._fed += len(data)
+        self._partial = self._partial + data if began < 0 else bytearray(data[began:])
+        return b"" if cause is None and len(self._partial) <= self.limit else self._begin_skipping(messages, cause)
+
+    def _begin_skipping(self, messages: list[Message], cause: Exception | None) -> bytes:
+        """Report the command at hand as oversized and let go of it; return what lies behind it."""
+        partial = bytes(self._partial)
+        self._partial.clear()
+        self._unpacker = self._new_unpacker()
+        self._fed = 0
         skipper = _Skipper(self.limit)
-        rest = skipper.feed(data)
-        if skipper.malformed or (cause is not None and not skipper.oversized):
-            raise ProtocolError(f"not MessagePack, or nested too deeply: {quoted(data[:16])}") from cause
+        rest = skipper.feed(partial)
         if not skipper.oversized:
-            self._partial = data
-            return b""
-        messages.append(skipper.report())
-        if not skipper.done:
-            self._skipping = skipper
-        return rest
+            raise ProtocolError(f"not MessagePack, or nested too deeply: {quoted(partial[:16])}") from cause
+        messages.append(_report(partial[:_HEAD], self.limit))
+        return self._end_or_go_on(skipper, rest)
 
     def _skip(self, skipper: _Skipper, data: bytes) -> bytes:
-        rest = skipper.feed(data)
-        if skipper.done:
-            self._skipping = None
+        return self._end_or_go_on(skipper, skipper.feed(data))
+
+    def _end_or_go_on(self, skipper: _Skipper, rest: bytes) -> bytes:
+        if skipper.malformed:
+            raise ProtocolError("not MessagePack: there is the byte 0xc1, which has no meaning")
+        self._skipping = None if skipper.done else skipper
         return rest
 
 
@@ -187,7 +205,7 @@ def _classify(value: object) -> Message:
     match value:
         case [0, int(id), str(method), list(params)] if _valid_id(id) and value[0] is not False:
             return Request(id, method, params)
-        case [1, int(id), error, result] if _valid_id(id) and value[0] is not True:
+        case [1, int() | None as id, error, result] if (id is None or _valid_id(id)) and value[0] is not True:
             return Response(id, error, result)
         case [2, str(method), list(params)]:
             return Notification(method, params)
@@ -233,7 +251,6 @@ class _Skipper:
         self.payload = 0
         self.walked = 0
         self.malformed = False
-        self._head = b""  # the first bytes of the command: its kind and its id
         self._cut = b""  # a value's first byte whose length has not arrived yet
 
     @property
@@ -246,8 +263,6 @@ class _Skipper:
 
     def feed(self, data: bytes) -> bytes:
         """Walk over `data`; return what lies behind the value's end."""
-        if len(self._head) < 16:
-            self._head = (self._head + data)[:16]
         data = self._cut + data
         self._cut = b""
         at = 0
@@ -299,17 +314,22 @@ class _Skipper:
         self.owed += inside - 1
         return took
 
-    def report(self) -> Oversized:
-        """Say which command is being skipped, or raise `ProtocolError` if it was no RPC."""
-        unpacker = msgpack.Unpacker()
-        unpacker.feed(self._head)
-        try:
-            parts, kind = unpacker.read_array_header(), unpacker.unpack()
-            if (parts, kind) == (3, _NOTIFICATION):
-                return Oversized(None, self.limit)
-            id = unpacker.unpack() if (parts, kind) == (4, _REQUEST) else None
-            if isinstance(id, int) and _valid_id(id):
-                return Oversized(id, self.limit)
-        except (ValueError, msgpack.OutOfData):
-            pass  # the error below says it
-        raise ProtocolError(f"more than {self.limit} bytes that are no MessagePack-RPC request: {quoted(self._head)}")
+
+_HEAD: Final = 16
+"""As many bytes of an oversized command are looked at, for its kind and its id."""
+
+
+def _report(head: bytes, limit: int) -> Oversized:
+    """Say which command, beginning with `head`, is oversized, or raise `ProtocolError` if it is no RPC."""
+    unpacker = msgpack.Unpacker()
+    unpacker.feed(head)
+    try:
+        parts, kind = unpacker.read_array_header(), unpacker.unpack()
+        if (parts, kind) == (3, _NOTIFICATION):
+            return Oversized(None, limit)
+        id = unpacker.unpack() if (parts, kind) == (4, _REQUEST) else None
+        if isinstance(id, int) and _valid_id(id):
+            return Oversized(id, limit)
+    except (ValueError, msgpack.OutOfData):
+        pass  # the error below says it
+    raise ProtocolError(f"more than {limit} bytes that are no MessagePack-RPC request: {quoted(head)}")

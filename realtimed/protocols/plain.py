@@ -9,7 +9,7 @@ There are no answers; a mistake closes the connection with a code and a reason.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 import msgspec
 
@@ -20,10 +20,12 @@ from realtimed.protocols.base import Conversation, ViolationError
 __all__ = ["Plain"]
 
 
-class _Command(msgspec.Struct, forbid_unknown_fields=True):
+class _Command(msgspec.Struct):
     action: Literal["subscribe", "unsubscribe"]
     channel: str
 
+
+_EXAMPLE: Final = '{"action":"subscribe","channel":"…"}'
 
 _decode = msgspec.json.Decoder(_Command).decode
 
@@ -46,7 +48,7 @@ class Plain(Conversation):
         try:
             command = _decode(message)
         except msgspec.ValidationError as error:
-            raise ViolationError(CloseCode.BAD_MESSAGE, str(error)) from None
+            raise ViolationError(CloseCode.BAD_MESSAGE, f"{error}; expected {_EXAMPLE}") from None
         except (msgspec.DecodeError, UnicodeEncodeError) as error:
             raise ViolationError(CloseCode.BAD_MESSAGE, f"not JSON: {error}") from None
         try:

@@ -1,0 +1,1 @@
+"""The commands `realtimed` and `realtimectl`: the only users of typer."""

@@ -1,0 +1,141 @@
+"""The command `realtimed`: starts the daemon.
+
+Its options are the settings of `realtimed.config`, one for one.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from realtimed.config import SETTINGS, Config, Setting, load
+from realtimed.errors import ConfigurationError
+
+__all__ = ["main"]
+
+# A paragraph is a line: typer wraps it to the terminal.
+_HELP = """Serve WebSockets, and broadcast to them what publishers send.
+
+Browsers connect through Caddy to a WebSocket address; PHP, Python and the shell send commands to the control socket. \
+Stop it with Ctrl-C or SIGTERM: clients are told when to come back.
+
+Try it without being root, in two terminals:
+
+    realtimed --socket /tmp/rt.sock --websocket 127.0.0.1:9000
+
+    realtimectl --socket /tmp/rt.sock broadcast news hello
+
+Each option has an environment variable, and may stand in a TOML file, named like the variable without REALTIME_ and \
+in lower case. The command line wins, then the environment, then the file.
+"""
+
+_EXIT_USAGE = 2
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"realtimed {version('realtimed')}")
+        raise typer.Exit
+
+
+def _start(**given: Any) -> None:
+    """Load the configuration, then check it or run the daemon."""
+    file, check = given.pop("config"), given.pop("check")
+    options = {name: value for name, value in given.items() if name in SETTINGS and value}
+    try:
+        config = load(options, os.environ, file)
+        if check:
+            typer.echo("The configuration is valid.")
+            return
+        _log_to_stderr(config)
+        # Only now: `--help` and `--check` need no trio.
+        from realtimed.daemon import run  # noqa: PLC0415
+
+        run(config)
+    except ConfigurationError as error:
+        for line in str(error).splitlines():
+            typer.echo(f"realtimed: {line}", err=True)
+        raise typer.Exit(_EXIT_USAGE) from None
+
+
+def _log_to_stderr(config: Config) -> None:
+    # Under systemd the journal has the time already.
+    stamp = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
+    logging.basicConfig(level=config.log_level.upper(), stream=sys.stderr, format=f"{stamp}%(levelname)s %(message)s")
+    # What trio-websocket says of each frame is of no use to whoever debugs realtimed's configuration.
+    logging.getLogger("trio-websocket").setLevel(logging.WARNING)
+
+
+def _shown_default(setting: Setting) -> str:
+    match setting.name, setting.default:
+        case _, None:
+            return ""
+        case "socket_mode", int(mode):
+            shown = f"{mode:04o}"
+        case _, tuple(values):
+            shown = " ".join(map(str, values))
+        case _, int(number) if number >= 2**20 and number % 2**20 == 0:
+            shown = f"{number // 2**20}M"
+        case _, int(number) if number >= 2**10 and number % 2**10 == 0:
+            shown = f"{number // 2**10}K"
+        case _, float(number):
+            shown = f"{number:g}"
+        case _, default:
+            shown = str(default)
+    return f"default {shown}; "
+
+
+def _parameter(setting: Setting) -> inspect.Parameter:
+    # The variable is only shown: `load` reads it, and names it when its value is wrong.
+    option = typer.Option(
+        setting.option,
+        help=f"{setting.help} ({_shown_default(setting)}{setting.variable})",
+        metavar=setting.metavar,
+        show_default=False,
+        rich_help_panel=setting.panel,
+    )
+    kind = list[str] | None if isinstance(setting.default, tuple) else str | None
+    return _keyword(setting.name, kind, option)
+
+
+def _keyword(name: str, kind: Any, option: Any, default: Any = None) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+
+
+_PARAMETERS = [
+    *map(_parameter, SETTINGS.values()),
+    _keyword("config", Path | None, typer.Option("--config", metavar="FILE", help="A TOML file with settings.")),
+    _keyword(
+        "check",
+        bool,
+        typer.Option("--check", help="Say what is wrong in the configuration, and do not start."),
+        default=False,
+    ),
+    _keyword(
+        "version",
+        bool,
+        typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version."),
+        default=False,
+    ),
+]
+
+
+def main() -> None:
+    """Run the command line."""
+    # typer reads a command's options from its signature.
+    _start.__signature__ = inspect.Signature(_PARAMETERS)  # type: ignore[attr-defined]
+    _start.__annotations__ = {each.name: each.annotation for each in _PARAMETERS}
+    app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
+    app.command(help=_HELP)(_start)
+    app(prog_name="realtimed")
+
+
+if __name__ == "__main__":
+    main()

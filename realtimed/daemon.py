@@ -1,0 +1,238 @@
+"""The daemon: binds its sockets, owns every task, and ends cleanly."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import resource
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import version
+from typing import Final, TypeVar
+
+import trio
+
+from realtimed.config import Address, Config
+from realtimed.control.server import Connection, Service
+from realtimed.fanout import FanOut
+from realtimed.frames import CloseCode
+from realtimed.hub import Hub
+from realtimed.protocols import PROTOCOLS
+from realtimed.session import Session, Sessions, heartbeat
+from realtimed.stream import Backlogs, ClientStream, QueuedStream, SocketListener, open_listener
+
+__all__ = ["Daemon", "run"]
+
+_FILES_KEPT: Final = 64
+"""Open files that are not WebSockets: listeners, publishers, the log, Python's own."""
+
+_RETURNS_PER_SECOND: Final = 500
+"""How many clients a restart tells to come back in each second."""
+
+_SHORTEST_RETURN: Final = 1.0
+"""Seconds a client is told to stay away at least: about what a restart takes."""
+
+_ANSWERS_LIMIT: Final = 64 * 2**20
+"""Bytes of answers that may wait for one publisher to read them; `clients` of a large daemon is a long answer."""
+
+log = logging.getLogger(__name__)
+
+_S = TypeVar("_S", bound=trio.abc.Stream)
+
+
+class Daemon:
+    """One running daemon. `serve` is its life; `stop` ends it."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.started = time.time()
+        self.hub = Hub(max_message=config.max_message, max_channels=config.max_channels)
+        self.fan_out = FanOut(self.hub)
+        self.sessions = Sessions(_connection_limit(config))
+        self.backlogs = Backlogs(
+            limit=config.max_backlog, timeout=config.backlog_timeout, total_limit=config.max_backlog_total
+        )
+        self.answers = Backlogs(
+            limit=_ANSWERS_LIMIT, timeout=config.backlog_timeout, total_limit=config.max_backlog_total
+        )
+        self.service = Service(self.hub, self.sessions.members, config, self.stats, self.info, self._room)
+        self.websocket_addresses: list[Address] = []
+        self._stopping = trio.Event()
+
+    def stop(self) -> None:
+        """Begin to end the daemon: `serve` returns when all clients have been told and all sockets are closed."""
+        self._stopping.set()
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen, and serve until `stop`, SIGTERM or SIGINT.
+
+        Raises `ConfigurationError` if an address cannot be listened at; nothing is being served then.
+        """
+        async with AsyncExitStack() as sockets:
+            listeners = [
+                await sockets.enter_async_context(self._listening(address, self._client_stream))
+                for address in self.config.websocket
+            ]
+            control = await sockets.enter_async_context(
+                self._listening(Address(path=self.config.socket), self._publisher_stream)
+            )
+            self.websocket_addresses = [listener.address for listener in listeners]
+            async with trio.open_nursery() as background:
+                background.start_soon(self.fan_out.run)
+                background.start_soon(heartbeat, self.sessions, self.config)
+                background.start_soon(self._heed_signals, background.cancel_scope)
+                async with trio.open_nursery() as clients:
+                    async with trio.open_nursery() as publishers:
+                        async with trio.open_nursery() as accepting:
+                            accepting.start_soon(_accept, listeners, self._serve_client, clients)
+                            accepting.start_soon(_accept, [control], self._serve_publisher, publishers)
+                            log.info("ready %s", self._summary())
+                            task_status.started()
+                            await self._stopping.wait()
+                            log.info("stopping clients=%d", len(self.sessions.members))
+                            accepting.cancel_scope.cancel()
+                        await sockets.aclose()
+                        self.service.stop()
+                        publishers.cancel_scope.deadline = trio.current_time() + self.config.close_timeout
+                    # All commands are answered. What they published goes out before anyone is sent away.
+                    with trio.move_on_after(self.config.close_timeout):
+                        await self.fan_out.settle()
+                    self._say_goodbye()
+                background.cancel_scope.cancel()
+        log.info("stopped")
+
+    def stats(self) -> dict[str, object]:
+        """Return what the ``stats`` command shows. Counters count from the start; the others are as of now."""
+        return {
+            "uptime": round(time.time() - self.started, 3),
+            "clients": len(self.sessions.members),
+            "channels": len(self.hub.channels),
+            "subscriptions": self.hub.subscriptions,
+            "publishers": len(self.service.connections),
+            "backlogged": self.backlogs.streams,
+            "backlog_bytes": self.backlogs.total,
+            "commands": self.service.commands,
+            "commands_refused": self.service.refused,
+            "publications": self.hub.publications,
+            "deliveries": self.hub.deliveries,
+            "sends": self.hub.sends,
+            "rounds": self.hub.rounds,
+            "connections": self.sessions.connections,
+            "handshakes_refused": self.sessions.refused,
+            "closed": {str(int(code)): count for code, count in sorted(self.sessions.closed.items())},
+        }
+
+    def info(self) -> dict[str, object]:
+        """Return what the ``info`` command shows."""
+        config = self.config
+        return {
+            "version": version("realtimed"),
+            "pid": os.getpid(),
+            "started": self.started,
+            "protocols": ["plain", *PROTOCOLS],
+            "websocket": [str(address) for address in self.websocket_addresses],
+            "limits": {
+                "max_message": config.max_message,
+                "max_inbound": config.max_inbound,
+                "inbound_rate": config.inbound_rate,
+                "inbound_burst": config.inbound_burst,
+                "max_channels": config.max_channels,
+                "max_backlog": config.max_backlog,
+                "backlog_timeout": config.backlog_timeout,
+                "max_connections": self.sessions.max_connections,
+            },
+        }
+
+    @asynccontextmanager
+    async def _listening(
+        self, address: Address, wrap: Callable[[socket.socket], _S]
+    ) -> AsyncIterator[SocketListener[_S]]:
+        async with open_listener(
+            address, wrap, mode=self.config.socket_mode, group=self.config.socket_group
+        ) as listener:
+            yield listener
+
+    def _client_stream(self, sock: socket.socket) -> ClientStream:
+        return ClientStream(
+            sock,
+            self.backlogs,
+            max_inbound=self.config.max_inbound,
+            rate=self.config.inbound_rate,
+            burst=self.config.inbound_burst,
+        )
+
+    def _publisher_stream(self, sock: socket.socket) -> QueuedStream:
+        return QueuedStream(sock, self.answers)
+
+    async def _serve_client(self, stream: ClientStream) -> None:
+        session = Session(stream, self.hub, self.config, self.sessions)
+        await _within_boundary(session.id, session.run)
+
+    async def _serve_publisher(self, stream: QueuedStream) -> None:
+        await _within_boundary("publisher", Connection(stream, self.service).run)
+
+    async def _room(self) -> None:
+        await self.fan_out.room()
+        await self.backlogs.room()
+
+    async def _heed_signals(self, everything: trio.CancelScope) -> None:
+        """Stop at the first SIGTERM or SIGINT; at the second, without waiting for anyone."""
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                log.info("signal=%s", signal.Signals(number).name)
+                if self._stopping.is_set():
+                    everything.cancel()
+                self.stop()
+
+    def _say_goodbye(self) -> None:
+        """Send every client away, with a time to come back at that is different for each."""
+        members = list(self.sessions.members.values())
+        spread = 1 + len(members) / _RETURNS_PER_SECOND
+        for session in members:
+            session.say_goodbye(_SHORTEST_RETURN + random.uniform(0, spread))
+
+    def _summary(self) -> str:
+        websockets = ",".join(map(str, self.websocket_addresses))
+        return f"control={self.config.socket} websocket={websockets} max_connections={self.sessions.max_connections}"
+
+
+async def _accept(
+    listeners: list[SocketListener[_S]], handler: Callable[[_S], Awaitable[None]], nursery: trio.Nursery
+) -> None:
+    await trio.serve_listeners(handler, listeners, handler_nursery=nursery)
+
+
+async def _within_boundary(name: str, run: Callable[[], Awaitable[None]]) -> None:
+    """Keep what goes wrong in one connection to that connection. The only place that catches everything."""
+    try:
+        await run()
+    except Exception:
+        log.exception("%s: internal error, connection closed code=%d", name, CloseCode.INTERNAL_ERROR)
+
+
+def _connection_limit(config: Config) -> int:
+    """Raise the soft limit of open files as far as it goes; return how many WebSockets that allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    possible = max(hard - _FILES_KEPT, 1)
+    if config.max_connections is None:
+        return possible
+    if config.max_connections > possible:
+        log.warning(
+            "max-connections is %d, but the limit of open files, %d, allows only %d: raise LimitNOFILE or ulimit -n",
+            config.max_connections, hard, possible,
+        )  # fmt: skip
+    return min(config.max_connections, possible)
+
+
+def run(config: Config) -> None:
+    """Run a daemon until SIGTERM or SIGINT.
+
+    Raises `ConfigurationError` if it cannot listen where it should.
+    """
+    trio.run(Daemon(config).serve)

@@ -1,0 +1,51 @@
+"""The one task that carries publications from the hub to the subscribers' sockets."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import trio
+
+from realtimed.hub import Hub
+
+__all__ = ["FanOut"]
+
+_SLICE: Final = 250
+"""Subscribers served in one go: a fraction of a millisecond, after which every other task may run."""
+
+_LOG_LIMIT: Final = 4 * 2**20
+"""Bytes of publications that may wait for the fan-out before publishers wait too."""
+
+
+class FanOut:
+    """Runs the hub's rounds, and holds publishers back when they are faster."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._work = trio.Event()
+        self._through = trio.lowlevel.ParkingLot()
+        hub.wake = self._wake
+
+    async def run(self) -> None:
+        """Fan out for ever."""
+        while True:
+            await self._work.wait()
+            self._work = trio.Event()
+            while (turn := self._hub.next_round()) is not None:
+                while turn.step(_SLICE):
+                    await trio.lowlevel.checkpoint()
+                self._through.unpark_all()
+                await trio.lowlevel.checkpoint()
+
+    async def room(self) -> None:
+        """Wait until the fan-out has caught up enough for more to be published."""
+        while self._hub.log_bytes > _LOG_LIMIT:
+            await self._through.park()
+
+    async def settle(self) -> None:
+        """Wait until everything published so far has been handed to the sockets or to their backlogs."""
+        while not self._hub.idle:
+            await self._through.park()
+
+    def _wake(self) -> None:
+        self._work.set()

@@ -1,0 +1,290 @@
+"""One WebSocket's life: handshake, conversation, goodbye. The only user of trio_websocket.
+
+The library reads frames, answers pings and speaks HTTP; whoever ends the connection from our side writes the Close
+through the stream, so the library never is in the state "closing" and never refuses what a peer may still send.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+import time
+from collections.abc import Iterable
+from http import HTTPStatus
+from ipaddress import ip_address
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+import trio
+from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
+
+from realtimed.config import Config
+from realtimed.errors import quoted
+from realtimed.frames import PING, CloseCode, close_frame
+from realtimed.hub import Hub
+from realtimed.protocols import Conversation, ViolationError, choose
+from realtimed.stream import ClientStream
+
+__all__ = ["Session", "Sessions", "heartbeat"]
+
+_PATH: Final = "/ws"
+_HEAD_LIMIT: Final = 16 * 1024
+"""Bytes of a request's head; h11 below trio-websocket has the same limit."""
+
+_SWEEP: Final = 1000
+"""Clients that are looked at in one go before other tasks get their turn."""
+
+log = logging.getLogger(__name__)
+
+
+class Session:
+    """One client, from the first byte to the last. It is its stream's owner."""
+
+    # `_nursery` holds the library's reader and the stream's drain task. Its deadline is set when the connection is
+    # closing: whatever the peer does then, it ends. `_closed` is set by the first to end the connection.
+
+    def __init__(self, stream: ClientStream, hub: Hub, config: Config, sessions: Sessions) -> None:
+        self.number = sessions.new_number()
+        self.id = f"c-{self.number:x}"
+        self.stream = stream
+        self.connected_since = time.time()
+        self._hub = hub
+        self._config = config
+        self._sessions = sessions
+        self._address = ""
+        self._nursery: trio.Nursery
+        self._handshake: trio.CancelScope | None = None
+        self._websocket: WebSocketConnection | None = None
+        self._conversation: Conversation | None = None
+        self._closed: tuple[int, str] | None = None
+
+    async def run(self) -> None:
+        """Serve the client until the connection is over, and shut its stream."""
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self.stream.attach(self._nursery, self)
+                websocket = await self._shake_hands()
+                if websocket is not None:
+                    await self._converse(websocket)
+                with trio.move_on_after(self._config.close_timeout):
+                    await self.stream.flush()
+                self._nursery.cancel_scope.cancel()
+        finally:
+            self._hub.leave(self.stream)
+            self._sessions.members.pop(self.id, None)
+            self.stream.shut()
+
+    def describe(self) -> dict[str, object]:
+        """Return what the ``clients`` command shows."""
+        return {
+            "id": self.id,
+            "protocol": self._conversation.name or "plain" if self._conversation is not None else "",
+            "channels": sorted(channel.name for channel in self.stream.channels),
+            "address": self._address,
+            "connected_since": self.connected_since,
+            "pending": self.stream.backlog,
+        }
+
+    def close(self, code: int, reason: str) -> None:
+        """End the connection; what was published before still goes out before the Close. Returns at once."""
+        if self._closed is None:
+            self._hub.catch_up(self.stream)
+            self._end(code, reason)
+
+    def say_goodbye(self, retry_after: float) -> None:
+        """Close because the daemon stops, advising the client to come back after so many seconds."""
+        if self._closed is None and self._conversation is not None:
+            self._hub.catch_up(self.stream)
+            self.stream.write(self._conversation.farewell("restart", retry_after))
+            self._end(CloseCode.RESTARTING, f"restarting, come back in {retry_after * 1000:.0f} ms")
+
+    # What the stream tells its owner.
+
+    def slow(self, reason: str) -> None:
+        """See `realtimed.stream.Owner`."""
+        self._end(CloseCode.SLOW_CONSUMER, reason, drop_unsent=True)
+
+    def broken(self) -> None:
+        """See `realtimed.stream.Owner`."""
+        self._note_end(1006, "the peer takes nothing any more")
+        self._nursery.cancel_scope.cancel()
+
+    def misbehaved(self, code: CloseCode, reason: str) -> None:
+        """See `realtimed.stream.Owner`."""
+        self.close(code, reason)
+
+    def library_done(self) -> None:
+        """See `realtimed.stream.Owner`."""
+        if self._handshake is not None:
+            self._note_refusal("not a valid WebSocket handshake")  # the library has answered 400 or 426
+            self.stream.seal()
+            self._handshake.cancel()
+        elif self._websocket is not None and self._websocket.closed is not None and not self.stream.sealed:
+            # The peer broke RFC 6455, and the library hangs up without a word.
+            ending = self._websocket.closed
+            self.close(ending.code, ending.reason or "")
+
+    # The handshake.
+
+    async def _shake_hands(self) -> WebSocketConnection | None:
+        """Answer the request; return None if that was the end of it."""
+        self._handshake = trio.CancelScope(deadline=trio.current_time() + self._config.handshake_timeout)
+        websocket = None
+        with self._handshake:
+            websocket = await self._answer_request()
+        if self._handshake.cancelled_caught and not self.stream.sealed:
+            limit = f"{self._config.handshake_timeout:g} s"
+            self._respond(HTTPStatus.REQUEST_TIMEOUT, f"The limit, handshake-timeout, is {limit}.")
+        self._handshake = None
+        return websocket
+
+    async def _answer_request(self) -> WebSocketConnection | None:
+        try:
+            head = await self.stream.receive_head(_HEAD_LIMIT)
+        except OverflowError:
+            self._respond(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"The limit is {_HEAD_LIMIT} bytes.")
+            return None
+        except trio.BrokenResourceError:
+            return None
+        if not head:
+            return None
+        if not head.isascii():
+            self._respond(HTTPStatus.BAD_REQUEST, "A request's head is ASCII.")
+            return None
+        if not re.search(rb"\nupgrade[ \t]*:", head, re.IGNORECASE):
+            self._respond(
+                HTTPStatus.UPGRADE_REQUIRED,
+                "This is realtimed. It speaks WebSocket, not HTTP: connect with new WebSocket(…) to /ws.",
+                "Upgrade: websocket\r\nConnection: Upgrade, close\r\n",
+            )
+            return None
+        if len(self._sessions.members) >= self._sessions.max_connections:
+            self._respond(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"The limit, max-connections, is {self._sessions.max_connections} connections.",
+                "Connection: close\r\nRetry-After: 5\r\n",
+            )
+            return None
+        return await self._accept()
+
+    async def _accept(self) -> WebSocketConnection:
+        # The meter has measured every message in bytes before the library gets to measure it in characters.
+        request = await wrap_server_stream(self._nursery, self.stream, max_message_size=self._config.max_inbound)
+        protocol = choose(request.proposed_subprotocols)
+        self._conversation = protocol(self._hub, self.stream)
+        self.stream.form = protocol.form
+        self._address = self._client_address(request.headers)
+        self._websocket = await request.accept(subprotocol=protocol.name or None)
+        path = _normal_path(request.path)
+        self._sessions.connections += 1
+        self._sessions.members[self.id] = self
+        self.stream.open_gate()
+        log.debug("client=%s connected address=%s protocol=%s", self.id, self._address, protocol.name or "plain")
+        if path != _PATH:
+            self.close(CloseCode.NO_SUCH_PATH, f"no such path: {quoted(path)}; WebSockets are served at {_PATH}")
+        else:
+            self.stream.write(self._conversation.greeting(self.id, self._config.heartbeat))
+        return self._websocket
+
+    def _client_address(self, headers: Iterable[tuple[bytes, bytes]]) -> str:
+        """Return who is there. What a proxy on this machine adds to X-Forwarded-For is believed, nothing else."""
+        peer, _ = self.stream.peer()
+        if peer and not ip_address(peer.partition("%")[0]).is_loopback:
+            return peer
+        hops = [value for name, value in headers if name == b"x-forwarded-for"]
+        try:
+            return str(ip_address(hops[-1].decode().rpartition(",")[2].strip())) if hops else peer
+        except ValueError:
+            return peer
+
+    def _respond(self, status: HTTPStatus, sentence: str, headers: str = "Connection: close\r\n") -> None:
+        """Refuse the request with an HTTP answer of our own, which is the last of this connection."""
+        self._note_refusal(f"{status.value} {sentence}")
+        body = sentence.encode() + b"\n"
+        head = f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Length: {len(body)}\r\n{headers}"
+        self.stream.write(f"{head}Content-Type: text/plain; charset=utf-8\r\n\r\n".encode() + body)
+        self.stream.seal()
+
+    def _note_refusal(self, reason: str) -> None:
+        self._sessions.refused += 1
+        log.info("client=%s handshake refused reason=%s", self.id, quoted(reason, 200))
+
+    # The conversation.
+
+    async def _converse(self, websocket: WebSocketConnection) -> None:
+        """Read the client's messages until the connection is closing and the library sees its end."""
+        conversation = self._conversation
+        try:
+            while conversation is not None:
+                message = await websocket.get_message()
+                if self._closed is None:
+                    try:
+                        answer = conversation.receive(message)
+                    except ViolationError as violation:
+                        self.close(violation.code, violation.reason)
+                    else:
+                        if answer:
+                            self.stream.write(answer)
+        except ConnectionClosed as ending:
+            if ending.reason is not None:
+                self._note_end(ending.reason.code, ending.reason.reason or "")
+
+    def _end(self, code: int, reason: str, *, drop_unsent: bool = False) -> None:
+        """Write the Close and give the peer until the deadline to answer it."""
+        if self._note_end(code, reason):
+            self._hub.leave(self.stream)
+            self.stream.finish(close_frame(code, reason), drop_unsent=drop_unsent)
+            self._nursery.cancel_scope.deadline = trio.current_time() + self._config.close_timeout
+
+    def _note_end(self, code: int, reason: str) -> bool:
+        """Count and log why the connection ends; return whether this is the first reason."""
+        if self._closed is not None or self._websocket is None:
+            return False
+        self._closed = (code, reason)
+        self._sessions.closed[code] = self._sessions.closed.get(code, 0) + 1
+        log.info(
+            "client=%s closed code=%d reason=%s address=%s seconds=%.1f",
+            self.id, code, quoted(reason, 200), self._address, time.time() - self.connected_since,
+        )  # fmt: skip
+        return True
+
+
+class Sessions:
+    """All sessions, the limit on their number, and what has become of those that are over."""
+
+    # Invariant: `members` holds those whose handshake has been answered with 101, until their stream is shut.
+
+    def __init__(self, max_connections: int) -> None:
+        self.max_connections = max_connections
+        self.members: dict[str, Session] = {}
+        self.connections = 0
+        self.refused = 0
+        self.closed: dict[int, int] = {}
+        self._numbers = itertools.count(1)
+
+    def new_number(self) -> int:
+        """Return a number that no other session of this run has or had."""
+        return next(self._numbers)
+
+
+async def heartbeat(sessions: Sessions, config: Config) -> None:
+    """Ping every client once a `heartbeat`, a share of them each second; close those that have long been silent."""
+    shares = max(round(config.heartbeat), 1)
+    turn = 0
+    while True:
+        await trio.sleep(config.heartbeat / shares)
+        turn = (turn + 1) % shares
+        silent_since = trio.current_time() - config.silence_timeout
+        for count, session in enumerate(list(sessions.members.values()), 1):
+            if session.stream.heard_at < silent_since:
+                session.close(CloseCode.SILENT, f"nothing heard from you for {config.silence_timeout:g} s")
+            elif session.number % shares == turn and not session.stream.backlog:
+                session.stream.write(PING)
+            if count % _SWEEP == 0:
+                await trio.lowlevel.checkpoint()
+
+
+def _normal_path(target: str) -> str:
+    """Return a request target's path as Caddy's path matcher sees it: decoded, in lower case, slashes merged."""
+    return re.sub("/+", "/", unquote(urlsplit("http://x/" + target).path)).lower()

@@ -1,0 +1,532 @@
+"""Sockets as the hub and trio-websocket see them: non-blocking sends, a bounded backlog, and the listeners.
+
+A stream is in one of four states, and `transmit` is the function that fits it:
+
+    open        `socket.send`: what the kernel takes now is gone in one call, without a queue
+    backlogged  `_append`: the kernel took less; the rest waits in the queue, and one task drains it
+    sealed      `len`: a Close has been written, and nothing may follow it; the queue still drains
+    shut        `len`: the socket is closed
+
+So a fan-out costs one call a subscriber, and nobody who reads has a queue, a task or an allocation.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import socket
+import stat
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from typing import Final, Generic, Protocol, TypeVar
+
+import trio
+
+from realtimed.config import Address
+from realtimed.errors import ConfigurationError
+from realtimed.frames import CloseCode, InboundMeter, WireFormat, frame_boundary
+from realtimed.hub import Channel
+
+__all__ = ["Backlogs", "ClientStream", "Owner", "QueuedStream", "SocketListener", "open_listener"]
+
+_LISTEN_QUEUE: Final = 4096
+"""Connections the kernel keeps until they are accepted; it takes the lower of this and net.core.somaxconn."""
+
+_BUFFERS_PER_SEND: Final = 64
+_RECEIVE_BYTES: Final = 4096
+_CLOSE_BYTE: Final = 0x88
+
+
+class Backlogs:
+    """What waits for clients that do not read fast enough: the limits, and the sum over all streams in bytes."""
+
+    def __init__(self, *, limit: int, timeout: float, total_limit: int) -> None:
+        self.limit = limit
+        self.timeout = timeout
+        self.total_limit = total_limit
+        self.total = 0
+        self.streams = 0
+        self._waiting = trio.lowlevel.ParkingLot()
+
+    def add(self, size: int) -> None:
+        """Take note of `size` more bytes."""
+        self.total += size
+
+    def remove(self, size: int) -> None:
+        """Take note of `size` bytes less, and let waiting publishers go on when there is room again."""
+        self.total -= size
+        if self.total <= self.total_limit:
+            self._waiting.unpark_all()
+
+    async def room(self) -> None:
+        """Wait until the sum is within its limit."""
+        while self.total > self.total_limit:
+            await self._waiting.park()
+
+
+class Owner(Protocol):
+    """Who is told what happens to a stream. All calls return at once."""
+
+    def slow(self, reason: str) -> None:
+        """Deal with a backlog that has outgrown its limit or its deadline."""
+
+    def broken(self) -> None:
+        """Deal with a peer that takes no more bytes."""
+
+    def misbehaved(self, code: CloseCode, reason: str) -> None:
+        """Deal with a peer that has sent more than it may."""
+
+    def library_done(self) -> None:
+        """Take note that trio-websocket is through with the stream."""
+
+
+class QueuedStream(trio.abc.Stream):
+    """A stream whose sends never wait: what the kernel does not take is kept in order, within limits.
+
+    It is a `realtimed.hub.Subscriber` as well. Writing needs a nursery and an owner; see `attach`.
+    """
+
+    __slots__ = (
+        "_backlogs",
+        "_drained",
+        "_nursery",
+        "_owner",
+        "_queue",
+        "_sealed",
+        "_sent",
+        "_socket",
+        "backlog",
+        "channels",
+        "form",
+        "heard_at",
+        "transmit",
+    )
+
+    # Invariants: `_queue` holds (time of arrival, bytes) in the order written; the first `_sent` bytes of its head are
+    # gone already. `backlog` is the number of bytes that still wait. While the queue is not empty, `_drained` is the
+    # event its drain task will set.
+
+    channels: set[Channel]
+    form: WireFormat
+    transmit: Callable[[bytes], int]
+
+    def __init__(self, sock: socket.socket, backlogs: Backlogs) -> None:
+        self._socket = sock
+        self._backlogs = backlogs
+        self._owner: Owner
+        self._nursery: trio.Nursery
+        self._queue: deque[tuple[float, bytes]] = deque()
+        self._sent = 0
+        self._drained: trio.Event | None = None
+        self._sealed = False
+        self.backlog = 0
+        self.channels = set()
+        self.heard_at = trio.current_time()
+        self.transmit = sock.send
+
+    def attach(self, nursery: trio.Nursery, owner: Owner) -> None:
+        """Give the stream the nursery its drain task runs in, and who is told of its troubles."""
+        self._nursery = nursery
+        self._owner = owner
+
+    def peer(self) -> tuple[str, tuple[int, int, int] | None]:
+        """Return the peer's network address ("" on a Unix socket) and its (pid, uid, gid) (None on TCP)."""
+        if self._socket.family == socket.AF_UNIX:
+            raw = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            pid, uid, gid = (int.from_bytes(raw[at : at + 4], "little", signed=True) for at in (0, 4, 8))
+            return "", (pid, uid, gid)
+        return str(self._socket.getpeername()[0]), None
+
+    def write(self, data: bytes) -> None:
+        """Send `data`, or keep what cannot be sent at once. Never waits."""
+        try:
+            sent = self.transmit(data)
+        except OSError as error:
+            self.transmit_failed(data, error)
+        else:
+            if sent != len(data):
+                self.hold(data, sent)
+
+    def transmit_failed(self, data: bytes, error: OSError) -> None:
+        """See `realtimed.hub.Subscriber`."""
+        if isinstance(error, BlockingIOError):
+            self.hold(data, 0)
+        else:
+            self._break()
+
+    def hold(self, data: bytes, sent: int) -> None:
+        """See `realtimed.hub.Subscriber`."""
+        self._sent = sent
+        self._drained = trio.Event()
+        self._backlogs.streams += 1
+        self.transmit = self._append
+        self._nursery.start_soon(self._drain)
+        self._append(data, sent)
+
+    def seal(self) -> None:
+        """Take nothing more: what has been written still goes out."""
+        self._sealed = True
+        self.transmit = len
+
+    async def flush(self) -> None:
+        """Wait until nothing is left to send."""
+        if self._drained is not None:
+            await self._drained.wait()
+
+    def shut(self) -> None:
+        """Close the socket, whatever is left to send."""
+        if self._socket.fileno() < 0:
+            return
+        self.seal()
+        self._forget()
+        trio.lowlevel.notify_closing(self._socket)
+        self._socket.close()
+
+    def stop_receiving(self) -> None:
+        """Refuse what the peer sends from now on; what it has sent can still be received, and then end of file.
+
+        On a Unix socket the peer's next send fails without a byte taken, so it knows that nothing was carried out.
+        """
+        with suppress(OSError):  # the peer may be gone
+            self._socket.shutdown(socket.SHUT_RD)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Write without waiting; the backlog's limits apply."""
+        self.write(bytes(data))
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Return at once, as `send_all` never blocks."""
+        await trio.lowlevel.checkpoint()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """See `trio.abc.ReceiveStream`."""
+        # Waiting first also lets other tasks run, however much this peer sends.
+        await trio.lowlevel.wait_readable(self._socket)
+        try:
+            data = self._socket.recv(max_bytes or _RECEIVE_BYTES)
+        except BlockingIOError:
+            return await self.receive_some(max_bytes)
+        except OSError as error:
+            raise trio.BrokenResourceError(str(error)) from error
+        self.heard_at = trio.current_time()
+        return data
+
+    async def aclose(self) -> None:
+        """Close at once."""
+        self.shut()
+        await trio.lowlevel.checkpoint()
+
+    def _append(self, data: bytes, sent: int = 0) -> int:
+        """Queue what was or was not sent in part; take it all, as far as the caller is concerned."""
+        self._queue.append((trio.current_time(), data))
+        size = len(data) - sent
+        self.backlog += size
+        self._backlogs.add(size)
+        if self.backlog > self._backlogs.limit:
+            self._owner.slow(f"{self.backlog} bytes are waiting; the limit, max-backlog, is {self._backlogs.limit}")
+        return len(data)
+
+    async def _drain(self) -> None:
+        """Send the queue as the peer makes room."""
+        while self._queue:
+            deadline = float("inf") if self._sealed else self._queue[0][0] + self._backlogs.timeout
+            with trio.CancelScope(deadline=deadline) as patience:
+                await trio.lowlevel.wait_writable(self._socket)
+            if patience.cancelled_caught:
+                self._owner.slow(
+                    f"nothing could be sent for {self._backlogs.timeout:g} s; the limit is backlog-timeout"
+                )
+            else:
+                self._send_queue()
+        self._forget()
+
+    def _send_queue(self) -> None:
+        """Send what the kernel takes now."""
+        buffers: list[bytes | memoryview] = [data for _, data in islice(self._queue, _BUFFERS_PER_SEND)]
+        buffers[0] = memoryview(buffers[0])[self._sent :]
+        try:
+            sent = self._socket.sendmsg(buffers)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._break()
+            return
+        self.backlog -= sent
+        self._backlogs.remove(sent)
+        self._sent += sent
+        while self._queue and self._sent >= len(self._queue[0][1]):
+            self._sent -= len(self._queue.popleft()[1])
+
+    def _break(self) -> None:
+        self.seal()
+        self._queue.clear()
+        self._owner.broken()
+
+    def _forget(self) -> None:
+        """Return to the state without a backlog."""
+        self._queue.clear()
+        self._backlogs.remove(self.backlog)
+        self.backlog = 0
+        if self._drained is not None:
+            self._backlogs.streams -= 1
+            self._drained.set()
+            self._drained = None
+        if not self._sealed:
+            self.transmit = self._socket.send
+
+
+class ClientStream(QueuedStream):
+    """The stream under one WebSocket: what the hub writes and what trio-websocket writes, in order.
+
+    What comes in is metered before the library sees it. Once a Close has been written, by us or by the library,
+    nothing follows it, and the library sees nothing more: `receive_some` reads on by itself until the peer's Close or
+    end of file, and reports the latter. So a peer that pings while it is being closed finds nobody to trip over it.
+    """
+
+    __slots__ = ("_gate", "_head", "_meter", "_rest", "_tokens", "_tokens_at", "burst", "rate")
+
+    # `_head` and `_rest` are bytes read and not handed on yet: the request, and what followed it. `_gate` is there
+    # until the handshake has been answered: the library would take what a hasty client sends before for bad HTTP.
+
+    def __init__(self, sock: socket.socket, backlogs: Backlogs, *, max_inbound: int, rate: float, burst: int) -> None:
+        super().__init__(sock, backlogs)
+        self.rate = rate
+        self.burst = burst
+        self._head = b""
+        self._rest = b""
+        self._gate: trio.Event | None = trio.Event()
+        self._meter = InboundMeter(max_inbound)
+        self._tokens = float(burst)
+        self._tokens_at = self.heard_at
+
+    async def receive_head(self, limit: int) -> bytes:
+        """Read an HTTP request's head and keep it for the library. Returns b"" if the peer hangs up before its end.
+
+        Raises `OverflowError` if it has more than `limit` bytes.
+        """
+        data = b""
+        while (end := data.find(b"\r\n\r\n")) < 0:
+            if len(data) > limit:
+                raise OverflowError
+            more = await super().receive_some()
+            if not more:
+                return b""
+            data += more
+        self._head, self._rest = data[: end + 4], data[end + 4 :]
+        return self._head
+
+    def open_gate(self) -> None:
+        """Let the library read what comes after the handshake."""
+        if self._gate is not None:
+            self._gate.set()
+            self._gate = None
+
+    def finish(self, close: bytes, *, drop_unsent: bool = False) -> None:
+        """Write a Close frame as the last of all frames. With `drop_unsent`, frames not begun yet are dropped."""
+        if self._sealed:
+            return
+        if drop_unsent and self._queue:
+            self._drop_unsent()
+        self.write(close)
+        self.seal()
+
+    @property
+    def sealed(self) -> bool:
+        """Whether a Close has been written."""
+        return self._sealed
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Write what the library has to say; its Close is the last word."""
+        self.write(bytes(data))
+        if data[0] == _CLOSE_BYTE:
+            self.seal()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Hand the library what the peer sent, as long as it is within the limits and before its Close's end."""
+        if self._head:
+            head, self._head = self._head, b""
+            return head
+        if self._gate is not None:
+            await self._gate.wait()
+        while not (self._sealed and self._meter.closing):
+            if self._rest:
+                data, self._rest = self._rest, b""
+            else:
+                data = await super().receive_some(max_bytes)
+            if not data:
+                break
+            passed = self._inspect(data)
+            if not self._sealed:
+                return data[:passed]
+        return b""
+
+    async def aclose(self) -> None:
+        """Tell the owner that the library is through; the socket is the owner's to shut."""
+        self._owner.library_done()
+        self.open_gate()
+        await trio.lowlevel.checkpoint()
+
+    def _inspect(self, data: bytes) -> int:
+        """Meter what came in; return how much of it the library may see."""
+        before = self._meter.frames
+        passed = self._meter.walk(data)
+        if self._sealed:
+            return passed
+        self._tokens = min(self._tokens + (self.heard_at - self._tokens_at) * self.rate, self.burst)
+        self._tokens -= self._meter.frames - before
+        self._tokens_at = self.heard_at
+        if self._meter.too_big:
+            self._owner.misbehaved(
+                CloseCode.MESSAGE_TOO_BIG, f"the limit, max-inbound, is {self._meter.limit} bytes a message"
+            )
+        elif self._tokens < 0:
+            self._owner.misbehaved(
+                CloseCode.TOO_MANY,
+                f"the limit is {self.rate:g} messages a second (inbound-rate), {self.burst} at once (inbound-burst)",
+            )
+        return passed
+
+    def _drop_unsent(self) -> None:
+        """Keep of the queue only the rest of the frame that is partly sent."""
+        arrived, data = self._queue[0]
+        end = frame_boundary(data, self._sent)
+        self._queue.clear()
+        self._backlogs.remove(self.backlog)
+        self.backlog = end - self._sent
+        self._backlogs.add(self.backlog)
+        if self.backlog:
+            self._queue.append((arrived, data[:end]))
+        else:
+            self._sent = 0
+
+
+StreamT = TypeVar("StreamT", bound=trio.abc.Stream)
+
+
+class SocketListener(trio.abc.Listener[StreamT], Generic[StreamT]):
+    """Accepts connections and wraps them. Closing it unlinks its Unix socket, if the path still leads there."""
+
+    def __init__(self, sock: socket.socket, wrap: Callable[[socket.socket], StreamT], path: Path | None = None) -> None:
+        self._socket = sock
+        self._wrap = wrap
+        self._path = path
+        self._inode = _inode(path) if path is not None else None
+
+    @property
+    def address(self) -> Address:
+        """Where it listens; a port that was given as 0 is the one the kernel chose."""
+        if self._path is not None:
+            return Address(path=self._path)
+        host, port = self._socket.getsockname()[:2]
+        return Address(host=host, port=port)
+
+    async def accept(self) -> StreamT:
+        """See `trio.abc.Listener`."""
+        while True:
+            await trio.lowlevel.wait_readable(self._socket)
+            try:
+                sock, _ = self._socket.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                continue  # it went away while it was waiting
+            sock.setblocking(False)
+            if sock.family != socket.AF_UNIX:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return self._wrap(sock)
+
+    async def aclose(self) -> None:
+        """See `trio.abc.AsyncResource`."""
+        if self._socket.fileno() >= 0:
+            if self._path is not None and _inode(self._path) == self._inode:
+                self._path.unlink()
+            trio.lowlevel.notify_closing(self._socket)
+            self._socket.close()
+        await trio.lowlevel.checkpoint()
+
+
+def open_listener(
+    address: Address, wrap: Callable[[socket.socket], StreamT], *, mode: int, group: str | None
+) -> SocketListener[StreamT]:
+    """Listen at `address`. A dead daemon's socket file is replaced; `mode` and `group` are for Unix sockets.
+
+    Raises `ConfigurationError` if that is not possible, saying why.
+    """
+    try:
+        if address.path is None:
+            sock = socket.create_server(
+                (address.host, address.port),
+                family=socket.AF_INET6 if ":" in address.host else socket.AF_INET,
+                backlog=_LISTEN_QUEUE,
+            )
+        else:
+            sock = _listen_unix(address.path, mode, group)
+    except OSError as error:
+        raise ConfigurationError(f"cannot listen at {address}: {error.strerror or error}") from error
+    sock.setblocking(False)
+    return SocketListener(sock, wrap, address.path)
+
+
+def _listen_unix(path: Path, mode: int, group: str | None) -> socket.socket:
+    """Listen at `path`, which appears with its mode and group in place, and only once it is listening."""
+    with _lock(path.parent):
+        _check_free(path)
+        sock = socket.socket(socket.AF_UNIX)
+        made = path.with_name(f".{os.getpid()}")
+        try:
+            made.unlink(missing_ok=True)
+            sock.bind(os.fspath(made))
+            try:
+                made.chmod(mode)
+                if group is not None:
+                    shutil.chown(made, group=group)
+                sock.listen(_LISTEN_QUEUE)
+                made.rename(path)
+            except OSError:
+                made.unlink(missing_ok=True)
+                raise
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+
+@contextmanager
+def _lock(directory: Path) -> Iterator[None]:
+    """Keep two daemons that start at once from both replacing the same dead socket."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _check_free(path: Path) -> None:
+    """Raise OSError unless `path` is free or a socket that nobody listens at."""
+    try:
+        found = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found):
+        raise OSError(errno.EEXIST, "there is something that is not a socket; move it away")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            return
+        except TimeoutError:
+            pass  # a daemon that is too busy to accept is alive
+    raise OSError(errno.EADDRINUSE, "another process is listening there; is realtimed running already?")
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
