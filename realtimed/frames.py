@@ -143,20 +143,22 @@ class InboundMeter:
     """Counts a client's frames and the bytes of its messages, whatever pieces they arrive in.
 
     `frames` counts all frames whose header has been seen. `too_big` is set by the header of the frame that takes a
-    message above `limit` bytes, before its payload is buffered anywhere; `closing` by the header of a Close. After
+    message above `limit` bytes, before its payload is buffered anywhere; `closing` by the end of a Close. After
     either, nothing more is to be passed on.
     """
 
-    __slots__ = ("_fragments", "_header", "_payload", "closing", "frames", "limit", "too_big")
+    __slots__ = ("_close", "_fragments", "_header", "_payload", "closing", "frames", "limit", "too_big")
 
     # Invariant: `_header` holds an incomplete header (at most 13 bytes) only while `_payload`, the bytes still to come
-    # of the frame at hand, is 0. `_fragments` is the bytes of the unfinished message so far.
+    # of the frame at hand, is 0. `_fragments` is the bytes of the unfinished message so far. `_close` is set from a
+    # Close's header on; behind that frame nothing is walked over.
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.frames = 0
         self.too_big = False
         self.closing = False
+        self._close = False
         self._fragments = 0
         self._header = b""
         self._payload = 0
@@ -166,7 +168,7 @@ class InboundMeter:
         size = len(data)
         at = min(self._payload, size)
         self._payload -= at
-        while at < size and not self.closing:
+        while at < size and not self._close:
             start = at - len(self._header)
             header = self._header + data[at : at + 14]
             taken = self._read(header)
@@ -178,7 +180,8 @@ class InboundMeter:
             step = min(self._payload, size - at)
             self._payload -= step
             at += step
-        return at if self.closing else size
+        self.closing = self._close and not self._payload
+        return at if self._close else size
 
     def _read(self, header: bytes) -> int:
         """Take in one header and return its length, or 0 if it is not complete."""
@@ -205,5 +208,5 @@ class InboundMeter:
             if header[0] & _FINAL:
                 self._fragments = 0
         elif opcode == _CLOSE:
-            self.closing = True
+            self._close = True
         return taken
