@@ -49,7 +49,7 @@ class Plain(Conversation):
             command = _decode(message)
         except msgspec.ValidationError as error:
             raise ViolationError(CloseCode.BAD_MESSAGE, f"{error}; expected {_EXAMPLE}") from None
-        except (msgspec.DecodeError, UnicodeEncodeError) as error:
+        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
             raise ViolationError(CloseCode.BAD_MESSAGE, f"not JSON: {error}") from None
         try:
             if command.action == "subscribe":

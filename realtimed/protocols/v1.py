@@ -85,7 +85,7 @@ class RealtimeV1(Conversation):
             command = _decode(message)
         except msgspec.ValidationError as error:
             return _error(_id_of(message), "invalid_message", str(error))
-        except (msgspec.DecodeError, UnicodeEncodeError) as error:
+        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
             return _error(None, "invalid_message", f"not JSON: {error}")
         try:
             return self._answer(command)
@@ -116,7 +116,7 @@ def _id(command: _Subscribe | _Unsubscribe | _Ping) -> dict[str, int | str]:
 def _id_of(message: str) -> _Id:
     try:
         return _decode_id(message).id
-    except msgspec.DecodeError:  # ValidationError is one as well
+    except (msgspec.DecodeError, RecursionError):  # ValidationError is a DecodeError as well
         return None
 
 

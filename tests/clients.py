@@ -1,0 +1,135 @@
+"""WebSocket clients for tests: well-behaved ones on trio-websocket, and raw ones that may do anything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
+from wsproto.connection import Connection, ConnectionState, ConnectionType
+from wsproto.events import CloseConnection, Event
+
+from realtimed.control.wire import Decoder, Response, encode_request
+
+REQUEST: Final = (
+    b"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+
+
+def subscribe(channel: object, **more: object) -> str:
+    return json.dumps({"action": "subscribe", "channel": channel, **more})
+
+
+def unsubscribe(channel: object, **more: object) -> str:
+    return json.dumps({"action": "unsubscribe", "channel": channel, **more})
+
+
+@asynccontextmanager
+async def websocket(
+    path: Path, *, subprotocols: Sequence[str] = (), resource: str = "/ws", headers: Sequence[tuple[str, str]] = ()
+) -> AsyncIterator[WebSocketConnection]:
+    """Connect to the daemon's Unix socket; close without waiting for the answer if the test has not."""
+    async with trio.open_nursery() as nursery:
+        stream = await trio.open_unix_socket(path)
+        connection = await wrap_client_stream(
+            nursery,
+            stream,
+            "localhost",
+            resource,
+            subprotocols=subprotocols,
+            extra_headers=[(name.encode(), value.encode()) for name, value in headers],
+            max_message_size=2**24,
+            receive_buffer_size=2**16,
+        )
+        try:
+            yield connection
+        finally:
+            nursery.cancel_scope.cancel()
+            await trio.aclose_forcefully(stream)
+
+
+async def closing(connection: WebSocketConnection) -> tuple[int, str]:
+    """Read until the server closes; return its code and reason."""
+    try:
+        while True:
+            await connection.get_message()
+    except ConnectionClosed:
+        reason = connection.closed
+    return (reason.code, reason.reason or "") if reason is not None else (0, "")
+
+
+class RawClient:
+    """A socket after a valid handshake, to which a test may write any bytes."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+        self.frames = Connection(ConnectionType.CLIENT)
+
+    async def send(self, *events: Event) -> None:
+        await self.stream.send_all(b"".join(self.frames.send(event) for event in events))
+
+    async def events_until_eof(self) -> list[Event]:
+        """Read everything the server has to say."""
+        events: list[Event] = []
+        try:
+            while data := await self.stream.receive_some(2**16):
+                # A Close ends what wsproto wants to read; what came before it counts.
+                if self.frames.state in (ConnectionState.OPEN, ConnectionState.LOCAL_CLOSING):
+                    self.frames.receive_data(data)
+                    events += self.frames.events()
+        except trio.BrokenResourceError:
+            pass
+        return events
+
+    async def close_code(self) -> int | None:
+        """Read to the end; return the code of the server's Close, or None if there was none."""
+        closes = [event for event in await self.events_until_eof() if isinstance(event, CloseConnection)]
+        return int(closes[0].code) if closes else None
+
+
+@asynccontextmanager
+async def raw_client(path: Path) -> AsyncIterator[RawClient]:
+    async with await trio.open_unix_socket(path) as stream:
+        await stream.send_all(REQUEST)
+        answer = b""
+        while not answer.endswith(b"\r\n\r\n"):
+            more = await stream.receive_some(1)
+            assert more, answer
+            answer += more
+        assert answer.startswith(b"HTTP/1.1 101 "), answer
+        yield RawClient(stream)
+
+
+class Publisher:
+    """The smallest client of the control socket: one request, one answer."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+        self._decoder = Decoder(2**26)
+        self._answers: list[Response] = []
+
+    async def call(self, method: str, *params: object) -> Any:
+        """Return the result, or the error as a dict with a code."""
+        await self.stream.send_all(encode_request(1, method, params))
+        answer = await self.answer()
+        return answer.error or answer.result
+
+    async def answer(self) -> Response:
+        while not self._answers:
+            data = await self.stream.receive_some(2**16)
+            assert data, "the daemon hung up"
+            for message in self._decoder.feed(data):
+                assert isinstance(message, Response), message
+                self._answers.append(message)
+        return self._answers.pop(0)
+
+
+@asynccontextmanager
+async def publisher(path: Path) -> AsyncIterator[Publisher]:
+    async with await trio.open_unix_socket(path) as stream:
+        yield Publisher(stream)
