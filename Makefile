@@ -1,0 +1,55 @@
+# `make run` and `make test` set up all they need: programs with apt-get, Python packages in .venv.
+
+export PYTHON ?= python3
+VENV := .venv
+IN_VENV := $(VENV)/bin/python -m
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help run test lint format check clean php browser
+.NOTPARALLEL:
+
+help:
+	@echo 'make run      run the daemon, PHP, Caddy and the demo page, until Ctrl-C'
+	@echo 'make test     run all tests; some of them: make test ARGS="-k origins"'
+	@echo 'make lint     check style and types'
+	@echo 'make format   bring the Python files into their canonical format'
+	@echo 'make check    lint and test'
+	@echo 'make clean    remove .venv and all caches'
+	@echo
+	@echo 'Another address: make run SERVER_ADDRESS=:9000'
+	@echo 'Another Python:  make run PYTHON=python3.12'
+
+run: php $(INSTALLED)
+	@exec $(IN_VENV) tests.stack
+
+test: php $(INSTALLED) browser
+	$(IN_VENV) pytest $(ARGS)
+
+lint: $(INSTALLED)
+	$(IN_VENV) ruff check
+	$(IN_VENV) ruff format --check
+	$(IN_VENV) mypy
+
+format: $(INSTALLED)
+	$(IN_VENV) ruff check --fix
+	$(IN_VENV) ruff format
+
+check: lint test
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml
+	@.ci/system-packages python
+	@echo 'Installing Python packages in $(VENV)'
+	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv --clear $(VENV)
+	@$(IN_VENV) pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+php:
+	@.ci/system-packages php
+
+browser:
+	@.ci/system-packages browser
+	@command -v chromium >/dev/null || $(IN_VENV) playwright install --with-deps chromium

@@ -1,0 +1,72 @@
+"""Fixtures that many tests share: the real parts, each in a directory of the test's own."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import AsyncIterator, Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.stack import (
+    Caddy,
+    Daemon,
+    PhpFpm,
+    running_caddy,
+    running_daemon,
+    running_php_fpm,
+    runtime_directory,
+)
+
+OPEN_FILES_NEEDED = 8192
+"""What the largest test opens: a thousand WebSockets, each a socket of the test, two of Caddy and one of the daemon."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def many_open_files() -> None:
+    """Raise the soft limit of open files, which many systems set to 1024; child processes inherit it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < OPEN_FILES_NEEDED:
+        if hard != resource.RLIM_INFINITY and hard < OPEN_FILES_NEEDED:
+            pytest.exit(f"The tests need {OPEN_FILES_NEEDED} open files, and the hard limit is {hard}: see ulimit -Hn")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES_NEEDED, hard))
+
+
+@pytest.fixture
+def runtime_dir() -> Iterator[Path]:
+    """Give a directory for sockets and logs, with a path short enough for a Unix socket."""
+    with runtime_directory() as directory:
+        yield directory
+
+
+@pytest.fixture
+async def daemon(runtime_dir: Path) -> AsyncIterator[Daemon]:
+    async with running_daemon(runtime_dir) as running:
+        yield running
+
+
+@pytest.fixture
+async def php_fpm(runtime_dir: Path, daemon: Daemon) -> AsyncIterator[PhpFpm]:
+    """Run PHP-FPM whose pages broadcast through `daemon`."""
+    async with running_php_fpm(runtime_dir, {"REALTIME_SOCKET": str(daemon.control_socket)}) as running:
+        yield running
+
+
+@pytest.fixture
+async def caddy(runtime_dir: Path, daemon: Daemon, php_fpm: PhpFpm) -> AsyncIterator[Caddy]:
+    """Run Caddy in front of `daemon` and `php_fpm`; the allowed origin is http://localhost with its port."""
+    async with running_caddy(
+        runtime_dir, websocket_socket=daemon.websocket_socket, php_socket=php_fpm.socket
+    ) as running:
+        yield running
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what the parts have logged below a test that failed."""
+    report = yield
+    directory = item.funcargs.get("runtime_dir") if isinstance(item, pytest.Function) else None
+    if report.failed and isinstance(directory, Path):
+        for log in sorted(directory.glob("*.log")):
+            report.sections.append((log.name, log.read_text("utf-8", "replace")))
+    return report
