@@ -1,0 +1,247 @@
+"""The control socket's wire format: any messages, cut into any pieces."""
+
+from __future__ import annotations
+
+import io
+import time
+import tracemalloc
+from collections.abc import Iterator, Sequence
+
+import msgpack
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from realtimed.control.wire import (
+    ID_LIMIT,
+    BadBytesError,
+    Decoder,
+    Message,
+    Notification,
+    Oversized,
+    Request,
+    Response,
+    encode_notification,
+    encode_request,
+    encode_response,
+)
+from realtimed.errors import ProtocolError
+
+LIMIT = 64
+
+
+def packed(value: object) -> bytes:
+    return bytes(msgpack.packb(value))
+
+
+def encoded(message: Message) -> bytes:
+    """What a peer sends for `message`; `Oversized` has no one form."""
+    match message:
+        case Request(id, method, params):
+            return encode_request(id, method, params)
+        case Response(id, error, result):
+            return encode_response(id, error, result)
+        case Notification(method, params):
+            return encode_notification(method, params)
+        case Oversized():
+            raise AssertionError("it could be any command")
+
+
+def pieces(data: bytes, sizes: Sequence[int]) -> Iterator[bytes]:
+    """Cut `data` into pieces of `sizes`, and what is left into one more."""
+    stream = io.BytesIO(data)
+    for size in sizes:
+        yield stream.read(size)
+    yield stream.read()
+
+
+def decoded(data: bytes, sizes: Sequence[int], limit: int = LIMIT) -> tuple[list[Message], bool, str]:
+    """Feed `data` in pieces; return the messages, whether one is unfinished, and the text of the error at its end."""
+    decoder = Decoder(limit)
+    messages: list[Message] = []
+    for piece in pieces(data, sizes):
+        try:
+            messages += decoder.feed(piece)
+        except BadBytesError as error:
+            return messages + error.messages, False, str(error)
+    return messages, decoder.mid_message, ""
+
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=12)
+    | st.binary(max_size=12)
+)
+KEYS = st.text(max_size=5) | st.integers(0, 9)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=2), max_leaves=4
+)
+IDS = st.integers(0, ID_LIMIT - 1)
+METHODS = st.text(max_size=10)
+PARAMS = st.lists(VALUES, max_size=3)
+MESSAGES: st.SearchStrategy[Message] = st.one_of(
+    st.builds(Request, IDS, METHODS, PARAMS),
+    st.builds(Response, IDS | st.none(), VALUES, VALUES),
+    st.builds(Notification, METHODS, PARAMS),
+).filter(lambda message: len(encoded(message)) <= LIMIT)
+
+# Too large in every way there is: long, many, deep, or all at once.
+HUGE = st.one_of(
+    st.integers(LIMIT, 5 * LIMIT).map(lambda size: "x" * size),
+    st.integers(LIMIT, 5 * LIMIT).map(bytes),
+    st.integers(LIMIT, 5 * LIMIT).map(lambda size: msgpack.ExtType(5, bytes(size))),
+    st.builds(lambda value, count: [value] * count, VALUES, st.integers(LIMIT, 2 * LIMIT)),
+    st.builds(lambda value, count: dict.fromkeys(range(count), value), VALUES, st.integers(LIMIT // 2, LIMIT)),
+    st.just({"deep": [{"deeper": [{"x": "x" * (LIMIT // 4)}] * 4}] * 4}),
+)
+OVERSIZED: st.SearchStrategy[tuple[Message, bytes]] = st.one_of(
+    st.builds(lambda id, method, huge: (Oversized(id, LIMIT), encode_request(id, method, [huge])), IDS, METHODS, HUGE),
+    st.builds(lambda method, huge: (Oversized(None, LIMIT), encode_notification(method, [huge])), METHODS, HUGE),
+)
+COMMANDS = st.lists(st.builds(lambda message: (message, encoded(message)), MESSAGES) | OVERSIZED, max_size=6)
+SIZES = st.lists(st.integers(0, 2 * LIMIT), max_size=20) | st.just([1] * 20 * LIMIT)
+
+
+@given(COMMANDS, SIZES)
+def test_the_same_messages_come_out_however_the_stream_is_cut(
+    commands: list[tuple[Message, bytes]], sizes: list[int]
+) -> None:
+    stream = b"".join(data for _, data in commands)
+
+    assert decoded(stream, sizes) == ([message for message, _ in commands], False, "")
+
+
+@given(COMMANDS, MESSAGES, SIZES, st.data())
+def test_an_unfinished_command_is_kept_for_later(
+    commands: list[tuple[Message, bytes]], last: Message, sizes: list[int], data: st.DataObject
+) -> None:
+    stream = b"".join(command for _, command in commands)
+    cut = data.draw(st.integers(1, len(encoded(last)) - 1), label="cut")
+
+    assert decoded(stream + encoded(last)[:cut], sizes) == ([message for message, _ in commands], True, "")
+
+
+@given(COMMANDS, SIZES, st.sampled_from([b"\xc1", b"\x00", b"\x93\x00\x01\xa1x", b"GET / HTTP/1.1\r\n"]), st.binary())
+def test_bad_bytes_do_not_take_the_commands_before_them_along(
+    commands: list[tuple[Message, bytes]], sizes: list[int], bad: bytes, more: bytes
+) -> None:
+    stream = b"".join(data for _, data in commands) + bad + more
+
+    messages, _, error = decoded(stream, sizes)
+
+    assert messages == [message for message, _ in commands]
+    assert error
+
+
+@given(st.binary(max_size=3 * LIMIT), SIZES)
+@example(b"\xdd\xff\xff\xff\xff", [])
+@example(b"\x94\x00\x01\xa1x\x91" + b"\x91" * 2000, [])
+@example(b"\x94\x00\x01\xa1x\xc7\x05\xff12345", [])
+def test_any_bytes_are_messages_or_an_error_and_never_another_exception(data: bytes, sizes: list[int]) -> None:
+    decoded(data, sizes)
+
+
+@given(MESSAGES)
+def test_a_message_survives_the_way_there(message: Message) -> None:
+    assert Decoder(LIMIT).feed(encoded(message)) == [message]
+
+
+LONGEST_FORM = b"\xdd\0\0\0\x04\xcc\x00\xd3" + bytes(7) + b"\x07\xdb\0\0\0\x01m\xdd\0\0\0\0"
+BAD_INSIDE_OVERSIZED = b"\x94\x00\x07\xa1m\xdd\0\1\0\0" + bytes(LIMIT) + b"\xc1"
+
+# (what it is, bytes, messages, part of the error): fed whole, byte by byte, and with the next command behind it.
+TABLE: list[tuple[str, bytes, list[Message], str]] = [
+    ("request", b"\x94\x00\x07\xa4ping\x90", [Request(7, "ping", [])], ""),
+    ("request with the largest id", b"\x94\x00\xce\xff\xff\xff\xff\xa1m\x90", [Request(2**32 - 1, "m", [])], ""),
+    ("request in the longest form", LONGEST_FORM, [Request(7, "m", [])], ""),
+    ("response", b"\x94\x01\x07\xc0\xa4pong", [Response(7, None, "pong")], ""),
+    ("error that belongs to no request", b"\x94\x01\xc0\xa1e\xc0", [Response(None, "e", None)], ""),
+    ("notification", b"\x93\x02\xa1m\x91\xc4\x02\x00\xff", [Notification("m", [b"\x00\xff"])], ""),
+    ("str that is not UTF-8", b"\x94\x00\x07\xa1m\x91\xa2\xff\xfe", [Request(7, "m", ["\udcff\udcfe"])], ""),
+    ("map with numbers as keys", b"\x94\x00\x07\xa1m\x91\x81\x05\xa1x", [Request(7, "m", [{5: "x"}])], ""),
+    ("as large as may be", encode_request(7, "m", [b"x" * (LIMIT - 8)]), [Request(7, "m", [b"x" * (LIMIT - 8)])], ""),
+    ("larger by a byte", encode_request(7, "m", [b"x" * (LIMIT - 7)]), [Oversized(7, LIMIT)], ""),
+    ("larger by a byte, in many values", encode_request(7, "m", [0] * LIMIT), [Oversized(7, LIMIT)], ""),
+    ("notification too large", encode_notification("m", ["x" * LIMIT]), [Oversized(None, LIMIT)], ""),
+    ("response too large", encode_response(7, None, "x" * LIMIT), [], "no MessagePack-RPC request"),
+    ("too large, and its id no number", packed([0, "id", "m", ["x" * LIMIT]]), [], "no MessagePack-RPC request"),
+    ("too large, and no RPC", packed(["x" * LIMIT]), [], "no MessagePack-RPC request"),
+    ("the byte that has no meaning", b"\xc1", [], "not MessagePack"),
+    ("the byte that has no meaning, while skipping", BAD_INSIDE_OVERSIZED, [Oversized(7, LIMIT)], "0xc1"),
+    ("nested too deeply", b"\x91" * 2000, [], "nested too deeply"),
+    ("map with an array as a key", b"\x94\x00\x07\xa1m\x91\x81\x90\x01", [], "not MessagePack"),
+    ("a number", b"\x07", [], "not MessagePack-RPC"),
+    ("a map", b"\x80", [], "not MessagePack-RPC"),
+    ("too few parts", b"\x93\x00\x07\xa4ping", [], "not MessagePack-RPC"),
+    ("a negative id", b"\x94\x00\xff\xa4ping\x90", [], "not MessagePack-RPC"),
+    ("an id of 33 bits", b"\x94\x00\xcf\0\0\0\1\0\0\0\0\xa4ping\x90", [], "not MessagePack-RPC"),
+    ("an id that is a truth value", b"\x94\x00\xc3\xa4ping\x90", [], "not MessagePack-RPC"),
+    ("a kind that is a truth value", b"\x94\xc2\x07\xa4ping\x90", [], "not MessagePack-RPC"),
+    ("a request to no one in particular", b"\x94\x00\xc0\xa4ping\x90", [], "not MessagePack-RPC"),
+    ("a method that is no str", b"\x94\x00\x07\xc4\x01m\x90", [], "not MessagePack-RPC"),
+    ("params that are no array", b"\x94\x00\x07\xa1m\x80", [], "not MessagePack-RPC"),
+    ("an unknown kind", b"\x94\x03\x07\xa1m\x90", [], "not MessagePack-RPC"),
+]  # fmt: skip
+NEXT = Request(8, "next", [])
+
+
+@pytest.mark.parametrize("feeding", ["whole", "byte by byte", "with bytes to spare"])
+@pytest.mark.parametrize(("data", "messages", "error"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
+def test_table(feeding: str, data: bytes, messages: list[Message], error: str) -> None:
+    following = encoded(NEXT)
+    limit = 3000 if data == b"\x91" * 2000 else LIMIT
+    stream = data if feeding == "whole" else data + following
+    sizes = [] if feeding != "byte by byte" else [1] * len(stream)
+
+    came, unfinished, said = decoded(stream, sizes, limit)
+
+    assert error in said
+    assert bool(error) == bool(said)
+    assert not unfinished
+    assert came == messages + ([NEXT] if feeding != "whole" and not error else [])
+
+
+def test_an_error_is_a_protocol_error_and_carries_what_came_before_it() -> None:
+    with pytest.raises(ProtocolError) as caught:
+        Decoder(LIMIT).feed(encoded(NEXT) + b"\xc1")
+
+    assert isinstance(caught.value, BadBytesError)
+    assert caught.value.messages == [NEXT]
+
+
+def test_an_oversized_command_is_reported_at_once_and_skipped_without_being_kept() -> None:
+    decoder = Decoder(LIMIT)
+    claim = b"\x94\x00\x07\xa9broadcast\x92\xa4news\xdb\x06\x00\x00\x00"  # a message of 96 MiB is to come
+
+    assert decoder.feed(claim) == []
+    assert decoder.feed(bytes(2**20)) == [Oversized(7, LIMIT)]
+    tracemalloc.start()
+    for _ in range(94):
+        assert decoder.feed(bytes(2**20)) == []
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * 2**20
+    assert decoder.mid_message
+    assert decoder.feed(bytes(2**20) + encoded(NEXT)) == [NEXT]
+    assert not decoder.mid_message
+
+
+def test_the_work_is_in_proportion_to_the_bytes() -> None:
+    def seconds(count: int) -> float:
+        stream = encode_request(7, "broadcast_many", [["news"] * count, "hello"])
+        decoder = Decoder(2 * len(stream))
+        began = time.process_time()
+        for at in range(0, len(stream), 64):
+            decoder.feed(stream[at : at + 64])
+        return time.process_time() - began
+
+    assert min(seconds(64_000) for _ in range(3)) < 64 * min(seconds(4_000) for _ in range(3))
+
+
+def test_a_str_with_lone_surrogates_is_never_sent() -> None:
+    with pytest.raises(UnicodeEncodeError):
+        encode_request(0, "broadcast", ["news", "\ud800"])
+    assert encode_request(0, "m", []) == b"\x94\x00\x00\xa1m\x90"
