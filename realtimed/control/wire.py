@@ -167,16 +167,21 @@ class Decoder:
             cause = error
         self._fed += len(data)
         self._partial = self._partial + data if began < 0 else bytearray(data[began:])
-        return b"" if cause is None and len(self._partial) <= self.limit else self._begin_skipping(messages, cause)
+        return self._keep_or_skip(messages, cause) if self._partial else b""
 
-    def _begin_skipping(self, messages: list[Message], cause: Exception | None) -> bytes:
-        """Report the command at hand as oversized and let go of it; return what lies behind it."""
+    def _keep_or_skip(self, messages: list[Message], cause: Exception | None) -> bytes:
+        """Keep the command at hand if it can still be one of `limit` bytes by the lengths it has announced.
+
+        Else report it, let go of it, and return what lies behind it.
+        """
         partial = bytes(self._partial)
+        skipper = _Skipper(self.limit)
+        rest = skipper.feed(partial)
+        if cause is None and not skipper.oversized:
+            return b""
         self._partial.clear()
         self._unpacker = self._new_unpacker()
         self._fed = 0
-        skipper = _Skipper(self.limit)
-        rest = skipper.feed(partial)
         if not skipper.oversized:
             raise ProtocolError(f"not MessagePack, or nested too deeply: {quoted(partial[:16])}") from cause
         messages.append(_report(partial[:_HEAD], self.limit))
