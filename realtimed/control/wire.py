@@ -109,13 +109,14 @@ class Decoder:
 
     # Invariants: `_unpacker` has been fed `_fed` bytes, and `_partial` is the part of them that belongs to the command
     # it is in the middle of: at most `limit` bytes, and none while `_skipping` is set, which stands inside an
-    # oversized command.
+    # oversized command. `_walker` has walked over `_partial`, to know by the lengths announced there what it becomes.
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._unpacker = self._new_unpacker()
         self._fed = 0
         self._partial = bytearray()
+        self._walker = _Skipper(limit)
         self._skipping: _Skipper | None = None
 
     @property
@@ -166,19 +167,19 @@ class Decoder:
         except (ValueError, TypeError) as error:  # no MessagePack, an unhashable key in a map, or a length over `limit`
             cause = error
         self._fed += len(data)
-        self._partial = self._partial + data if began < 0 else bytearray(data[began:])
-        return self._keep_or_skip(messages, cause) if self._partial else b""
-
-    def _keep_or_skip(self, messages: list[Message], cause: Exception | None) -> bytes:
-        """Keep the command at hand if it can still be one of `limit` bytes by the lengths it has announced.
-
-        Else report it, let go of it, and return what lies behind it.
-        """
-        partial = bytes(self._partial)
-        skipper = _Skipper(self.limit)
-        rest = skipper.feed(partial)
-        if cause is None and not skipper.oversized:
+        if began >= 0:
+            self._partial.clear()
+            self._walker = _Skipper(self.limit)
+        unfinished = data[max(began, 0) :]
+        if not unfinished:
             return b""
+        self._partial += unfinished
+        rest = self._walker.feed(unfinished)
+        return self._let_go(rest, messages, cause) if cause is not None or self._walker.oversized else b""
+
+    def _let_go(self, rest: bytes, messages: list[Message], cause: Exception | None) -> bytes:
+        """Report the command at hand as oversized, and skip what is to come of it; return what lies behind it."""
+        partial, skipper = bytes(self._partial), self._walker
         self._partial.clear()
         self._unpacker = self._new_unpacker()
         self._fed = 0
