@@ -61,6 +61,13 @@ async def caddy(runtime_dir: Path, daemon: Daemon, php_fpm: PhpFpm) -> AsyncIter
         yield running
 
 
+@pytest.fixture
+async def caddy_alone(runtime_dir: Path, daemon: Daemon) -> AsyncIterator[Caddy]:
+    """Run Caddy in front of `daemon`, without PHP."""
+    async with running_caddy(runtime_dir, websocket_socket=daemon.websocket_socket) as running:
+        yield running
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show what the parts have logged below a test that failed."""

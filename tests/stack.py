@@ -51,8 +51,8 @@ CADDYFILE: Final = ROOT / "caddy" / "Caddyfile"
 _START_TIMEOUT: Final = 30.0
 """Seconds a part may take to become ready; far more than it needs, for machines that are busy."""
 
-_STOP_TIMEOUT: Final = 10.0
-"""Seconds a part may take to end after SIGTERM, before it is killed."""
+_STOP_TIMEOUT: Final = 15.0
+"""Seconds a part may take to end after SIGTERM; Caddy gives open requests 10."""
 
 _PROBE_INTERVAL: Final = 0.01
 """Seconds between two looks whether a socket accepts connections."""
@@ -61,7 +61,7 @@ _LOG_SHOWN: Final = 50
 """Lines of a part's log that are shown when it fails."""
 
 _OURS: Final = re.compile(
-    r"REALTIME_|SERVER_ADDRESS$|ALLOWED_ORIGINS$|PHP_FASTCGI$|HTTPS?_PORT$|NOTIFY_SOCKET$|CADDY_ADMIN$"
+    r"REALTIME_|(SERVER_ADDRESS|ALLOWED_ORIGINS|PHP_FASTCGI|CERTIFICATE_PORT|CADDY_GLOBAL_OPTIONS|CADDY_ADMIN|NOTIFY_SOCKET)$"
 )
 """Variables that steer a part. What the caller's shell holds of them reaches no part unasked."""
 
@@ -71,7 +71,7 @@ class MissingComponentError(Exception):
 
 
 class PartFailedError(Exception):
-    """A part did not start, or ended by itself; the message holds the end of its log."""
+    """A part did not start, or ended by itself, or did not end; the message holds the end of its log."""
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,16 @@ class Part:
         return self.process.wait()
 
     async def stop(self) -> int:
-        """End the process with SIGTERM, or with SIGKILL if that takes too long; return its exit status."""
+        """End the process with SIGTERM; return its exit status.
+
+        Raises `PartFailedError` if that takes too long; it is killed then.
+        """
         if self.process.poll() is None:
             self.process.terminate()
             try:
                 with trio.CancelScope(shield=True), trio.move_on_after(_STOP_TIMEOUT):
                     return await self.wait()
+                raise PartFailedError(f"{self.name} did not end within {_STOP_TIMEOUT:g} s.{self.log_shown()}")
             finally:
                 if self.process.poll() is None:
                     self.process.kill()
@@ -235,7 +239,7 @@ async def running_caddy(
     *,
     websocket_socket: Path | None = None,
     php_socket: Path | None = None,
-    environment: Mapping[str, str] | None = None,
+    environment: Mapping[str, str | None] | None = None,
     config: Path = CADDYFILE,
     app: Path | None = APP,
     working_directory: Path = ROOT,
@@ -243,16 +247,18 @@ async def running_caddy(
 ) -> AsyncIterator[Caddy]:
     """Run Caddy with the project's Caddyfile, or another `config`.
 
-    It listens on a free port unless `environment` has SERVER_ADDRESS. Certificates are kept in `directory`, or where
-    Caddy keeps the user's if not `own_storage`. Without `app` Caddy has to find the demo by itself.
+    It listens on a free port unless `environment` says otherwise; a variable that is None there is left unset.
+    Certificates are kept in `directory`, or where Caddy keeps the user's if not `own_storage`. Without `app` Caddy has
+    to find the demo by itself.
     """
     port = free_port()
     admin = directory / "caddy-admin.sock"
-    variables = {
+    variables: dict[str, str | None] = {
         "SERVER_ADDRESS": f":{port}",
         "ALLOWED_ORIGINS": f"http://localhost:{port}",
         "REALTIME_UPSTREAM": f"unix/{websocket_socket or directory / 'realtime-ws.sock'}",
         "PHP_FASTCGI": f"unix/{php_socket or directory / 'php-fpm.sock'}",
+        "CERTIFICATE_PORT": str(free_port()),
         "CADDY_ADMIN": f"unix/{admin}",
         "XDG_CONFIG_HOME": str(directory / "caddy-config"),
     }
@@ -261,12 +267,22 @@ async def running_caddy(
     if own_storage:
         variables["XDG_DATA_HOME"] = str(directory / "caddy-data")
     complete = _environment({**variables, **(environment or {})})
-    command: list[str | Path] = [_find_caddy(), "run", "--config", config, "--adapter", "caddyfile"]
+    arguments: list[str | Path] = ["--config", config, "--adapter", "caddyfile"]
+    command = [_find_caddy(), "run", *arguments]
     with _notifications(directory / "caddy-ready.sock") as (variable, said_ready):
         process, log_file = _start("caddy", command, directory, {**complete, **variable}, working_directory)
         caddy = Caddy("Caddy", process, log_file, port, admin, complete)
         async with _ending(caddy):
-            await _until_ready(caddy, said_ready)
+            try:
+                await _until_ready(caddy, said_ready)
+            except PartFailedError as error:
+                # `caddy run` may end without a word about a configuration that it cannot read; `validate` tells.
+                check = [_find_caddy(), "validate", *arguments]
+                validation = await trio.run_process(
+                    check, env=complete, cwd=working_directory, capture_stderr=True, check=False
+                )
+                reason = validation.stderr.decode(errors="replace").splitlines()[-1:]
+                raise PartFailedError("\n  | ".join([str(error), *reason])) from None
             yield caddy
 
 
@@ -293,9 +309,9 @@ def _find_php_fpm() -> Path:
     return versions[max(versions)]
 
 
-def _environment(variables: Mapping[str, str]) -> dict[str, str]:
+def _environment(variables: Mapping[str, str | None]) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not _OURS.match(name)}
-    return {**inherited, **variables}
+    return inherited | {name: value for name, value in variables.items() if value is not None}
 
 
 def _start(
@@ -408,16 +424,15 @@ def _require_free(origin: str) -> None:
     """
     parts = urlsplit(origin)
     port = parts.port or {"http": 80, "https": 443}[parts.scheme]
-    instead = f"\n  SERVER_ADDRESS=:{port + 1} ALLOWED_ORIGINS=http://localhost:{port + 1} make run"
+    instead = "\n  make run SERVER_ADDRESS=:"
     try:
         socket.create_server(("", port)).close()
     except PermissionError:
-        hint = f"Only root may listen at port {port}. Choose one above 1023:"
-        raise _AddressError(hint + "\n  SERVER_ADDRESS=:8080 make run") from None
+        raise _AddressError(f"Only root may listen at port {port}. Choose another:{instead}8080") from None
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
-        raise _AddressError(f"Port {port} is taken by another program. Choose another:{instead}") from None
+        raise _AddressError(f"Port {port} is taken by another program. Choose another:{instead}{port + 1}") from None
 
 
 def _guide(daemon: Daemon, origin: str) -> str:

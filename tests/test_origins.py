@@ -1,0 +1,83 @@
+"""Whose pages may open WebSockets: ALLOWED_ORIGINS, through the real Caddy and the real daemon."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.clients import publisher
+from tests.handshakes import handshake
+from tests.stack import Caddy, Daemon, PartFailedError, running_caddy
+
+SPELLINGS = ["/ws", "/WS", "//ws", "/%77s", "/wS?x=1", "/./ws", "/x/../ws", "/%2e/ws", "///%57%53"]
+"""Ways to write the WebSocket's path. Nobody needs most of them; no one may get around the policy by them."""
+
+MANY = " ".join(f"https://site-{number}.example" for number in range(50))
+
+
+@pytest.mark.parametrize("allowed", ["http://a.example", "http://a.example http://b.example:8080", MANY])
+async def test_allowed_origins_connect_and_no_others(allowed: str, runtime_dir: Path, daemon: Daemon) -> None:
+    environment = {"ALLOWED_ORIGINS": allowed}
+    async with running_caddy(runtime_dir, websocket_socket=daemon.websocket_socket, environment=environment) as caddy:
+        origins = allowed.split()
+        for spelling in SPELLINGS:
+            for origin in {origins[0], origins[-1]}:
+                assert (await handshake(caddy.port, spelling, origin)).status == 101, (spelling, origin)
+            connected = await connections(daemon)
+            for refused in ([], ["http://evil.example"], [origins[0], origins[0]], [origins[0], "http://evil.example"]):
+                assert (await handshake(caddy.port, spelling, *refused)).status == 403, (spelling, refused)
+            assert await connections(daemon) == connected
+
+
+async def test_origins_are_compared_exactly(runtime_dir: Path, daemon: Daemon) -> None:
+    environment = {"ALLOWED_ORIGINS": "http://a.example https://b.example:8443"}
+    near_misses = [
+        "",
+        "null",
+        "*",
+        "https://a.example",
+        "http://a.example:80",
+        "http://a.example/",
+        "HTTP://A.EXAMPLE",
+        "http://a.example.evil.example",
+        "http://evil.example/http://a.example",
+        "http://a.example http://b.example:8443",
+        "http://a.example,http://a.example",
+        "https://b.example",
+        "{env.ALLOWED_ORIGINS}",
+    ]
+    async with running_caddy(runtime_dir, websocket_socket=daemon.websocket_socket, environment=environment) as caddy:
+        for origin in near_misses:
+            assert (await handshake(caddy.port, "/ws", origin)).status == 403, origin
+
+
+async def test_a_refusal_says_what_to_do(caddy_alone: Caddy) -> None:
+    foreign = await handshake(caddy_alone.port, "/ws", "http://evil.example")
+    assert 'from "http://evil.example"' in foreign.body
+    assert "ALLOWED_ORIGINS" in foreign.body
+    assert foreign.headers["content-type"] == "text/plain; charset=utf-8"
+    nameless = await handshake(caddy_alone.port, "/ws")
+    assert "Origin" in nameless.body
+    assert "ALLOWED_ORIGINS" in nameless.body
+
+
+async def test_without_the_variable_the_demo_is_allowed(runtime_dir: Path, daemon: Daemon) -> None:
+    async with running_caddy(
+        runtime_dir, websocket_socket=daemon.websocket_socket, environment={"ALLOWED_ORIGINS": None}
+    ) as caddy:
+        assert (await handshake(caddy.port, "/ws", "http://localhost:8080")).status == 101
+        assert (await handshake(caddy.port, "/ws", "http://localhost:8081")).status == 403
+
+
+async def test_an_empty_variable_allows_nobody(runtime_dir: Path) -> None:
+    with pytest.raises(PartFailedError, match="vars matcher"):
+        async with running_caddy(runtime_dir, environment={"ALLOWED_ORIGINS": ""}):
+            pass
+
+
+async def connections(daemon: Daemon) -> int:
+    """Return how many WebSockets the daemon has seen, open and refused ones."""
+    async with publisher(daemon.control_socket) as control:
+        stats = await control.call("stats")
+        return int(stats["connections"]) + int(stats["handshakes_refused"])
