@@ -37,6 +37,7 @@ __all__ = [
     "Part",
     "PartFailedError",
     "PhpFpm",
+    "find_caddy",
     "free_port",
     "running_caddy",
     "running_daemon",
@@ -150,7 +151,7 @@ class Caddy(Part):
 
     async def reload(self, config: Path = CADDYFILE, *options: str) -> None:
         """Load a configuration into the running Caddy, as `caddy reload` does."""
-        command: list[str | Path] = [_find_caddy(), "reload", "--config", config, "--adapter", "caddyfile", *options]
+        command: list[str | Path] = [find_caddy(), "reload", "--config", config, "--adapter", "caddyfile", *options]
         await trio.run_process(command, env=self.environment, cwd=ROOT, capture_stderr=True)
 
 
@@ -268,7 +269,7 @@ async def running_caddy(
         variables["XDG_DATA_HOME"] = str(directory / "caddy-data")
     complete = _environment({**variables, **(environment or {})})
     arguments: list[str | Path] = ["--config", config, "--adapter", "caddyfile"]
-    command = [_find_caddy(), "run", *arguments]
+    command = [find_caddy(), "run", *arguments]
     with _notifications(directory / "caddy-ready.sock") as (variable, said_ready):
         process, log_file = _start("caddy", command, directory, {**complete, **variable}, working_directory)
         caddy = Caddy("Caddy", process, log_file, port, admin, complete)
@@ -277,7 +278,7 @@ async def running_caddy(
                 await _until_ready(caddy, said_ready)
             except PartFailedError as error:
                 # `caddy run` may end without a word about a configuration that it cannot read; `validate` tells.
-                check = [_find_caddy(), "validate", *arguments]
+                check = [find_caddy(), "validate", *arguments]
                 validation = await trio.run_process(
                     check, env=complete, cwd=working_directory, capture_stderr=True, check=False
                 )
@@ -286,7 +287,8 @@ async def running_caddy(
             yield caddy
 
 
-def _find_caddy() -> Path:
+def find_caddy() -> Path:
+    """Return the Caddy beside this Python, or the one in the PATH."""
     beside_python = Path(sys.executable).parent / "caddy"
     found = beside_python if beside_python.exists() else shutil.which("caddy")
     if found is None:
@@ -395,7 +397,10 @@ def _notifications(path: Path) -> Iterator[tuple[dict[str, str], Callable[[], Aw
                 await trio.lowlevel.wait_readable(bound)
                 state = bound.recv(4096)
 
-        yield {"NOTIFY_SOCKET": str(path)}, said_ready
+        try:
+            yield {"NOTIFY_SOCKET": str(path)}, said_ready
+        finally:
+            path.unlink()
 
 
 # `make run`: the whole stack until Ctrl-C.

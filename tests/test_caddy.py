@@ -1,0 +1,296 @@
+"""The project's Caddyfile in the real Caddy: addresses, certificates, the way to the daemon and to PHP."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio_websocket import WebSocketConnection, open_websocket
+
+from tests.clients import publisher, subscribe
+from tests.handshakes import Answer, connected, get, handshake, request, upgrade
+from tests.stack import (
+    CADDYFILE,
+    Caddy,
+    Daemon,
+    find_caddy,
+    free_port,
+    running_caddy,
+    running_daemon,
+    running_php_fpm,
+)
+
+ANSWER_TIMEOUT = 10
+"""Seconds within which whatever a test waits for has happened."""
+
+
+# Addresses.
+
+
+def test_the_defaults_are_those_of_the_documentation() -> None:
+    command: list[str | Path] = [find_caddy(), "adapt", "--config", CADDYFILE]
+    adapted = subprocess.run(command, env={}, capture_output=True, check=True, text=True)
+    assert "not formatted" not in adapted.stderr
+    config = json.loads(adapted.stdout)
+    servers = config["apps"]["http"]["servers"].values()
+    assert sorted(address for server in servers for address in server["listen"]) == [
+        "127.0.0.1:2018",
+        ":8080",
+        "unix/@caddy-certificates-2018",
+    ]
+    for expected in ("unix//run/realtime-ws.sock", "unix//run/php/php-fpm.sock", '"http://localhost:8080"'):
+        assert expected in adapted.stdout
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        ":{port}",
+        "http://:{port}",
+        "http://localhost:{port}",
+        ":{port} :{other}",
+        "http://127.0.0.1:{other}, http://localhost:{port}",
+    ],
+)
+async def test_plain_addresses_speak_plain_http(form: str, runtime_dir: Path, daemon: Daemon) -> None:
+    port, other = free_port(), free_port()
+    environment = {"SERVER_ADDRESS": form.format(port=port, other=other), "ALLOWED_ORIGINS": "http://a.example"}
+    async with running_caddy(runtime_dir, websocket_socket=daemon.websocket_socket, environment=environment):
+        assert (await handshake(port, "/ws", "http://a.example")).status == 101
+        assert (await handshake(port, "/ws", "http://evil.example")).status == 403
+
+
+# Certificates, from Caddy's own authority in place of a public one.
+
+
+@dataclass
+class SecureCaddy:
+    """A Caddy that takes `https_port` for 443 and `http_port` for 80."""
+
+    https_port: int
+    http_port: int
+    storage: Path
+
+    async def handshake(self, host: str, origin: str) -> Answer:
+        authority = self.storage / "caddy/pki/authorities/local/root.crt"
+        context = ssl.create_default_context(cafile=str(authority))
+        async with connected(self.https_port, context, host) as stream:
+            return await request(stream, "/ws", upgrade(origin), host)
+
+    def certificates(self) -> set[str]:
+        """Return the names that certificates have been had for."""
+        return {path.stem for path in self.storage.glob("caddy/certificates/**/*.crt")}
+
+
+@asynccontextmanager
+async def secure_caddy(directory: Path, daemon: Daemon, address: str, allowed: str) -> AsyncIterator[SecureCaddy]:
+    """Run Caddy at `address`, in which ``{https}`` stands for its HTTPS port."""
+    https_port, http_port, storage = free_port(), free_port(), directory / "caddy-data"
+    environment = {
+        "SERVER_ADDRESS": address.format(https=https_port),
+        "ALLOWED_ORIGINS": allowed,
+        "CADDY_GLOBAL_OPTIONS": f"local_certs\nskip_install_trust\nhttps_port {https_port}\nhttp_port {http_port}",
+    }
+    async with running_caddy(directory, websocket_socket=daemon.websocket_socket, environment=environment):
+        yield SecureCaddy(https_port, http_port, storage)
+
+
+@pytest.mark.parametrize("address", [":{https}", "https://", "https://:{https}"])
+async def test_a_bare_https_port_has_certificates_for_the_hosts_of_allowed_origins(
+    address: str, runtime_dir: Path, daemon: Daemon
+) -> None:
+    allowed = "https://yourdomain.com https://www.yourdomain.com:8443 http://plain.example"
+    async with secure_caddy(runtime_dir, daemon, address, allowed) as caddy:
+        assert caddy.certificates() == set()
+        assert (await caddy.handshake("yourdomain.com", "https://yourdomain.com")).status == 101
+        assert (await caddy.handshake("yourdomain.com", "https://evil.example")).status == 403
+        assert (await caddy.handshake("www.yourdomain.com", "https://yourdomain.com")).status == 101
+        for host in ("evil.example", "plain.example", "domain.com", "com", "a.yourdomain.com", "localhost"):
+            with pytest.raises(trio.BrokenResourceError) as refusal:
+                await caddy.handshake(host, "https://yourdomain.com")
+            assert isinstance(refusal.value.__cause__, ssl.SSLError)
+        assert caddy.certificates() == {"yourdomain.com", "www.yourdomain.com"}
+
+
+async def test_a_bare_https_port_redirects_from_plain_http(runtime_dir: Path, daemon: Daemon) -> None:
+    async with secure_caddy(runtime_dir, daemon, ":{https}", "https://yourdomain.com") as caddy:
+        answer = await get(caddy.http_port, "/page?x=1", host="yourdomain.com")
+        assert answer.status == 308
+        assert answer.headers["location"] == "https://yourdomain.com/page?x=1"
+
+
+async def test_https_at_one_port_leaves_another_plain(runtime_dir: Path, daemon: Daemon) -> None:
+    plain = free_port()
+    allowed = f"https://yourdomain.com http://localhost:{plain}"
+    async with secure_caddy(runtime_dir, daemon, f":{plain} :{{https}}", allowed) as caddy:
+        assert (await handshake(plain, "/ws", f"http://localhost:{plain}")).status == 101
+        assert (await caddy.handshake("yourdomain.com", "https://yourdomain.com")).status == 101
+
+
+async def test_a_domain_name_has_its_certificate_before_anyone_asks(runtime_dir: Path, daemon: Daemon) -> None:
+    # The pages may well come from elsewhere: the name is that of SERVER_ADDRESS, not of an origin.
+    async with secure_caddy(runtime_dir, daemon, "ws.yourdomain.com", "https://www.yourdomain.com") as caddy:
+        with trio.fail_after(ANSWER_TIMEOUT):
+            while caddy.certificates() != {"ws.yourdomain.com"}:  # noqa: ASYNC110 - nothing tells of a new file
+                await trio.sleep(0.01)
+        assert (await caddy.handshake("ws.yourdomain.com", "https://www.yourdomain.com")).status == 101
+        assert (await get(caddy.http_port, "/", host="ws.yourdomain.com")).status == 308
+
+
+# The way to the daemon.
+
+
+async def test_the_daemon_sees_the_real_address_of_a_client(daemon: Daemon, caddy_alone: Caddy) -> None:
+    forged = [*upgrade(origin_of(caddy_alone)), ("X-Forwarded-For", "192.0.2.7")]
+    async with connected(caddy_alone.port) as stream:
+        assert (await request(stream, "/ws", forged)).status == 101
+        async with publisher(daemon.control_socket) as control:
+            clients = await control.call("clients")
+    assert [client["address"] for client in clients] == ["127.0.0.1"]
+
+
+async def test_a_reload_keeps_connections(runtime_dir: Path, daemon: Daemon, caddy_alone: Caddy) -> None:
+    changed = runtime_dir / "Changed"
+    changed.write_text(CADDYFILE.read_text().replace("are not allowed here", "are not welcome"))
+    async with (
+        open_websocket(
+            "localhost",
+            caddy_alone.port,
+            "/ws",
+            use_ssl=False,
+            subprotocols=["realtime.v1"],
+            extra_headers=[(b"Origin", origin_of(caddy_alone).encode())],
+        ) as websocket,
+        publisher(daemon.control_socket) as control,
+    ):
+        await websocket.send_message(subscribe("news"))
+        await event(websocket, "subscribed")
+        await caddy_alone.reload(changed)
+        assert "not welcome" in (await handshake(caddy_alone.port, "/ws", "http://evil.example")).body
+        await caddy_alone.reload(changed, "--force")
+        await control.call("broadcast", "news", "still here")
+        assert (await event(websocket, "message"))["data"] == "still here"
+
+
+async def test_newcomers_wait_for_a_daemon_that_restarts(runtime_dir: Path) -> None:
+    async with running_caddy(runtime_dir) as caddy, connected(caddy.port) as stream, trio.open_nursery() as nursery:
+        answered = trio.Event()
+
+        async def newcomer() -> None:
+            assert (await request(stream, "/ws", upgrade(origin_of(caddy)))).status == 101
+            answered.set()
+
+        nursery.start_soon(newcomer)
+        async with running_daemon(runtime_dir):
+            with trio.fail_after(ANSWER_TIMEOUT):
+                await answered.wait()
+            await stream.aclose()
+
+
+# The demo.
+
+
+@pytest.fixture
+async def demo(runtime_dir: Path) -> AsyncIterator[Caddy]:
+    """Serve a little application of the same shape as the demo."""
+    app = runtime_dir / "app"
+    files = {
+        "index.php": "<?php echo 'page ', getenv('REALTIME_SOCKET');",
+        "send.php": "<?php echo $_SERVER['REQUEST_URI'];",
+        "realtime.php": "<?php echo 'library';",
+        "realtime.js": "export const script = 1",
+        ".secret.php": "<?php echo 'secret';",
+        ".git/config": "secret",
+        "more/.env": "secret",
+        "more/index.php": "<?php echo 'more';",
+    }
+    for name, content in files.items():
+        (app / name).parent.mkdir(parents=True, exist_ok=True)
+        (app / name).write_text(content)
+    async with (
+        running_php_fpm(runtime_dir, {"REALTIME_SOCKET": "/run/realtime.sock"}) as fpm,
+        running_caddy(runtime_dir, php_socket=fpm.socket, app=app) as caddy,
+    ):
+        yield caddy
+
+
+async def test_pages_and_files_are_served(demo: Caddy) -> None:
+    assert (await get(demo.port, "/")).body == "page /run/realtime.sock"
+    assert (await get(demo.port, "/index.php")).body == "page /run/realtime.sock"
+    assert (await get(demo.port, "/send.php?x=1")).body == "/send.php?x=1"
+    assert (await get(demo.port, "/more/")).body == "more"
+    script = await get(demo.port, "/realtime.js")
+    assert script.body == "export const script = 1"
+    assert script.headers["content-type"].startswith("text/javascript")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/realtime.php",
+        "/realtime.php/",
+        "/realtime.php/x",
+        "/realtime.php?x=1",
+        "//realtime.php",
+        "/./realtime.php",
+        "/more/../realtime.php",
+        "/more/..%2frealtime.php",
+        "/more/%2e%2e/realtime.php",
+        "/%72ealtime.php",
+        "/realtime%2ephp",
+        "/Realtime.PHP",
+        "/realtime.php%00",
+        "/realtime.php%20",
+        "/realtime.php.",
+        "/.secret.php",
+        "/%2esecret.php",
+        "/./.secret.php",
+        "/.git/config",
+        "/more/.env",
+        "/more//.env",
+        "/missing",
+        "/missing.php",
+        "/index.php/x/../../realtime.php",
+    ],
+)
+async def test_what_is_no_page_is_not_there(target: str, demo: Caddy) -> None:
+    answer = await get(demo.port, target)
+    assert answer.status in (400, 404)
+    assert answer.body == ""
+
+
+@pytest.mark.parametrize("started_in", [".", "caddy"])
+async def test_the_demo_is_found_from_the_root_and_from_beside_the_caddyfile(
+    started_in: str, runtime_dir: Path
+) -> None:
+    for directory in ("caddy", "app", "other"):
+        (runtime_dir / directory).mkdir()
+    for directory in ("app", "other"):
+        (runtime_dir / directory / "realtime.php").touch()
+        (runtime_dir / directory / "name.txt").write_text(directory)
+    started = runtime_dir / started_in
+    async with running_caddy(runtime_dir, app=None, working_directory=started) as caddy:
+        assert (await get(caddy.port, "/name.txt")).body == "app"
+    async with running_caddy(runtime_dir, app=runtime_dir / "other", working_directory=started) as caddy:
+        assert (await get(caddy.port, "/name.txt")).body == "other"
+
+
+def origin_of(caddy: Caddy) -> str:
+    return f"http://localhost:{caddy.port}"
+
+
+async def event(websocket: WebSocketConnection, name: str) -> dict[str, Any]:
+    """Read until an event of this name comes."""
+    with trio.fail_after(ANSWER_TIMEOUT):
+        while True:
+            message: dict[str, Any] = json.loads(await websocket.get_message())
+            if message["event"] == name:
+                return message
