@@ -102,6 +102,7 @@ class Daemon:
                     with trio.move_on_after(self.config.close_timeout):
                         await self.fan_out.settle()
                     self._say_goodbye()
+                    clients.cancel_scope.deadline = trio.current_time() + self.config.close_timeout
                 background.cancel_scope.cancel()
         log.info("stopped")
 

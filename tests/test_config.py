@@ -1,0 +1,124 @@
+"""Settings: what each kind of value may be, who wins, and what the errors name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from realtimed.config import SETTINGS, Address, Config, load
+from realtimed.errors import ConfigurationError
+
+
+def test_without_anything_the_defaults_hold() -> None:
+    assert load() == Config()
+    assert Config().problems() == []
+
+
+def test_the_command_line_wins_then_the_environment_then_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "realtimed.toml"
+    file.write_text('max_channels = 1\nmax_message = "1K"\nheartbeat = 5\nwebsocket = ["unix:/run/a", "[::1]:80"]\n')
+    environ = {"REALTIME_MAX_CHANNELS": "2", "REALTIME_MAX_MESSAGE": "2K", "REALTIME_UNRELATED": "x"}
+    config = load({"max_channels": "3"}, environ, file)
+    assert (config.max_channels, config.max_message, config.heartbeat) == (3, 2048, 5.0)
+    assert config.websocket == (Address(path=Path("/run/a")), Address(host="::1", port=80))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("socket", "/run/x.sock", Path("/run/x.sock")),
+        ("websocket", "unix:/run/x localhost:80", (Address(path=Path("/run/x")), Address(host="localhost", port=80))),
+        ("websocket", "[::]:0", (Address(host="::", port=0),)),
+        ("socket_mode", "0600", 0o600),
+        ("socket_mode", "666", 0o666),
+        ("socket_mode", "0o640", 0o640),
+        ("socket_group", "root", "root"),
+        ("max_message", "100", 100),
+        ("max_message", 100, 100),
+        ("max_message", "64K", 65536),
+        ("max_message", "64KiB", 65536),
+        ("max_backlog_total", "2G", 2**31),
+        ("max_channels", "5", 5),
+        ("heartbeat", "2.5", 2.5),
+        ("heartbeat", "25s", 25.0),
+        ("inbound_rate", 0.5, 0.5),
+        ("log_level", "debug", "debug"),
+    ],
+)
+def test_values_are_read(name: str, text: object, value: Any) -> None:
+    assert SETTINGS[name].read(text) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("socket", "", "a path"),
+        ("socket", 5, "a path"),
+        ("socket", "/" + "x" * 107, "at most 107 bytes"),
+        ("websocket", "", "at least one"),
+        ("websocket", [], "at least one"),
+        ("websocket", "8080", "unix:PATH or HOST:PORT"),
+        ("websocket", ":8080", "unix:PATH or HOST:PORT"),
+        ("websocket", "localhost:http", "unix:PATH or HOST:PORT"),
+        ("websocket", "localhost:65536", "unix:PATH or HOST:PORT"),
+        ("websocket", [5], "unix:PATH or HOST:PORT"),
+        ("socket_mode", "rw", "three octal digits"),
+        ("socket_mode", "0888", "three octal digits"),
+        ("socket_mode", 432, "three octal digits"),
+        ("socket_group", "no such group", "no"),
+        ("socket_group", "", "the name of a group"),
+        ("max_message", "0", "bytes above 0"),
+        ("max_message", "-1", "bytes above 0"),
+        ("max_message", "64 KB", "bytes above 0"),
+        ("max_message", True, "bytes above 0"),
+        ("max_channels", "1.5", "a whole number above 0"),
+        ("max_channels", True, "a whole number above 0"),
+        ("heartbeat", "0", "seconds above 0"),
+        ("heartbeat", "nan", "seconds above 0"),
+        ("heartbeat", "inf", "seconds above 0"),
+        ("heartbeat", "soon", "seconds above 0"),
+        ("inbound_rate", "fast", "a number above 0"),
+        ("log_level", "loud", "debug, info, warning or error"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_the_name_it_was_given_under(name: str, text: object, expected: str) -> None:
+    with pytest.raises(ConfigurationError, match=expected) as wrong:
+        load({name: text})
+    assert str(wrong.value).startswith(f"--{name.replace('_', '-')}: expected")
+    if isinstance(text, str):
+        with pytest.raises(ConfigurationError, match=expected) as wrong:
+            load(environ={f"REALTIME_{name.upper()}": text})
+        assert str(wrong.value).startswith(f"REALTIME_{name.upper()}: expected")
+
+
+def test_settings_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ConfigurationError) as wrong:
+        load({
+            "heartbeat": "60", "socket": "/run/x", "websocket": ["unix:/run/x", "unix:/run/x"], "max_backlog": "1K",
+        })  # fmt: skip
+    lines = str(wrong.value).splitlines()
+    assert [line.split()[0] for line in lines] == ["silence-timeout", "socket", "websocket", "max-backlog"]
+
+
+def test_the_file_is_named_when_it_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="--config: cannot read .*: No such file"):
+        load(file=tmp_path / "none.toml")
+    file = tmp_path / "bad.toml"
+    file.write_text("max_message = ")
+    with pytest.raises(ConfigurationError, match=r"--config: .*bad\.toml is not valid TOML"):
+        load(file=file)
+    file.write_text('max_mesage = 5\nheartbeat = "never"\n')
+    with pytest.raises(ConfigurationError) as wrong:
+        load(file=file)
+    assert str(wrong.value).splitlines() == [
+        f"max_mesage in {file}: there is no such setting",
+        f"heartbeat in {file}: expected a number of seconds above 0, got 'never'",
+    ]
+
+
+def test_addresses_are_shown_as_they_are_given() -> None:
+    for text in ("unix:/run/x", "localhost:80", "[::1]:80"):
+        [address] = load({"websocket": [text]}).websocket
+        assert str(address) == text
