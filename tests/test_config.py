@@ -103,7 +103,7 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
 
 
 def test_the_file_is_named_when_it_is_wrong(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="--config: cannot read .*: No such file"):
+    with pytest.raises(ConfigurationError, match=r"--config: cannot read .*: No such file"):
         load(file=tmp_path / "none.toml")
     file = tmp_path / "bad.toml"
     file.write_text("max_message = ")
