@@ -1,0 +1,70 @@
+"""realtimed: broadcast to every browser that watches a channel.
+
+    from realtimed import broadcast
+
+    broadcast("news", "hello")
+
+`broadcast` is for scripts, `Client` for programs that do it often, `AsyncClient` for trio and asyncio. What they raise
+are children of `RealtimeError`. The daemon is started by the command ``realtimed``.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from realtimed.control.aclient import AsyncClient, AsyncSubscription
+    from realtimed.control.calls import ChannelInfo, ChannelMessage, ClientInfo, Position, Receipt
+    from realtimed.control.client import Client, Subscription, broadcast
+    from realtimed.errors import NoDaemonError, ProtocolError, RealtimeError, RefusedError, RequestTimeoutError
+
+__all__ = [
+    "AsyncClient",
+    "AsyncSubscription",
+    "ChannelInfo",
+    "ChannelMessage",
+    "Client",
+    "ClientInfo",
+    "NoDaemonError",
+    "Position",
+    "ProtocolError",
+    "RealtimeError",
+    "Receipt",
+    "RefusedError",
+    "RequestTimeoutError",
+    "Subscription",
+    "__version__",
+    "broadcast",
+]
+
+__version__ = "0.1.0"
+
+# Everything is imported when it is first used: `Client` needs no anyio, and no client needs the daemon or trio.
+_HOMES = {
+    "AsyncClient": "realtimed.control.aclient",
+    "AsyncSubscription": "realtimed.control.aclient",
+    "ChannelInfo": "realtimed.control.calls",
+    "ChannelMessage": "realtimed.control.calls",
+    "Client": "realtimed.control.client",
+    "ClientInfo": "realtimed.control.calls",
+    "NoDaemonError": "realtimed.errors",
+    "Position": "realtimed.control.calls",
+    "ProtocolError": "realtimed.errors",
+    "RealtimeError": "realtimed.errors",
+    "Receipt": "realtimed.control.calls",
+    "RefusedError": "realtimed.errors",
+    "RequestTimeoutError": "realtimed.errors",
+    "Subscription": "realtimed.control.client",
+    "broadcast": "realtimed.control.client",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value  # so that it is looked up only once
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -23,7 +23,7 @@ STOREYS = (
     {"cli", "__main__"},
 )
 # What talks to a daemon from another process stands apart: it knows the wire and the errors.
-CLIENT_SIDE = {"__init__", "control.client", "control.aclient", "control.calls"}
+CLIENT_SIDE = {"__init__", "control.client", "control.aclient", "control.calls", "control.connection"}
 
 WITHOUT_TRIO = ("errors", "config", "frames", "history", "hub", "protocols", "control.wire", *CLIENT_SIDE)
 ONLY_USERS = {"trio_websocket": {"session"}, "msgpack": {"control.wire"}, "typer": {"cli"}}

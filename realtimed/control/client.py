@@ -1,0 +1,246 @@
+"""The client for programs that block: scripts, Django and Flask, queue workers."""
+
+from __future__ import annotations
+
+import atexit
+import math
+import os
+import select
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import realtimed.control.calls as calls
+from realtimed.control.calls import Call, ChannelInfo, ChannelMessage, ClientInfo, Position, Receipt
+from realtimed.control.connection import DEFAULT_TIMEOUT, Deadline, Feed, Line, Steps, Wait, check_timeout, socket_path
+from realtimed.errors import RefusedError, RequestTimeoutError
+
+__all__ = ["Client", "Subscription", "broadcast"]
+
+_T = TypeVar("_T")
+
+
+class Client:
+    """Talks to the daemon through its control socket.
+
+        with Client() as client:
+            client.broadcast("news", "hello")
+
+    `socket` is the path of the control socket; without it REALTIME_SOCKET says, and else it is /run/realtime.sock.
+    `timeout` is how many seconds a call may take in all: for its turn, the connection and the answer.
+
+    The connection is opened by the first call and kept for the next ones; after the daemon was restarted it is opened
+    anew. A request is never sent twice: when it is not certain that nothing of it has arrived, the call raises an
+    error. A client may be used by many threads, which take turns, and after a fork, where the child opens a connection
+    of its own. After `close` the next call opens the connection again.
+
+    Every method may raise, all of them children of `RealtimeError`:
+
+    - `NoDaemonError`: nothing answers at the socket; nothing was sent.
+    - `RefusedError`: the daemon said no, and why. Nothing was done.
+    - `RequestTimeoutError`: no answer in time. What was asked may still be carried out.
+    - `ProtocolError`: the connection broke before the answer came, or what came is none. What was asked may have been
+      carried out, or not.
+    """
+
+    def __init__(self, socket: str | os.PathLike[str] | None = None, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+        self._line = Line(socket_path(socket))
+        self._timeout = check_timeout(timeout)
+        self._turn = threading.Lock()
+        _clients.add(self)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.socket!r}, timeout={self._timeout:g})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def socket(self) -> str:
+        """The path of the control socket."""
+        return self._line.path
+
+    def close(self) -> None:
+        """Close the connection, once a call of another thread that is under way has ended."""
+        with self._turn:
+            self._line.close()
+
+    def broadcast(self, channel: str, message: str | bytes) -> Receipt:
+        """Send `message` to all clients that watch `channel`: a str as text, bytes as binary."""
+        return self._call(calls.broadcast(channel, message))
+
+    def broadcast_many(self, channels: Iterable[str], message: str | bytes) -> list[Receipt]:
+        """Send `message` to all clients that watch any of `channels`; return a receipt for each channel, in order.
+
+        A client that watches several of them gets it once for each. If one channel is refused, nothing is sent.
+        """
+        return self._call(calls.broadcast_many(channels, message))
+
+    def broadcast_each(self, pairs: Iterable[tuple[str, str | bytes]]) -> list[Receipt | RefusedError]:
+        """Send many messages, each a pair of channel and message, as fast as the daemon takes them.
+
+        Requests go out without waiting for each other's answers. Returns, for each pair and in order, its receipt, or
+        the `RefusedError` that says why this one was not sent; a refusal does not stop the others:
+
+            for outcome in client.broadcast_each(pairs):
+                if isinstance(outcome, RefusedError): ...
+
+        The timeout is for the time until the next answer, not for them all. An error of the connection, or one that
+        `pairs` itself raises, ends the whole; of the broadcasts that have been sent by then some may not be carried
+        out. A note on the exception says how many had been answered (see `BaseException.add_note`).
+        """
+        with self._my_turn() as deadline:
+            return _run(self._line.broadcast_each(pairs, deadline))
+
+    def channels(self, prefix: str = "") -> dict[str, ChannelInfo]:
+        """Return the channels that have subscribers and whose names begin with `prefix`."""
+        return self._call(calls.channels(prefix))
+
+    def clients(self) -> list[ClientInfo]:
+        """Return who is connected."""
+        return self._call(calls.clients())
+
+    def disconnect(self, client_id: str, code: int = calls.NOT_ALLOWED, reason: str | None = None) -> bool:
+        """Close a client's WebSocket with a close code (RFC 6455 section 7.4) and a reason.
+
+        Returns whether there was such a client. `client_id` is that of `clients`. The code is 1000, 1001 or 3000 to
+        4999; the default, 4403, tells it not to come back by itself.
+        """
+        return self._call(calls.disconnect(client_id, code, reason))
+
+    def stats(self) -> dict[str, Any]:
+        """Return the daemon's counters, which ``docs/protocol.md`` explains."""
+        return self._call(calls.stats())
+
+    def info(self) -> dict[str, Any]:
+        """Return the daemon's version, limits and start time (``started``, in seconds since 1970)."""
+        return self._call(calls.info())
+
+    def ping(self) -> None:
+        """Return if the daemon answers, and raise if not."""
+        self._call(calls.ping())
+
+    @contextmanager
+    def subscribe(self, *channels: str) -> Iterator[Subscription]:
+        """Watch channels as a client does, on a connection of its own:
+
+        with client.subscribe("news", "sport") as subscription:
+            for message in subscription:
+                print(message.channel, message.message)
+        """  # noqa: D400
+        feed = _run(Feed.open(self.socket, channels, Deadline(self._timeout)))
+        try:
+            yield Subscription(feed)
+        finally:
+            feed.close()
+
+    def _call(self, call: Call[_T]) -> _T:
+        with self._my_turn() as deadline:
+            return _run(self._line.call(call, deadline))
+
+    @contextmanager
+    def _my_turn(self) -> Iterator[Deadline]:
+        deadline = Deadline(self._timeout)
+        if not self._turn.acquire(timeout=min(self._timeout, threading.TIMEOUT_MAX)):
+            raise RequestTimeoutError(
+                f"other calls of this client kept the connection busy for {self._timeout:g} s; nothing was sent"
+            )
+        try:
+            yield deadline
+        finally:
+            self._turn.release()
+
+    def after_fork(self) -> None:
+        """Forget the parent's connection. Is called in every forked child."""
+        # Another thread of the parent may have had its turn at that moment; here it will never end.
+        self._turn = threading.Lock()
+        self._line.close()
+
+
+class Subscription:
+    """The messages of some channels as they come: iterate over it, or call `receive`.
+
+    `positions` says, for each channel, which message was its newest when the subscription began: every later one
+    comes, with the offsets that follow. When the daemon hangs up, because it stops or because the messages were read
+    too slowly, `NoDaemonError` is raised: the iteration does not just end. Not for several threads at a time.
+    """
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+
+    @property
+    def positions(self) -> dict[str, Position]:
+        """The position of each channel when the subscription began."""
+        return self._feed.positions
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> ChannelMessage:
+        message = self.receive()
+        while message is None:
+            message = self.receive()
+        return message
+
+    def receive(self, timeout: float | None = None) -> ChannelMessage | None:
+        """Return the next message, or None if none has come after `timeout` seconds. Without it, wait for ever."""
+        return _run(self._feed.receive(Deadline(math.inf if timeout is None else timeout)))
+
+
+def _run(steps: Steps[_T]) -> _T:
+    """Take steps until the result is there, blocking while they wait."""
+    with closing(steps):
+        while True:
+            try:
+                wait = next(steps)
+            except StopIteration as end:
+                result: _T = end.value
+                return result
+            _block(wait)
+
+
+def _block(wait: Wait) -> None:
+    if wait.sock is None:
+        time.sleep(wait.seconds)
+        return
+    poll = select.poll()
+    poll.register(wait.sock, select.POLLIN | (select.POLLOUT if wait.writable else 0))
+    poll.poll(None if wait.seconds == math.inf else math.ceil(wait.seconds * 1000))
+
+
+_clients: weakref.WeakSet[Client] = weakref.WeakSet()
+_shared: dict[str, Client] = {}
+
+
+def broadcast(channel: str, message: str | bytes, *, socket: str | os.PathLike[str] | None = None) -> Receipt:
+    """Send `message` to all clients that watch `channel`, and return once the daemon has taken it.
+
+    `socket` is as for `Client`, and so are the errors. The connection is kept for the next call: one for each process
+    and socket, whose threads take turns.
+    """
+    path = socket_path(socket)
+    client = _shared.get(path) or _shared.setdefault(path, Client(path))
+    return client.broadcast(channel, message)
+
+
+def _after_fork() -> None:
+    for client in _clients:
+        client.after_fork()
+
+
+def _close_shared() -> None:
+    for client in _shared.values():
+        client.close()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_close_shared)
