@@ -296,6 +296,14 @@ def find_caddy() -> Path:
     return Path(found)
 
 
+def find_php() -> Path:
+    """Return PHP's command line interpreter."""
+    found = shutil.which("php")
+    if found is None:
+        raise MissingComponentError("PHP is not installed: apt-get install php-cli")
+    return Path(found)
+
+
 def _find_php_fpm() -> Path:
     plain = shutil.which("php-fpm")
     if plain is not None:
