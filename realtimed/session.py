@@ -32,6 +32,9 @@ _PATH: Final = "/ws"
 _HEAD_LIMIT: Final = 16 * 1024
 """Bytes of a request's head; h11 below trio-websocket has the same limit."""
 
+_UPGRADE: Final = re.compile(rb"\nupgrade[ \t]*:", re.IGNORECASE)
+_HOST: Final = re.compile(rb"(\nhost:)[^\r\n]*", re.IGNORECASE)
+
 _SWEEP: Final = 1000
 """Clients that are looked at in one go before other tasks get their turn."""
 
@@ -152,7 +155,7 @@ class Session:
         if not head.isascii():
             self._respond(HTTPStatus.BAD_REQUEST, "A request's head is ASCII.")
             return None
-        if not re.search(rb"\nupgrade[ \t]*:", head, re.IGNORECASE):
+        if _UPGRADE.search(head) is None:
             self._respond(
                 HTTPStatus.UPGRADE_REQUIRED,
                 "This is realtimed. It speaks WebSocket, not HTTP: connect with new WebSocket(…) to /ws.",
@@ -166,6 +169,8 @@ class Session:
                 "Connection: close\r\nRetry-After: 5\r\n",
             )
             return None
+        # Nobody here reads Host, but the library decodes it, and raises for what is no internationalized name.
+        self.stream.hand_on(_HOST.sub(b"\\1 realtimed", head))
         return await self._accept()
 
     async def _accept(self) -> WebSocketConnection:

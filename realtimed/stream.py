@@ -290,8 +290,9 @@ class ClientStream(QueuedStream):
 
     __slots__ = ("_gate", "_head", "_meter", "_rest", "_tokens", "_tokens_at", "burst", "rate")
 
-    # `_head` and `_rest` are bytes read and not handed on yet: the request, and what followed it. `_gate` is there
-    # until the handshake has been answered: the library would take what a hasty client sends before for bad HTTP.
+    # `_head` and `_rest` are bytes the library has not received yet: the request, and what was read behind it. `_gate`
+    # is there until the handshake has been answered: the library would take what a hasty client sends before it for
+    # bad HTTP.
 
     def __init__(self, sock: socket.socket, backlogs: Backlogs, *, max_inbound: int, rate: float, burst: int) -> None:
         super().__init__(sock, backlogs)
@@ -305,7 +306,7 @@ class ClientStream(QueuedStream):
         self._tokens_at = self.heard_at
 
     async def receive_head(self, limit: int) -> bytes:
-        """Read an HTTP request's head and keep it for the library. Returns b"" if the peer hangs up before its end.
+        """Read an HTTP request's head; see `hand_on`. Returns b"" if the peer hangs up before its end.
 
         Raises `OverflowError` if it has more than `limit` bytes.
         """
@@ -317,8 +318,12 @@ class ClientStream(QueuedStream):
             if not more:
                 return b""
             data += more
-        self._head, self._rest = data[: end + 4], data[end + 4 :]
-        return self._head
+        self._rest = data[end + 4 :]
+        return data[: end + 4]
+
+    def hand_on(self, head: bytes) -> None:
+        """Let the library receive `head` first of all."""
+        self._head = head
 
     def open_gate(self) -> None:
         """Let the library read what comes after the handshake."""

@@ -130,6 +130,7 @@ async def test_endless_fragments_do_not_fill_the_memory(runtime_dir: Path) -> No
         (REQUEST.replace(b"Version: 13", b"Version: 8"), b"HTTP/1.1 426 "),
         (REQUEST.replace(b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n", b""), b"HTTP/1.1 400 "),
         (b"GET /\xff HTTP/1.1\r\nUpgrade: websocket\r\n\r\n", b"HTTP/1.1 400 Bad Request\r\n"),
+        (b"GET [ HTTP/9.9\r\nUpgrade: websocket\r\n\r\n", b"HTTP/1.1 400 "),
         (b"\x16\x03\x01 this is TLS\r\n\r\n", b"HTTP/1.1 4"),
         (b"GET /" + b"a" * 20_000, b"HTTP/1.1 431 Request Header Fields Too Large\r\n"),
     ],
@@ -153,6 +154,12 @@ async def test_half_a_handshake_has_a_deadline(runtime_dir: Path) -> None:
             answer = b"".join([data async for data in stream])
             assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
             assert b"handshake-timeout, is 0.2 s" in answer
+
+
+async def test_a_host_that_is_no_name_is_nobodys_business(daemon: Daemon) -> None:
+    async with undisturbed(daemon), await trio.open_unix_socket(daemon.websocket_socket) as stream:
+        await stream.send_all(REQUEST.replace(b"Host: localhost", b"Host: xn--zzzzzz"))
+        assert (await stream.receive_some()).startswith(b"HTTP/1.1 101 ")
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /ws", REQUEST])
