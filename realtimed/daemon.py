@@ -21,9 +21,10 @@ from realtimed.control.server import Connection, Service
 from realtimed.fanout import FanOut
 from realtimed.frames import CloseCode
 from realtimed.hub import Hub
+from realtimed.listener import SocketListener, open_listener
 from realtimed.protocols import PROTOCOLS
 from realtimed.session import Session, Sessions, heartbeat
-from realtimed.stream import Backlogs, ClientStream, QueuedStream, SocketListener, open_listener
+from realtimed.stream import Backlogs, ClientStream, QueuedStream
 
 __all__ = ["Daemon", "run"]
 

@@ -1,4 +1,4 @@
-"""Sockets as the hub and trio-websocket see them: non-blocking sends, a bounded backlog, and the listeners.
+"""Sockets as the hub and trio-websocket see them: sends that never wait, and a bounded backlog.
 
 A stream is in one of four states, and `transmit` is the function that fits it:
 
@@ -12,30 +12,19 @@ So a fan-out costs one call a subscriber, and nobody who reads has a queue, a ta
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
-import shutil
 import socket
-import stat
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from itertools import islice
-from pathlib import Path
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Protocol
 
 import trio
 
-from realtimed.config import Address
-from realtimed.errors import ConfigurationError
 from realtimed.frames import CloseCode, InboundMeter, WireFormat, frame_boundary
 from realtimed.hub import Channel
 
-__all__ = ["Backlogs", "ClientStream", "Owner", "QueuedStream", "SocketListener", "open_listener"]
-
-_LISTEN_QUEUE: Final = 4096
-"""Connections the kernel keeps until they are accepted; it takes the lower of this and net.core.somaxconn."""
+__all__ = ["Backlogs", "ClientStream", "Owner", "QueuedStream"]
 
 _BUFFERS_PER_SEND: Final = 64
 _RECEIVE_BYTES: Final = 4096
@@ -408,130 +397,3 @@ class ClientStream(QueuedStream):
             self._queue.append((arrived, data[:end]))
         else:
             self._sent = 0
-
-
-StreamT = TypeVar("StreamT", bound=trio.abc.Stream)
-
-
-class SocketListener(trio.abc.Listener[StreamT], Generic[StreamT]):
-    """Accepts connections and wraps them. Closing it unlinks its Unix socket, if the path still leads there."""
-
-    def __init__(self, sock: socket.socket, wrap: Callable[[socket.socket], StreamT], path: Path | None = None) -> None:
-        self._socket = sock
-        self._wrap = wrap
-        self._path = path
-        self._inode = _inode(path) if path is not None else None
-
-    @property
-    def address(self) -> Address:
-        """Where it listens; a port that was given as 0 is the one the kernel chose."""
-        if self._path is not None:
-            return Address(path=self._path)
-        host, port = self._socket.getsockname()[:2]
-        return Address(host=host, port=port)
-
-    async def accept(self) -> StreamT:
-        """See `trio.abc.Listener`."""
-        while True:
-            await trio.lowlevel.wait_readable(self._socket)
-            try:
-                sock, _ = self._socket.accept()
-            except (BlockingIOError, ConnectionAbortedError):
-                continue  # it went away while it was waiting
-            sock.setblocking(False)
-            if sock.family != socket.AF_UNIX:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return self._wrap(sock)
-
-    async def aclose(self) -> None:
-        """See `trio.abc.AsyncResource`."""
-        if self._socket.fileno() >= 0:
-            if self._path is not None and _inode(self._path) == self._inode:
-                self._path.unlink()
-            trio.lowlevel.notify_closing(self._socket)
-            self._socket.close()
-        await trio.lowlevel.checkpoint()
-
-
-def open_listener(
-    address: Address, wrap: Callable[[socket.socket], StreamT], *, mode: int, group: str | None
-) -> SocketListener[StreamT]:
-    """Listen at `address`. A dead daemon's socket file is replaced; `mode` and `group` are for Unix sockets.
-
-    Raises `ConfigurationError` if that is not possible, saying why.
-    """
-    try:
-        if address.path is None:
-            sock = socket.create_server(
-                (address.host, address.port),
-                family=socket.AF_INET6 if ":" in address.host else socket.AF_INET,
-                backlog=_LISTEN_QUEUE,
-            )
-        else:
-            sock = _listen_unix(address.path, mode, group)
-    except OSError as error:
-        raise ConfigurationError(f"cannot listen at {address}: {error.strerror or error}") from error
-    sock.setblocking(False)
-    return SocketListener(sock, wrap, address.path)
-
-
-def _listen_unix(path: Path, mode: int, group: str | None) -> socket.socket:
-    """Listen at `path`, which appears with its mode and group in place, and only once it is listening."""
-    with _lock(path.parent):
-        _check_free(path)
-        sock = socket.socket(socket.AF_UNIX)
-        made = path.with_name(f".{os.getpid()}")
-        try:
-            made.unlink(missing_ok=True)
-            sock.bind(os.fspath(made))
-            try:
-                made.chmod(mode)
-                if group is not None:
-                    shutil.chown(made, group=group)
-                sock.listen(_LISTEN_QUEUE)
-                made.rename(path)
-            except OSError:
-                made.unlink(missing_ok=True)
-                raise
-        except OSError:
-            sock.close()
-            raise
-        return sock
-
-
-@contextmanager
-def _lock(directory: Path) -> Iterator[None]:
-    """Keep two daemons that start at once from both replacing the same dead socket."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _check_free(path: Path) -> None:
-    """Raise OSError unless `path` is free or a socket that nobody listens at."""
-    try:
-        found = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(found):
-        raise OSError(errno.EEXIST, "there is something that is not a socket; move it away")
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1)
-        try:
-            probe.connect(os.fspath(path))
-        except ConnectionRefusedError:
-            return
-        except TimeoutError:
-            pass  # a daemon that is too busy to accept is alive
-    raise OSError(errno.EADDRINUSE, "another process is listening there; is realtimed running already?")
-
-
-def _inode(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.lstat()
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino

@@ -1,0 +1,150 @@
+"""Listening sockets: accepting connections, and Unix sockets that appear whole and are never stolen."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, Generic, TypeVar
+
+import trio
+
+from realtimed.config import Address
+from realtimed.errors import ConfigurationError
+
+__all__ = ["SocketListener", "open_listener"]
+
+_LISTEN_QUEUE: Final = 4096
+"""Connections the kernel keeps until they are accepted; it takes the lower of this and net.core.somaxconn."""
+
+StreamT = TypeVar("StreamT", bound=trio.abc.Stream)
+
+
+class SocketListener(trio.abc.Listener[StreamT], Generic[StreamT]):
+    """Accepts connections and wraps them. Closing it unlinks its Unix socket, if the path still leads there."""
+
+    def __init__(self, sock: socket.socket, wrap: Callable[[socket.socket], StreamT], path: Path | None = None) -> None:
+        self._socket = sock
+        self._wrap = wrap
+        self._path = path
+        self._inode = _inode(path) if path is not None else None
+
+    @property
+    def address(self) -> Address:
+        """Where it listens; a port that was given as 0 is the one the kernel chose."""
+        if self._path is not None:
+            return Address(path=self._path)
+        host, port = self._socket.getsockname()[:2]
+        return Address(host=host, port=port)
+
+    async def accept(self) -> StreamT:
+        """See `trio.abc.Listener`."""
+        while True:
+            await trio.lowlevel.wait_readable(self._socket)
+            try:
+                sock, _ = self._socket.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                continue  # it went away while it was waiting
+            sock.setblocking(False)
+            if sock.family != socket.AF_UNIX:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return self._wrap(sock)
+
+    async def aclose(self) -> None:
+        """See `trio.abc.AsyncResource`."""
+        if self._socket.fileno() >= 0:
+            if self._path is not None and _inode(self._path) == self._inode:
+                self._path.unlink()
+            trio.lowlevel.notify_closing(self._socket)
+            self._socket.close()
+        await trio.lowlevel.checkpoint()
+
+
+def open_listener(
+    address: Address, wrap: Callable[[socket.socket], StreamT], *, mode: int, group: str | None
+) -> SocketListener[StreamT]:
+    """Listen at `address`. A dead daemon's socket file is replaced; `mode` and `group` are for Unix sockets.
+
+    Raises `ConfigurationError` if that is not possible, saying why.
+    """
+    try:
+        if address.path is None:
+            sock = socket.create_server(
+                (address.host, address.port),
+                family=socket.AF_INET6 if ":" in address.host else socket.AF_INET,
+                backlog=_LISTEN_QUEUE,
+            )
+        else:
+            sock = _listen_unix(address.path, mode, group)
+    except OSError as error:
+        raise ConfigurationError(f"cannot listen at {address}: {error.strerror or error}") from error
+    sock.setblocking(False)
+    return SocketListener(sock, wrap, address.path)
+
+
+def _listen_unix(path: Path, mode: int, group: str | None) -> socket.socket:
+    """Listen at `path`, which appears with its mode and group in place, and only once it is listening."""
+    with _lock(path.parent):
+        _check_free(path)
+        sock = socket.socket(socket.AF_UNIX)
+        made = path.with_name(f".{os.getpid()}")
+        try:
+            made.unlink(missing_ok=True)
+            sock.bind(os.fspath(made))
+            try:
+                made.chmod(mode)
+                if group is not None:
+                    shutil.chown(made, group=group)
+                sock.listen(_LISTEN_QUEUE)
+                made.rename(path)
+            except OSError:
+                made.unlink(missing_ok=True)
+                raise
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+
+@contextmanager
+def _lock(directory: Path) -> Iterator[None]:
+    """Keep two daemons that start at once from both replacing the same dead socket."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _check_free(path: Path) -> None:
+    """Raise OSError unless `path` is free or a socket that nobody listens at."""
+    try:
+        found = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found):
+        raise OSError(errno.EEXIST, "there is something that is not a socket; move it away")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            return
+        except TimeoutError:
+            pass  # a daemon that is too busy to accept is alive
+    raise OSError(errno.EADDRINUSE, "another process is listening there; is realtimed running already?")
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
