@@ -16,8 +16,8 @@ import socket
 import stat
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
-from typing import Final, NamedTuple, TypeAlias, TypeVar
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from realtimed.control.calls import (
     Batch,
@@ -31,7 +31,7 @@ from realtimed.control.calls import (
     request_ids,
     subscribe,
 )
-from realtimed.control.wire import BadBytesError, Decoder, Message, Notification, Response
+from realtimed.control.wire import BadBytesError, Decoder, Message, Notification, Oversized, Request, Response
 from realtimed.errors import NoDaemonError, ProtocolError, RealtimeError, RefusedError, RequestTimeoutError
 
 __all__ = ["DEFAULT_TIMEOUT", "Deadline", "Feed", "Line", "Steps", "Wait", "check_timeout", "socket_path"]
@@ -104,11 +104,10 @@ class _Connection:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.ended = False
-        """The daemon has hung up: nothing more comes."""
+        """Nothing more comes: the daemon has hung up, or has sent what is not its protocol."""
         self.deaf = False
         """The daemon takes no more bytes. What it sent before may still be there to read."""
         self._decoder = Decoder(_ANSWER_LIMIT)
-        self._bad_bytes: ProtocolError | None = None
         self._pid = os.getpid()
 
     def close(self) -> None:
@@ -134,7 +133,7 @@ class _Connection:
 
     def _is_idle(self) -> bool:
         """Whether this connection is ours and open, and nothing lies in it to be read."""
-        if self._pid != os.getpid() or self._bad_bytes is not None or self._decoder.mid_message:
+        if self._pid != os.getpid() or self._decoder.mid_message:
             return False  # after a fork it is the parent's
         try:
             self.sock.recv(1, socket.MSG_PEEK)
@@ -145,9 +144,10 @@ class _Connection:
         return False  # the end of the stream, or last words before it
 
     def receive(self) -> list[Message]:
-        """Return the messages that have come. Without any, the end may have come: see `ended`."""
-        if self._bad_bytes is not None:
-            raise self._bad_bytes
+        """Return the messages that have come. When they were the last ones, `ended` is set.
+
+        Raises `ProtocolError` for bytes that are not the protocol, if no message came before them.
+        """
         try:
             data = self.sock.recv(_READ_BYTES)
         except BlockingIOError:
@@ -157,9 +157,11 @@ class _Connection:
         self.ended = not data
         try:
             return self._decoder.feed(data)
-        except BadBytesError as error:  # what came before them counts; the error is next
-            self._bad_bytes = ProtocolError(f"the daemon sent what is not its protocol: {error}")
-            return error.messages
+        except BadBytesError as error:
+            self.ended = True
+            if error.messages:
+                return error.messages
+            raise ProtocolError(f"the daemon sent what is not its protocol: {error}") from None
 
 
 def _connect(path: str, deadline: Deadline) -> Steps[_Connection]:
@@ -266,8 +268,15 @@ class Line:
     def broadcast_each(
         self, pairs: Iterable[tuple[str, str | bytes]], deadline: Deadline
     ) -> Steps[list[Receipt | RefusedError]]:
-        """Make many broadcasts. `deadline` is put off whenever an answer comes."""
-        batch = Batch((broadcast(channel, message) for channel, message in pairs), self._ids)
+        """Make many broadcasts. `deadline` is put off whenever `pairs` has yielded or an answer has come."""
+
+        def each() -> Iterator[Call[Receipt]]:
+            for channel, message in pairs:
+                deadline.renew()  # what the caller's own code takes is not for the daemon to answer for
+                yield broadcast(channel, message)
+            deadline.renew()
+
+        batch = Batch(each(), self._ids)
         try:
             return (yield from self._run(batch, deadline))
         except RealtimeError as error:
@@ -315,7 +324,8 @@ def _exchange(
 ) -> Steps[bool]:
     """Send the requests of `batch`, beginning with `unsent`, and take answers until it is done.
 
-    Returns whether the connection may be used again: not if a request was refused before it was sent in full.
+    Returns whether the connection may be used again: not if it has ended, nor if a request was refused before it was
+    sent in full.
 
     Answers are read while requests are written, so that a daemon that stops reading because its own answers are not
     read can go on. Notifications that come in between are added to `notifications`.
@@ -329,28 +339,34 @@ def _exchange(
                 break
             unsent = unsent[sent:]
         if batch.done:
-            return not unsent
+            return not unsent and not connection.ended
         yield Wait(connection.sock, writable=bool(unsent) and not connection.deaf, seconds=deadline.left)
         unanswered = batch.unanswered
-        for message in connection.receive():
-            match message:
-                case Response():
-                    batch.answer(message)
-                case Notification():
-                    notifications.append(message)
-                case _:
-                    raise ProtocolError("the daemon sent a request; it is to answer them")
-        if batch.unanswered < unanswered:
-            deadline.renew()
-        elif connection.ended:
+        _take_answers(connection, batch, notifications)
+        if connection.ended and not batch.done:
             raise ProtocolError(
                 f"the daemon at {path} hung up before it answered; what was asked may have been carried out, or not"
             )
+        if batch.unanswered < unanswered:
+            deadline.renew()
         elif not deadline.left:
             raise RequestTimeoutError(
                 f"the daemon at {path} did not answer within {deadline.seconds:g} s; what was asked may still be"
                 " carried out"
             )
+
+
+def _take_answers(connection: _Connection, batch: Batch[Any], notifications: deque[Notification]) -> None:
+    for message in connection.receive():
+        match message:
+            case Notification():
+                notifications.append(message)
+            case Response() if batch.done:
+                connection.ended = True  # last words, behind answers that count nevertheless
+            case Response():
+                batch.answer(message)
+            case Request() | Oversized():
+                raise ProtocolError("the daemon sent a request; it is to answer them")
 
 
 class Feed:
