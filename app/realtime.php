@@ -1,0 +1,908 @@
+<?php
+
+/**
+ * The PHP client of realtimed, in one file: it needs no extension and no Composer, only 64-bit PHP 8.1 or later.
+ *
+ *     require_once 'realtime.php';
+ *     broadcast('news', 'hello');
+ *
+ * It works the same under PHP-FPM, on the command line and in queue workers. The daemon's control socket is found where
+ * REALTIME_SOCKET says, and else at /run/realtime.sock. Everything that can go wrong is a Realtime\RealtimeException.
+ *
+ * Laravel has a broadcast() of its own. This file leaves it alone if it is loaded after Composer's autoloader; there,
+ * and wherever else the global name is taken, use Realtime\broadcast() or a Realtime\Client.
+ *
+ * Keep this file out of what your web server hands out, or let it be run as PHP: it prints nothing.
+ */
+
+declare(strict_types=1);
+
+namespace Realtime {
+
+    /**
+     * The root of the exceptions of this file:
+     *
+     *     RealtimeException
+     *     ├── NoDaemonException     nothing answers at the socket; nothing was sent
+     *     ├── TimeoutException      no answer in time; what was asked may still be carried out
+     *     ├── RefusedException      the daemon said no, and why; nothing was done
+     *     └── ProtocolException     the connection broke before the answer came, or what came is none;
+     *                               what was asked may have been carried out, or not
+     */
+    class RealtimeException extends \RuntimeException
+    {
+    }
+
+    /** No daemon could be reached at the control socket. The text names the path, and what to look at. */
+    class NoDaemonException extends RealtimeException
+    {
+    }
+
+    /** The daemon did not answer in time. Unless the text says that nothing was sent, it may still do as asked. */
+    class TimeoutException extends RealtimeException
+    {
+    }
+
+    /** The daemon understood and said no: to an invalid channel, a message too large or not UTF-8, and the like. */
+    class RefusedException extends RealtimeException
+    {
+        public function __construct(private readonly string $errorCode, string $text)
+        {
+            parent::__construct("{$text} ({$errorCode})");
+        }
+
+        /** One word for programs, such as "invalid_channel"; docs/protocol.md lists them. */
+        public function getErrorCode(): string
+        {
+            return $this->errorCode;
+        }
+    }
+
+    /** The connection broke before the answer came, or what came is not an answer. */
+    class ProtocolException extends RealtimeException
+    {
+    }
+
+    /** What became of a broadcast. */
+    final class Receipt
+    {
+        /**
+         * @param int $recipients the number of clients the message was queued for
+         * @param string $epoch changes when the offsets of the channel begin anew at 1
+         * @param int $offset numbers the messages of a channel one by one
+         */
+        public function __construct(
+            public readonly int $recipients,
+            public readonly string $epoch,
+            public readonly int $offset,
+        ) {
+        }
+    }
+
+    /** A channel, its number of subscribers, and the offset of its newest message. */
+    final class ChannelInfo
+    {
+        public function __construct(
+            public readonly string $channel,
+            public readonly int $subscribers,
+            public readonly string $epoch,
+            public readonly int $offset,
+        ) {
+        }
+    }
+
+    /** Bytes that are not text, in what is sent and in what comes back: PHP itself knows no difference. */
+    final class Bytes
+    {
+        public function __construct(public readonly string $bytes)
+        {
+        }
+    }
+
+    /**
+     * Talks to the daemon through its control socket.
+     *
+     * The connection is opened by the first call and kept for the next ones; after the daemon was restarted it is
+     * opened anew. A request is never sent twice: when it is not certain that nothing of it has arrived, the call
+     * throws. After a fork the child opens a connection of its own.
+     *
+     * Every method may throw each of the exceptions of {@see RealtimeException}.
+     */
+    class Client
+    {
+        /** Ids are 32-bit unsigned numbers; after the largest one comes 0. */
+        private const ID_LIMIT = 2 ** 32;
+
+        /** The path of the control socket. */
+        public readonly string $socket;
+
+        private int $nextId = 0;
+
+        /** Set only between calls, and owes no answer. */
+        private ?Connection $connection = null;
+
+        /**
+         * @param string|null $socket the path of the control socket; without it REALTIME_SOCKET says, and else it is
+         *     /run/realtime.sock
+         * @param float $timeout how many seconds a call may take in all, from the connection to the answer
+         */
+        public function __construct(?string $socket = null, public readonly float $timeout = 5.0)
+        {
+            if (!($timeout > 0)) {
+                throw new \ValueError("timeout must be above 0 seconds, not {$timeout}");
+            }
+            $this->socket = $socket ?? self::defaultSocket();
+        }
+
+        public function __clone()
+        {
+            $this->connection = null;
+        }
+
+        /** Where clients look that are not told a path. */
+        public static function defaultSocket(): string
+        {
+            // PHP-FPM may have cleared the environment; what its pool or a .env file sets is in $_SERVER or $_ENV.
+            $path = \getenv('REALTIME_SOCKET');
+            if ($path === false) {
+                $path = $_SERVER['REALTIME_SOCKET'] ?? $_ENV['REALTIME_SOCKET'] ?? null;
+            }
+            return \is_string($path) ? $path : '/run/realtime.sock';
+        }
+
+        /** Send a text to all clients that watch the channel. What is not UTF-8 is refused: see broadcastBinary(). */
+        public function broadcast(string $channel, string $message): Receipt
+        {
+            return self::receipt($this->call('broadcast', [$channel, $message]));
+        }
+
+        /** Send bytes to all clients that watch the channel; browsers get them as a binary message. */
+        public function broadcastBinary(string $channel, string $message): Receipt
+        {
+            return self::receipt($this->call('broadcast', [$channel, new Bytes($message)]));
+        }
+
+        /**
+         * Send a text to all clients that watch any of the channels; a client that watches several of them gets it
+         * once for each. If one channel is refused, nothing is sent.
+         *
+         * @param array<string|int> $channels their names; PHP makes an int of one like "42" when it is a key
+         * @return list<Receipt> one for each channel, in order
+         */
+        public function broadcastMany(array $channels, string $message): array
+        {
+            $names = \array_map(static fn (string|int $name): string => (string) $name, \array_values($channels));
+            $result = $this->call('broadcast_many', [$names, $message]);
+            if (!\is_array($result) || \count($result) !== \count($names)) {
+                throw new ProtocolException(
+                    "the daemon's answer is not a receipt for each channel: " . quoted($result)
+                );
+            }
+            return \array_map(self::receipt(...), \array_values($result));
+        }
+
+        /** Return if the daemon answers, and throw if not. */
+        public function ping(): void
+        {
+            $this->call('ping');
+        }
+
+        /**
+         * The channels that have subscribers and whose names begin with the prefix.
+         *
+         * @return array<ChannelInfo> by name; PHP makes an int of a key like "42"
+         */
+        public function channels(string $prefix = ''): array
+        {
+            $channels = [];
+            foreach (self::map($this->call('channels', [$prefix])) as $name => $found) {
+                $channels[$name] = new ChannelInfo(
+                    (string) $name,
+                    self::intField($found, 'subscribers'),
+                    self::stringField($found, 'epoch'),
+                    self::intField($found, 'offset'),
+                );
+            }
+            return $channels;
+        }
+
+        /**
+         * The daemon's counters, which docs/protocol.md explains.
+         *
+         * @return array<mixed>
+         */
+        public function stats(): array
+        {
+            return self::map($this->call('stats'));
+        }
+
+        /**
+         * The daemon's version, limits and start time.
+         *
+         * @return array<mixed>
+         */
+        public function info(): array
+        {
+            return self::map($this->call('info'));
+        }
+
+        /**
+         * Call any method of docs/protocol.md, and return its result as PHP has it; bytes are {@see Bytes}.
+         *
+         * @param array<mixed> $params
+         */
+        public function call(string $method, array $params = []): mixed
+        {
+            $deadline = new Deadline($this->timeout);
+            $id = $this->nextId;
+            $this->nextId = ($id + 1) % self::ID_LIMIT;
+            $connection = $this->begin(MessagePack::pack([0, $id, $method, \array_values($params)]), $deadline);
+            $reusable = false;
+            try {
+                [$error, $result] = $connection->answer($id, $deadline);
+                $reusable = $connection->isReusable();
+            } finally {
+                if ($reusable) {
+                    $this->connection = $connection;
+                } else {
+                    $connection->close();
+                }
+            }
+            if ($error !== null) {
+                throw new RefusedException(self::stringField($error, 'code'), self::stringField($error, 'message'));
+            }
+            return $result;
+        }
+
+        /** Close the connection. The next call opens another. */
+        public function close(): void
+        {
+            $this->connection?->close();
+            $this->connection = null;
+        }
+
+        /** Find a connection that takes the request: the one that was kept, if it is still good, or else a new one. */
+        private function begin(string $request, Deadline $deadline): Connection
+        {
+            // While a call is under way the connection is not kept: a signal handler that makes another call in the
+            // middle opens its own, and one that throws leaves behind nothing that owes an answer.
+            $kept = $this->connection;
+            $this->connection = null;
+            if ($kept !== null) {
+                if ($kept->begin($request)) {
+                    return $kept;
+                }
+                $kept->close();
+            }
+            $connection = Connection::open($this->socket, $deadline);
+            if (!$connection->begin($request)) {
+                $connection->close();
+                throw new NoDaemonException("the daemon at {$this->socket} hung up at once; nothing was sent");
+            }
+            return $connection;
+        }
+
+        // How results are read. A newer daemon may say more than is known here; what is said less is an error.
+
+        private static function receipt(mixed $result): Receipt
+        {
+            return new Receipt(
+                self::intField($result, 'recipients'),
+                self::stringField($result, 'epoch'),
+                self::intField($result, 'offset'),
+            );
+        }
+
+        /** @return array<mixed> */
+        private static function map(mixed $result): array
+        {
+            if (!\is_array($result)) {
+                throw new ProtocolException("the daemon's answer is not a map: " . quoted($result));
+            }
+            return $result;
+        }
+
+        private static function intField(mixed $map, string $name): int
+        {
+            $value = \is_array($map) ? $map[$name] ?? null : null;
+            return \is_int($value) ? $value : throw self::unusable($map, $name);
+        }
+
+        private static function stringField(mixed $map, string $name): string
+        {
+            $value = \is_array($map) ? $map[$name] ?? null : null;
+            return \is_string($value) ? $value : throw self::unusable($map, $name);
+        }
+
+        private static function unusable(mixed $map, string $name): ProtocolException
+        {
+            return new ProtocolException("the daemon's answer has no usable '{$name}': " . quoted($map));
+        }
+    }
+
+    /**
+     * Send a text to all clients that watch the channel, and return once the daemon has taken it.
+     *
+     * The connection is kept for the next call: one for each process and socket.
+     *
+     * @throws RealtimeException
+     */
+    function broadcast(string $channel, string $message): Receipt
+    {
+        /** @var array<string, Client> $clients */
+        static $clients = [];
+        $socket = Client::defaultSocket();
+        $client = $clients[$socket] ??= new Client($socket);
+        return $client->broadcast($channel, $message);
+    }
+
+    // All that follows is not for use from outside, and may change.
+
+    /**
+     * A moment, after which nothing is waited for.
+     *
+     * @internal
+     */
+    final class Deadline
+    {
+        private const NANOSECONDS = 1_000_000_000;
+
+        /** As good as for ever, and nanoseconds still fit into an int. */
+        private const MOST_SECONDS = 1e9;
+
+        private readonly int $at;
+
+        public function __construct(public readonly float $seconds)
+        {
+            $this->at = \hrtime(true) + (int) (\min($seconds, self::MOST_SECONDS) * self::NANOSECONDS);
+        }
+
+        /** Microseconds until then, or 0. */
+        public function left(): int
+        {
+            return \max(0, \intdiv($this->at - \hrtime(true), 1000));
+        }
+    }
+
+    /**
+     * A connected socket that never blocks, with one request on its way through it at a time.
+     *
+     * @internal
+     */
+    final class Connection
+    {
+        /** Bytes of a Unix socket's path, without the closing zero byte (unix(7), sun_path). */
+        private const PATH_LIMIT = 107;
+
+        /** How long to wait before knocking again at a daemon whose queue of new connections is full. */
+        private const RETRY_MICROSECONDS = 10_000;
+
+        private const READ_BYTES = 64 * 1024;
+
+        private const WRITE_BYTES = 256 * 1024;
+
+        // errno(3) of Linux.
+        private const ENOENT = 2;
+        private const EINTR = 4;
+        private const EAGAIN = 11;
+        private const EACCES = 13;
+        private const ECONNREFUSED = 111;
+
+        private string $request = '';
+
+        /** How many bytes of the request the kernel has taken; they can no longer be had back. */
+        private int $sent = 0;
+
+        /** The daemon takes no more bytes. What it sent before may still be there to read. */
+        private bool $deaf = false;
+
+        private bool $reusable = true;
+
+        private readonly int $pid;
+
+        /** @param resource $stream */
+        private function __construct(private $stream, private readonly string $path)
+        {
+            \stream_set_blocking($stream, false);
+            \stream_set_read_buffer($stream, 0);
+            $this->pid = (int) \getmypid();
+        }
+
+        public static function open(string $path, Deadline $deadline): self
+        {
+            if (\strlen($path) > self::PATH_LIMIT) {
+                throw new NoDaemonException(
+                    "no daemon can be at {$path}: the path of a socket has at most " . self::PATH_LIMIT . ' bytes'
+                );
+            }
+            if ($path === '' || \str_contains($path, "\0")) {
+                throw new NoDaemonException(
+                    'no daemon can be at ' . quoted($path) . ': that is not the path of a socket; see REALTIME_SOCKET'
+                );
+            }
+            while (true) {
+                $errno = 0;
+                $error = '';
+                $stream = self::quietly(static function () use ($path, $deadline, &$errno, &$error) {
+                    return \stream_socket_client("unix://{$path}", $errno, $error, $deadline->seconds);
+                });
+                if ($stream !== false) {
+                    return new self($stream, $path);
+                }
+                if ($errno !== self::EAGAIN) {
+                    throw new NoDaemonException(self::whyNot($path, $errno, $error));
+                }
+                // The daemon's queue of new connections is full, and the kernel tells nobody when there is room.
+                $left = $deadline->left();
+                if ($left === 0) {
+                    throw new TimeoutException(
+                        "the daemon at {$path} did not accept the connection within {$deadline->seconds} s;"
+                        . ' nothing was sent'
+                    );
+                }
+                \usleep(\min(self::RETRY_MICROSECONDS, $left));
+            }
+        }
+
+        /**
+         * Begin to send a request, if this connection is ours and open and nothing lies in it to be read.
+         *
+         * Returns false if not one byte of it has left, nor will.
+         */
+        public function begin(string $request): bool
+        {
+            $this->request = $request;
+            $this->sent = 0;
+            if ($this->pid !== \getmypid()) {
+                return false; // after a fork it is the parent's
+            }
+            [$readable] = $this->wait(0);
+            if ($readable) {
+                return false; // the end of the stream, or last words before it
+            }
+            $this->send();
+            return !$this->deaf;
+        }
+
+        /**
+         * Send the rest of the request, and wait for its answer.
+         *
+         * @return array{mixed, mixed} the error, null if there is none, and the result
+         */
+        public function answer(int $id, Deadline $deadline): array
+        {
+            $unpacker = new Unpacker(fn (): string => $this->receive($deadline));
+            while (true) {
+                try {
+                    $message = $unpacker->value();
+                } catch (\UnexpectedValueException $error) {
+                    throw $this->strange($error->getMessage(), $error);
+                }
+                if (!\is_array($message) || !\array_is_list($message)) {
+                    throw $this->strange(quoted($message));
+                }
+                if (\count($message) === 3 && $message[0] === 2) {
+                    continue; // a notification: somebody has subscribed with call(), and there is no place to put it
+                }
+                if (\count($message) !== 4 || $message[0] !== 1) {
+                    throw $this->strange(quoted($message));
+                }
+                [, $answered, $error, $result] = $message;
+                if ($answered === null) {
+                    throw new ProtocolException(
+                        "the daemon at {$this->path} ended the connection: " . self::lastWords($error)
+                    );
+                }
+                if ($answered !== $id) {
+                    throw $this->strange('an answer to request ' . quoted($answered) . ', which awaits none');
+                }
+                $this->reusable = $this->isSent() && $unpacker->isEmpty();
+                return [$error, $result];
+            }
+        }
+
+        /** Whether another request may be sent: not if the last one was refused before it was sent in full. */
+        public function isReusable(): bool
+        {
+            return $this->reusable;
+        }
+
+        public function close(): void
+        {
+            \fclose($this->stream);
+        }
+
+        private function isSent(): bool
+        {
+            return $this->sent === \strlen($this->request);
+        }
+
+        private function send(): void
+        {
+            $taken = self::quietly(
+                fn () => \fwrite($this->stream, \substr($this->request, $this->sent, self::WRITE_BYTES))
+            );
+            // A write that fails has taken nothing; one that is cut short returns its count.
+            if ($taken === false) {
+                $this->deaf = true;
+            } else {
+                $this->sent += $taken;
+            }
+        }
+
+        /** Wait for the next bytes of the answer, sending what is left of the request meanwhile. */
+        private function receive(Deadline $deadline): string
+        {
+            while (true) {
+                $left = $deadline->left();
+                if ($left === 0) {
+                    throw new TimeoutException(
+                        "the daemon at {$this->path} did not answer within {$deadline->seconds} s; "
+                        . ($this->sent === 0 ? 'nothing was sent' : 'what was asked may still be carried out')
+                    );
+                }
+                [$readable, $writable] = $this->wait($left, !$this->isSent() && !$this->deaf);
+                if ($writable) {
+                    $this->send();
+                }
+                if ($readable) {
+                    $data = self::quietly(fn () => \fread($this->stream, self::READ_BYTES));
+                    if ($data !== false && $data !== '') {
+                        return $data;
+                    }
+                    throw new ProtocolException(
+                        "the daemon at {$this->path} hung up before it answered;"
+                        . ' what was asked may have been carried out, or not'
+                    );
+                }
+            }
+        }
+
+        /**
+         * Wait until there is something to read, or room to write.
+         *
+         * @return array{bool, bool} whether it can be read and written; neither if the time is up or a signal came
+         */
+        private function wait(int $microseconds, bool $toWrite = false): array
+        {
+            $read = [$this->stream];
+            $write = $toWrite ? [$this->stream] : [];
+            $except = [];
+            $seconds = \intdiv($microseconds, 1_000_000);
+            $ready = self::quietly(static function () use (&$read, &$write, &$except, $seconds, $microseconds) {
+                return \stream_select($read, $write, $except, $seconds, $microseconds % 1_000_000);
+            }, $warning);
+            if ($ready === false) {
+                if (!\str_contains($warning ?? '', '[' . self::EINTR . ']')) {
+                    throw new NoDaemonException("cannot wait for the daemon at {$this->path}: {$warning}");
+                }
+                return [false, false];
+            }
+            return [$read !== [], $write !== []];
+        }
+
+        private function strange(string $what, ?\Throwable $cause = null): ProtocolException
+        {
+            return new ProtocolException(
+                "the daemon at {$this->path} sent what is not its protocol: {$what}. Is this realtimed's --socket?",
+                previous: $cause
+            );
+        }
+
+        private static function lastWords(mixed $error): string
+        {
+            $isError = \is_array($error) && \is_string($error['code'] ?? null) && \is_string($error['message'] ?? null);
+            return $isError ? "{$error['message']} ({$error['code']})" : quoted($error);
+        }
+
+        /** Say why nothing could be reached at a path, and what to look at. */
+        private static function whyNot(string $path, int $errno, string $error): string
+        {
+            if ($errno === self::ENOENT) {
+                return "no daemon at {$path}: there is no such file. Is realtimed running, and is this its --socket?"
+                    . ' Clients look where REALTIME_SOCKET says'
+                    . (\preg_match('~^/(var/)?tmp/~', $path) ? '. A service with PrivateTmp sees another /tmp' : '');
+            }
+            \clearstatcache(true, $path);
+            $status = self::quietly(static fn () => \stat($path));
+            if ($errno === self::ECONNREFUSED) {
+                if ($status !== false && ($status['mode'] & 0170000) !== 0140000) {
+                    return "no daemon at {$path}: this file is not a socket";
+                }
+                return "no daemon at {$path}: the socket is left from one that has ended."
+                    . ' Start realtimed, which replaces it';
+            }
+            if ($errno === self::EACCES) {
+                $user = \function_exists('posix_geteuid') ? self::userName(\posix_geteuid()) : 'that PHP runs as';
+                if ($status === false) {
+                    return "cannot reach {$path}: the user {$user} may not enter a directory on the way";
+                }
+                $mode = \sprintf('%04o', $status['mode'] & 07777);
+                return "cannot open {$path}: the user {$user} may not write to this socket, which has mode {$mode},"
+                    . ' owner ' . self::userName($status['uid']) . ' and group ' . self::groupName($status['gid'])
+                    . '. Add the user to the group, or start realtimed with another --socket-group or --socket-mode';
+            }
+            return "cannot connect to {$path}: {$error}";
+        }
+
+        private static function userName(int $uid): string
+        {
+            $user = \function_exists('posix_getpwuid') ? \posix_getpwuid($uid) : false;
+            return $user === false ? (string) $uid : $user['name'];
+        }
+
+        private static function groupName(int $gid): string
+        {
+            $group = \function_exists('posix_getgrgid') ? \posix_getgrgid($gid) : false;
+            return $group === false ? (string) $gid : $group['name'];
+        }
+
+        /**
+         * Do something that PHP may warn about, and keep the warning from the application.
+         *
+         * An @ would not do that: it is up to the application's error handler whether to heed it.
+         *
+         * @template T
+         * @param \Closure(): T $operation
+         * @param-out string|null $warning
+         * @return T
+         */
+        private static function quietly(\Closure $operation, ?string &$warning = null): mixed
+        {
+            $warning = null;
+            \set_error_handler(static function (int $level, string $text) use (&$warning): bool {
+                $warning = $text;
+                return true;
+            });
+            try {
+                return $operation();
+            } finally {
+                \restore_error_handler();
+            }
+        }
+    }
+
+    /**
+     * Turns values into MessagePack (https://github.com/msgpack/msgpack/blob/master/spec.md).
+     *
+     * @internal
+     */
+    final class MessagePack
+    {
+        /** Every string becomes a str, whatever its bytes; {@see Bytes} become a bin. A list becomes an array. */
+        public static function pack(mixed $value): string
+        {
+            return match (true) {
+                $value === null => "\xc0",
+                $value === false => "\xc2",
+                $value === true => "\xc3",
+                \is_int($value) => self::packInt($value),
+                \is_float($value) => \pack('CE', 0xcb, $value),
+                \is_string($value) => self::header(\strlen($value), 0xa0, 32, 0xd9, 0xda, 0xdb) . $value,
+                $value instanceof Bytes => self::header(\strlen($value->bytes), 0, 0, 0xc4, 0xc5, 0xc6) . $value->bytes,
+                \is_array($value) => self::packArray($value),
+                default => throw new \TypeError('no MessagePack is made of ' . \get_debug_type($value)),
+            };
+        }
+
+        private static function packInt(int $value): string
+        {
+            return match (true) {
+                $value >= 2 ** 32 => \pack('CJ', 0xcf, $value),
+                $value >= 2 ** 16 => \pack('CN', 0xce, $value),
+                $value >= 2 ** 8 => \pack('Cn', 0xcd, $value),
+                $value >= 2 ** 7 => \pack('CC', 0xcc, $value),
+                $value >= -(2 ** 5) => \pack('c', $value),
+                $value >= -(2 ** 7) => \pack('Cc', 0xd0, $value),
+                $value >= -(2 ** 15) => \pack('Cn', 0xd1, $value),
+                $value >= -(2 ** 31) => \pack('CN', 0xd2, $value),
+                default => \pack('CJ', 0xd3, $value),
+            };
+        }
+
+        /** @param array<mixed> $value */
+        private static function packArray(array $value): string
+        {
+            if (\array_is_list($value)) {
+                return self::header(\count($value), 0x90, 16, null, 0xdc, 0xdd)
+                    . \implode('', \array_map(self::pack(...), $value));
+            }
+            $packed = self::header(\count($value), 0x80, 16, null, 0xde, 0xdf);
+            foreach ($value as $key => $item) {
+                $packed .= self::pack($key) . self::pack($item);
+            }
+            return $packed;
+        }
+
+        /**
+         * What stands before the contents: the type and the length.
+         *
+         * A length below `$short` is put into the byte `$type`; others follow `$byte8`, `$byte16` or `$byte32`, in as
+         * many bits.
+         */
+        private static function header(
+            int $length,
+            int $type,
+            int $short,
+            ?int $byte8,
+            int $byte16,
+            int $byte32,
+        ): string {
+            return match (true) {
+                $length < $short => \chr($type | $length),
+                $byte8 !== null && $length < 2 ** 8 => \pack('CC', $byte8, $length),
+                $length < 2 ** 16 => \pack('Cn', $byte16, $length),
+                $length < 2 ** 32 => \pack('CN', $byte32, $length),
+                default => throw new \LengthException('MessagePack has no lengths of 4 GiB and more'),
+            };
+        }
+    }
+
+    /**
+     * Turns a stream of MessagePack into values, getting the stream's bytes as it needs them.
+     *
+     * @internal
+     */
+    final class Unpacker
+    {
+        /** Bytes, or elements, that one value may announce; PHP's memory_limit is commonly twice that. */
+        private const LENGTH_LIMIT = 64 * 2 ** 20;
+
+        private const DEPTH_LIMIT = 64;
+
+        // What is still to be read is `$buffer` from `$at` on.
+        private string $buffer = '';
+        private int $at = 0;
+
+        /** @param \Closure(): string $more returns the next bytes, at least one */
+        public function __construct(private readonly \Closure $more)
+        {
+        }
+
+        /** Whether nothing has come but what was read. */
+        public function isEmpty(): bool
+        {
+            return $this->at === \strlen($this->buffer);
+        }
+
+        /**
+         * Read the next value; bin becomes {@see Bytes}.
+         *
+         * @throws \UnexpectedValueException for what is not MessagePack, or is nothing that PHP can hold
+         */
+        public function value(int $depth = 0): mixed
+        {
+            $type = $this->unsigned('C', 1);
+            return match (true) {
+                $type < 0x80 => $type,
+                $type < 0x90 => $this->map($type & 0x0f, $depth),
+                $type < 0xa0 => $this->list($type & 0x0f, $depth),
+                $type < 0xc0 => $this->bytes($type & 0x1f),
+                $type >= 0xe0 => $type - 2 ** 8,
+                default => match ($type) {
+                    0xc0 => null,
+                    0xc2 => false,
+                    0xc3 => true,
+                    0xc4 => new Bytes($this->bytes($this->unsigned('C', 1))),
+                    0xc5 => new Bytes($this->bytes($this->unsigned('n', 2))),
+                    0xc6 => new Bytes($this->bytes($this->unsigned('N', 4))),
+                    0xca => \unpack('G', $this->bytes(4))[1],
+                    0xcb => \unpack('E', $this->bytes(8))[1],
+                    0xcc => $this->unsigned('C', 1),
+                    0xcd => $this->unsigned('n', 2),
+                    0xce => $this->unsigned('N', 4),
+                    0xcf => $this->unsigned('J', 8),
+                    0xd0 => $this->signed('C', 1),
+                    0xd1 => $this->signed('n', 2),
+                    0xd2 => $this->signed('N', 4),
+                    0xd3 => $this->signed('J', 8),
+                    0xd9 => $this->bytes($this->unsigned('C', 1)),
+                    0xda => $this->bytes($this->unsigned('n', 2)),
+                    0xdb => $this->bytes($this->unsigned('N', 4)),
+                    0xdc => $this->list($this->unsigned('n', 2), $depth),
+                    0xdd => $this->list($this->unsigned('N', 4), $depth),
+                    0xde => $this->map($this->unsigned('n', 2), $depth),
+                    0xdf => $this->map($this->unsigned('N', 4), $depth),
+                    0xc1 => throw new \UnexpectedValueException('the byte 0xc1, which has no meaning in MessagePack'),
+                    default => throw new \UnexpectedValueException('an extension type of MessagePack'),
+                },
+            };
+        }
+
+        /** @return list<mixed> */
+        private function list(int $count, int $depth): array
+        {
+            self::check($count, $depth);
+            $list = [];
+            for ($i = 0; $i < $count; $i++) {
+                $list[] = $this->value($depth + 1);
+            }
+            return $list;
+        }
+
+        /** @return array<mixed> */
+        private function map(int $count, int $depth): array
+        {
+            self::check($count, $depth);
+            $map = [];
+            for ($i = 0; $i < $count; $i++) {
+                $key = $this->value($depth + 1);
+                if (!\is_int($key) && !\is_string($key)) {
+                    throw new \UnexpectedValueException('a map with a key that PHP cannot have: ' . quoted($key));
+                }
+                $map[$key] = $this->value($depth + 1);
+            }
+            return $map;
+        }
+
+        private static function check(int $length, int $depth): void
+        {
+            if ($length > self::LENGTH_LIMIT) {
+                throw new \UnexpectedValueException("a value of {$length} bytes or elements; that is too large");
+            }
+            if ($depth > self::DEPTH_LIMIT) {
+                throw new \UnexpectedValueException('arrays in arrays, too deep');
+            }
+        }
+
+        private function signed(string $format, int $width): int
+        {
+            $value = \unpack($format, $this->bytes($width))[1];
+            return $width < 8 && $value >= 2 ** (8 * $width - 1) ? $value - 2 ** (8 * $width) : $value;
+        }
+
+        private function unsigned(string $format, int $width): int
+        {
+            $value = \unpack($format, $this->bytes($width))[1];
+            if ($value < 0) {
+                throw new \UnexpectedValueException('an integer above PHP_INT_MAX');
+            }
+            return $value;
+        }
+
+        private function bytes(int $length): string
+        {
+            self::check($length, 0);
+            if (\strlen($this->buffer) - $this->at < $length) {
+                $this->buffer = \substr($this->buffer, $this->at);
+                $this->at = 0;
+                do {
+                    $this->buffer .= ($this->more)();
+                } while (\strlen($this->buffer) < $length);
+            }
+            $bytes = \substr($this->buffer, $this->at, $length);
+            $this->at += $length;
+            return $bytes;
+        }
+    }
+
+    /**
+     * A value as it may stand in an error: in printable ASCII, and not long.
+     *
+     * @internal
+     */
+    function quoted(mixed $value): string
+    {
+        if ($value instanceof Bytes) {
+            $value = $value->bytes;
+        }
+        $options = \JSON_PARTIAL_OUTPUT_ON_ERROR | \JSON_INVALID_UTF8_SUBSTITUTE | \JSON_UNESCAPED_SLASHES;
+        $shown = (string) \json_encode($value, $options);
+        return \strlen($shown) <= 60 ? $shown : \substr($shown, 0, 60) . '...';
+    }
+}
+
+namespace {
+
+    if (!\function_exists('broadcast')) {
+        /**
+         * Send a text to all clients that watch the channel, and return once the daemon has taken it.
+         *
+         * @throws Realtime\RealtimeException
+         */
+        function broadcast(string $channel, string $message): void
+        {
+            Realtime\broadcast($channel, $message);
+        }
+    }
+}
