@@ -21,6 +21,9 @@ from tests.stack import (
 OPEN_FILES_NEEDED = 8192
 """What the largest test opens: a thousand WebSockets, each a socket of the test, two of Caddy and one of the daemon."""
 
+LOG_LINES_SHOWN = 100
+"""How much of each part's log is shown below a test that failed."""
+
 
 @pytest.fixture(scope="session", autouse=True)
 def many_open_files() -> None:
@@ -75,5 +78,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     directory = item.funcargs.get("runtime_dir") if isinstance(item, pytest.Function) else None
     if report.failed and isinstance(directory, Path):
         for log in sorted(directory.glob("*.log")):
-            report.sections.append((log.name, log.read_text("utf-8", "replace")))
+            lines = log.read_text("utf-8", "replace").splitlines()
+            report.sections.append((f"end of {log.name}", "\n".join(lines[-LOG_LINES_SHOWN:])))
     return report
