@@ -423,8 +423,9 @@ namespace Realtime {
             while (true) {
                 $errno = 0;
                 $error = '';
-                $stream = self::quietly(static function () use ($path, $deadline, &$errno, &$error) {
-                    return \stream_socket_client("unix://{$path}", $errno, $error, $deadline->seconds);
+                $left = $deadline->left();
+                $stream = self::quietly(static function () use ($path, $left, &$errno, &$error) {
+                    return \stream_socket_client("unix://{$path}", $errno, $error, $left / 1e6);
                 });
                 if ($stream !== false) {
                     return new self($stream, $path);
@@ -433,7 +434,6 @@ namespace Realtime {
                     throw new NoDaemonException(self::whyNot($path, $errno, $error));
                 }
                 // The daemon's queue of new connections is full, and the kernel tells nobody when there is room.
-                $left = $deadline->left();
                 if ($left === 0) {
                     throw new TimeoutException(
                         "the daemon at {$path} did not accept the connection within {$deadline->seconds} s;"
