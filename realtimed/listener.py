@@ -23,10 +23,13 @@ __all__ = ["SocketListener", "open_listener"]
 _LISTEN_QUEUE: Final = 4096
 """Connections the kernel keeps until they are accepted; it takes the lower of this and net.core.somaxconn."""
 
+_BATCH: Final = 64
+"""Connections that are accepted in one go before other tasks get their turn."""
+
 StreamT = TypeVar("StreamT", bound=trio.abc.Stream)
 
 
-class SocketListener(trio.abc.Listener[StreamT], Generic[StreamT]):
+class SocketListener(trio.abc.AsyncResource, Generic[StreamT]):
     """Accepts connections and wraps them. Closing it unlinks its Unix socket, if the path still leads there."""
 
     def __init__(self, sock: socket.socket, wrap: Callable[[socket.socket], StreamT], path: Path | None = None) -> None:
@@ -43,18 +46,26 @@ class SocketListener(trio.abc.Listener[StreamT], Generic[StreamT]):
         host, port = self._socket.getsockname()[:2]
         return Address(host=host, port=port)
 
-    async def accept(self) -> StreamT:
-        """See `trio.abc.Listener`."""
-        while True:
-            await trio.lowlevel.wait_readable(self._socket)
-            try:
+    async def accept(self) -> list[StreamT]:
+        """Wait for connections and return those that are there, up to a limit; possibly none.
+
+        Raises `OSError` when the process or the system can have no more of them for now.
+        """
+        await trio.lowlevel.wait_readable(self._socket)
+        accepted: list[StreamT] = []
+        try:
+            while len(accepted) < _BATCH:
                 sock, _ = self._socket.accept()
-            except (BlockingIOError, ConnectionAbortedError):
-                continue  # it went away while it was waiting
-            sock.setblocking(False)
-            if sock.family != socket.AF_UNIX:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return self._wrap(sock)
+                sock.setblocking(False)
+                if sock.family != socket.AF_UNIX:
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                accepted.append(self._wrap(sock))
+        except (BlockingIOError, ConnectionAbortedError):
+            pass  # these are all, or the next one went away while it was waiting
+        except OSError:
+            if not accepted:
+                raise
+        return accepted
 
     async def aclose(self) -> None:
         """See `trio.abc.AsyncResource`."""

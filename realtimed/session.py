@@ -70,13 +70,17 @@ class Session:
                 websocket = await self._shake_hands()
                 if websocket is not None:
                     await self._converse(websocket)
-                with trio.move_on_after(self._config.close_timeout):
+                    # The library's reader ends with the peer's Close or end of file, the drain task with the backlog.
+                    self._limit_the_end()
+                else:
+                    self._limit_the_end()
                     await self.stream.flush()
-                self._nursery.cancel_scope.cancel()
+                    self._nursery.cancel_scope.cancel()
         finally:
             self._hub.leave(self.stream)
             self._sessions.members.pop(self.id, None)
             self.stream.shut()
+            self._let_go()
 
     def describe(self) -> dict[str, object]:
         """Return what the ``clients`` command shows."""
@@ -102,6 +106,12 @@ class Session:
             self.stream.write(self._conversation.farewell("restart", retry_after))
             self._end(CloseCode.RESTARTING, f"restarting, come back in {retry_after * 1000:.0f} ms")
 
+    def _let_go(self) -> None:
+        """Break the circles of references, so that memory comes back at once and not with the garbage collector."""
+        self.stream.detach()
+        del self._nursery
+        self._websocket = self._conversation = None
+
     # What the stream tells its owner.
 
     def slow(self, reason: str) -> None:
@@ -123,10 +133,8 @@ class Session:
             self._note_refusal("not a valid WebSocket handshake")  # the library has answered 400 or 426
             self.stream.seal()
             self._handshake.cancel()
-        elif self._websocket is not None and self._websocket.closed is not None and not self.stream.sealed:
-            # The peer broke RFC 6455, and the library hangs up without a word.
-            ending = self._websocket.closed
-            self.close(ending.code, ending.reason or "")
+        else:
+            self._follow_library()
 
     # The handshake.
 
@@ -231,16 +239,33 @@ class Session:
                     else:
                         if answer:
                             self.stream.write(answer)
-        except ConnectionClosed as ending:
-            if ending.reason is not None:
-                self._note_end(ending.reason.code, ending.reason.reason or "")
+        except ConnectionClosed:
+            self._follow_library()
+
+    def _follow_library(self) -> None:
+        """Take note of how the library saw the connection end.
+
+        From a peer that breaks RFC 6455 the library hangs up without a word: then the Close is ours to write.
+        """
+        ending = self._websocket.closed if self._websocket is not None else None
+        if ending is None:
+            return
+        if ending.code in (CloseCode.PROTOCOL_ERROR, CloseCode.INVALID_DATA):
+            self.close(ending.code, ending.reason or "")
+        else:
+            self._note_end(ending.code, ending.reason or "")
 
     def _end(self, code: int, reason: str, *, drop_unsent: bool = False) -> None:
         """Write the Close and give the peer until the deadline to answer it."""
         if self._note_end(code, reason):
             self._hub.leave(self.stream)
             self.stream.finish(close_frame(code, reason), drop_unsent=drop_unsent)
-            self._nursery.cancel_scope.deadline = trio.current_time() + self._config.close_timeout
+            self._limit_the_end()
+
+    def _limit_the_end(self) -> None:
+        """Whatever the peer does from now on, the connection is over by the close-timeout."""
+        scope = self._nursery.cancel_scope
+        scope.deadline = min(scope.deadline, trio.current_time() + self._config.close_timeout)
 
     def _note_end(self, code: int, reason: str) -> bool:
         """Count and log why the connection ends; return whether this is the first reason."""

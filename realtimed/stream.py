@@ -123,6 +123,10 @@ class QueuedStream(trio.abc.Stream):
         self._nursery = nursery
         self._owner = owner
 
+    def detach(self) -> None:
+        """Forget nursery and owner, after `shut`."""
+        del self._nursery, self._owner
+
     def peer(self) -> tuple[str, tuple[int, int, int] | None]:
         """Return the peer's network address ("" on a Unix socket) and its (pid, uid, gid) (None on TCP)."""
         if self._socket.family == socket.AF_UNIX:

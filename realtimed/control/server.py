@@ -104,6 +104,8 @@ class Connection:
             self._hub.leave(self.stream)
             self._service.connections.remove(self)
             self.stream.shut()
+            self.stream.detach()
+            del self._nursery  # it leads back here
 
     # What the stream tells its owner.
 

@@ -175,7 +175,10 @@ class Decoder:
             return b""
         self._partial += unfinished
         rest = self._walker.feed(unfinished)
-        return self._let_go(rest, messages, cause) if cause is not None or self._walker.oversized else b""
+        try:
+            return self._let_go(rest, messages, cause) if cause is not None or self._walker.oversized else b""
+        finally:
+            del cause  # it leads back to this frame, and from there to all that is waiting for the result
 
     def _let_go(self, rest: bytes, messages: list[Message], cause: Exception | None) -> bytes:
         """Report the command at hand as oversized, and skip what is to come of it; return what lies behind it."""
