@@ -32,7 +32,7 @@ export class FakeClock {
         break;
       }
       this.#timers.delete(timer);
-      this.#time = due.at;
+      this.#time = Math.max(this.#time, due.at);
       due.callback();
     }
     this.#time = end;
