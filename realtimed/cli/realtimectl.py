@@ -234,7 +234,7 @@ def disconnect(
     daemon: _Daemon,
     client_id: Annotated[str, typer.Argument(metavar="CLIENT", help="As `clients` shows it.", show_default=False)],
     code: Annotated[
-        int, typer.Option(metavar="CODE", help="The close code: 1000, 1001, or 3000 to 4999.")
+        int, typer.Option(metavar="CODE", min=1000, max=4999, help="The close code: 1000, 1001, or 3000 to 4999.")
     ] = NOT_ALLOWED,
     reason: Annotated[
         str | None, typer.Option(metavar="TEXT", help="The close reason, which the client sees.", show_default=False)
@@ -293,7 +293,7 @@ def ping(daemon: _Daemon) -> None:
     if daemon.json:
         _print_json({"milliseconds": milliseconds})
     else:
-        typer.echo(f"the daemon at {client.socket} answered after {milliseconds:g} ms")
+        typer.echo(f"the daemon at {_visible(client.socket)} answered after {milliseconds:g} ms")
 
 
 @_command

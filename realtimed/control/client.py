@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import realtimed.control.calls as calls
 from realtimed.control.calls import Call, ChannelInfo, ChannelMessage, ClientInfo, Position, Receipt
@@ -22,6 +22,9 @@ from realtimed.errors import RefusedError, RequestTimeoutError
 __all__ = ["Client", "Subscription", "broadcast"]
 
 _T = TypeVar("_T")
+
+_LONGEST_POLL: Final = 86_400.0
+"""Seconds of one poll(2), which counts milliseconds in an int. Who waits longer asks again."""
 
 
 class Client:
@@ -214,7 +217,7 @@ def _block(wait: Wait) -> None:
         return
     poll = select.poll()
     poll.register(wait.sock, select.POLLIN | (select.POLLOUT if wait.writable else 0))
-    poll.poll(None if wait.seconds == math.inf else math.ceil(wait.seconds * 1000))
+    poll.poll(math.ceil(min(wait.seconds, _LONGEST_POLL) * 1000))
 
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
