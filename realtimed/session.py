@@ -44,6 +44,22 @@ log = logging.getLogger(__name__)
 class Session:
     """One client, from the first byte to the last. It is its stream's owner."""
 
+    __slots__ = (
+        "_address",
+        "_closed",
+        "_config",
+        "_conversation",
+        "_handshake",
+        "_hub",
+        "_nursery",
+        "_sessions",
+        "_websocket",
+        "connected_since",
+        "id",
+        "number",
+        "stream",
+    )
+
     # `_nursery` holds the library's reader and the stream's drain task. Its deadline is set when the connection is
     # closing: whatever the peer does then, it ends. `_closed` is set by the first to end the connection.
 
@@ -90,7 +106,7 @@ class Session:
             "channels": sorted(channel.name for channel in self.stream.channels),
             "address": self._address,
             "connected_since": self.connected_since,
-            "pending": self.stream.backlog,
+            "pending": self.stream.pending,
         }
 
     def close(self, code: int, reason: str) -> None:
@@ -254,6 +270,7 @@ class Session:
             self.close(ending.code, ending.reason or "")
         else:
             self._note_end(ending.code, ending.reason or "")
+            self.stream.seal()
 
     def _end(self, code: int, reason: str, *, drop_unsent: bool = False) -> None:
         """Write the Close and give the peer until the deadline to answer it."""
@@ -309,7 +326,7 @@ async def heartbeat(sessions: Sessions, config: Config) -> None:
         for count, session in enumerate(list(sessions.members.values()), 1):
             if session.stream.heard_at < silent_since:
                 session.close(CloseCode.SILENT, f"nothing heard from you for {config.silence_timeout:g} s")
-            elif session.number % shares == turn and not session.stream.backlog:
+            elif session.number % shares == turn and not session.stream.pending:
                 session.stream.write(PING)
             if count % _SWEEP == 0:
                 await trio.lowlevel.checkpoint()

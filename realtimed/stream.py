@@ -12,6 +12,7 @@ So a fan-out costs one call a subscriber, and nobody who reads has a queue, a ta
 
 from __future__ import annotations
 
+import math
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -58,6 +59,53 @@ class Backlogs:
             await self._waiting.park()
 
 
+class _Backlog:
+    """What one client has not taken yet, in the order written."""
+
+    __slots__ = ("drained", "entries", "sent", "size")
+
+    # Invariants: `entries` holds (time of arrival, bytes); the first `sent` bytes of its head are gone already. `size`
+    # is the number of bytes that still wait. `drained` is set when the stream has let go of this backlog.
+
+    def __init__(self) -> None:
+        self.entries: deque[tuple[float, bytes]] = deque()
+        self.sent = 0
+        self.size = 0
+        self.drained = trio.Event()
+
+    def add(self, data: bytes, sent: int) -> int:
+        """Append `data`, of which the first `sent` bytes are gone; return by how much the size has grown."""
+        if not self.entries:
+            self.sent = sent
+        self.entries.append((trio.current_time(), data))
+        self.size += len(data) - sent
+        return len(data) - sent
+
+    def buffers(self) -> list[bytes | memoryview]:
+        """Return what to send next."""
+        buffers: list[bytes | memoryview] = [data for _, data in islice(self.entries, _BUFFERS_PER_SEND)]
+        buffers[0] = memoryview(buffers[0])[self.sent :]
+        return buffers
+
+    def took(self, count: int) -> None:
+        """Take note that the first `count` bytes of `buffers` are gone."""
+        self.size -= count
+        self.sent += count
+        while self.entries and self.sent >= len(self.entries[0][1]):
+            self.sent -= len(self.entries.popleft()[1])
+
+    def drop_unsent_frames(self) -> int:
+        """Keep only the rest of the frame that is partly sent; return how many bytes were dropped."""
+        arrived, data = self.entries[0]
+        end = frame_boundary(data, self.sent)
+        dropped = self.size - (end - self.sent)
+        self.size -= dropped
+        self.entries.clear()
+        if self.size:
+            self.entries.append((arrived, data[:end]))
+        return dropped
+
+
 class Owner(Protocol):
     """Who is told what happens to a stream. All calls return at once."""
 
@@ -81,24 +129,19 @@ class QueuedStream(trio.abc.Stream):
     """
 
     __slots__ = (
+        "_backlog",
         "_backlogs",
-        "_drained",
         "_nursery",
         "_owner",
-        "_queue",
         "_sealed",
-        "_sent",
         "_socket",
-        "backlog",
         "channels",
         "form",
         "heard_at",
         "transmit",
     )
 
-    # Invariants: `_queue` holds (time of arrival, bytes) in the order written; the first `_sent` bytes of its head are
-    # gone already. `backlog` is the number of bytes that still wait. While the queue is not empty, `_drained` is the
-    # event its drain task will set.
+    # Invariant: `_backlog` is there while something waits, and so is its drain task.
 
     channels: set[Channel]
     form: WireFormat
@@ -109,11 +152,8 @@ class QueuedStream(trio.abc.Stream):
         self._backlogs = backlogs
         self._owner: Owner
         self._nursery: trio.Nursery
-        self._queue: deque[tuple[float, bytes]] = deque()
-        self._sent = 0
-        self._drained: trio.Event | None = None
+        self._backlog: _Backlog | None = None
         self._sealed = False
-        self.backlog = 0
         self.channels = set()
         self.heard_at = trio.current_time()
         self.transmit = sock.send
@@ -135,6 +175,11 @@ class QueuedStream(trio.abc.Stream):
             return "", (pid, uid, gid)
         return str(self._socket.getpeername()[0]), None
 
+    @property
+    def pending(self) -> int:
+        """How many bytes wait for the peer."""
+        return self._backlog.size if self._backlog is not None else 0
+
     def write(self, data: bytes) -> None:
         """Send `data`, or keep what cannot be sent at once. Never waits."""
         try:
@@ -154,11 +199,10 @@ class QueuedStream(trio.abc.Stream):
 
     def hold(self, data: bytes, sent: int) -> None:
         """See `realtimed.hub.Subscriber`."""
-        self._sent = sent
-        self._drained = trio.Event()
+        self._backlog = _Backlog()
         self._backlogs.streams += 1
         self.transmit = self._append
-        self._nursery.start_soon(self._drain)
+        self._nursery.start_soon(self._drain, self._backlog)
         self._append(data, sent)
 
     def seal(self) -> None:
@@ -168,8 +212,8 @@ class QueuedStream(trio.abc.Stream):
 
     async def flush(self) -> None:
         """Wait until nothing is left to send."""
-        if self._drained is not None:
-            await self._drained.wait()
+        if self._backlog is not None:
+            await self._backlog.drained.wait()
 
     def shut(self) -> None:
         """Close the socket, whatever is left to send."""
@@ -198,12 +242,21 @@ class QueuedStream(trio.abc.Stream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """See `trio.abc.ReceiveStream`."""
-        # Waiting first also lets other tasks run, however much this peer sends.
-        await trio.lowlevel.wait_readable(self._socket)
+        while True:
+            await trio.lowlevel.wait_readable(self._socket)
+            data = self._receive_now(max_bytes)
+            if data is not None:
+                return data
+
+    def _receive_now(self, max_bytes: int | None) -> bytes | None:
+        """Receive what is there, or None if there is nothing after all.
+
+        Whoever calls this has waited, which lets other tasks run however much this peer sends.
+        """
         try:
             data = self._socket.recv(max_bytes or _RECEIVE_BYTES)
         except BlockingIOError:
-            return await self.receive_some(max_bytes)
+            return None
         except OSError as error:
             raise trio.BrokenResourceError(str(error)) from error
         self.heard_at = trio.current_time()
@@ -215,60 +268,51 @@ class QueuedStream(trio.abc.Stream):
         await trio.lowlevel.checkpoint()
 
     def _append(self, data: bytes, sent: int = 0) -> int:
-        """Queue what was or was not sent in part; take it all, as far as the caller is concerned."""
-        self._queue.append((trio.current_time(), data))
-        size = len(data) - sent
-        self.backlog += size
-        self._backlogs.add(size)
-        if self.backlog > self._backlogs.limit:
-            self._owner.slow(f"{self.backlog} bytes are waiting; the limit, max-backlog, is {self._backlogs.limit}")
+        """Queue what was sent in part or not at all; take it all, as far as the caller is concerned."""
+        if self._backlog is not None:
+            self._backlogs.add(self._backlog.add(data, sent))
+            if self._backlog.size > self._backlogs.limit:
+                self._owner.slow(f"{self.pending} bytes are waiting; the limit, max-backlog, is {self._backlogs.limit}")
         return len(data)
 
-    async def _drain(self) -> None:
-        """Send the queue as the peer makes room."""
-        while self._queue:
-            deadline = float("inf") if self._sealed else self._queue[0][0] + self._backlogs.timeout
+    async def _drain(self, backlog: _Backlog) -> None:
+        """Send the backlog as the peer makes room."""
+        while backlog.entries:
+            deadline = math.inf if self._sealed else backlog.entries[0][0] + self._backlogs.timeout
             with trio.CancelScope(deadline=deadline) as patience:
                 await trio.lowlevel.wait_writable(self._socket)
             if patience.cancelled_caught:
-                self._owner.slow(
-                    f"nothing could be sent for {self._backlogs.timeout:g} s; the limit is backlog-timeout"
-                )
+                self._owner.slow(f"a message has waited for {self._backlogs.timeout:g} s; the limit is backlog-timeout")
             else:
-                self._send_queue()
+                self._send_backlog(backlog)
         self._forget()
 
-    def _send_queue(self) -> None:
+    def _send_backlog(self, backlog: _Backlog) -> None:
         """Send what the kernel takes now."""
-        buffers: list[bytes | memoryview] = [data for _, data in islice(self._queue, _BUFFERS_PER_SEND)]
-        buffers[0] = memoryview(buffers[0])[self._sent :]
         try:
-            sent = self._socket.sendmsg(buffers)
+            sent = self._socket.sendmsg(backlog.buffers())
         except BlockingIOError:
             return
         except OSError:
             self._break()
             return
-        self.backlog -= sent
+        backlog.took(sent)
         self._backlogs.remove(sent)
-        self._sent += sent
-        while self._queue and self._sent >= len(self._queue[0][1]):
-            self._sent -= len(self._queue.popleft()[1])
 
     def _break(self) -> None:
+        """Give up on a peer that takes nothing any more."""
         self.seal()
-        self._queue.clear()
+        self._forget()
         self._owner.broken()
 
     def _forget(self) -> None:
-        """Return to the state without a backlog."""
-        self._queue.clear()
-        self._backlogs.remove(self.backlog)
-        self.backlog = 0
-        if self._drained is not None:
+        """Let go of the backlog, drained or not."""
+        if self._backlog is not None:
+            self._backlog.entries.clear()
+            self._backlogs.remove(self._backlog.size)
             self._backlogs.streams -= 1
-            self._drained.set()
-            self._drained = None
+            self._backlog.drained.set()
+            self._backlog = None
         if not self._sealed:
             self.transmit = self._socket.send
 
@@ -328,8 +372,8 @@ class ClientStream(QueuedStream):
         """Write a Close frame as the last of all frames. With `drop_unsent`, frames not begun yet are dropped."""
         if self._sealed:
             return
-        if drop_unsent and self._queue:
-            self._drop_unsent()
+        if drop_unsent and self._backlog is not None:
+            self._backlogs.remove(self._backlog.drop_unsent_frames())
         self.write(close)
         self.seal()
 
@@ -352,10 +396,14 @@ class ClientStream(QueuedStream):
         if self._gate is not None:
             await self._gate.wait()
         while not (self._sealed and self._meter.closing):
+            data: bytes | None
             if self._rest:
                 data, self._rest = self._rest, b""
             else:
-                data = await super().receive_some(max_bytes)
+                await trio.lowlevel.wait_readable(self._socket)
+                data = self._receive_now(max_bytes)
+            if data is None:
+                continue
             if not data:
                 break
             passed = self._inspect(data)
@@ -388,16 +436,3 @@ class ClientStream(QueuedStream):
                 f"the limit is {self.rate:g} messages a second (inbound-rate), {self.burst} at once (inbound-burst)",
             )
         return passed
-
-    def _drop_unsent(self) -> None:
-        """Keep of the queue only the rest of the frame that is partly sent."""
-        arrived, data = self._queue[0]
-        end = frame_boundary(data, self._sent)
-        self._queue.clear()
-        self._backlogs.remove(self.backlog)
-        self.backlog = end - self._sent
-        self._backlogs.add(self.backlog)
-        if self.backlog:
-            self._queue.append((arrived, data[:end]))
-        else:
-            self._sent = 0

@@ -246,7 +246,7 @@ async def test_a_backlog_has_a_deadline(runtime_dir: Path) -> None:
             assert isinstance(events[-1], CloseConnection)
             assert events[-1].code == CloseCode.SLOW_CONSUMER
             assert all(isinstance(event, TextMessage) for event in events[:-1])
-            assert "nothing could be sent for 0.2 s" in daemon.log
+            assert "a message has waited for 0.2 s" in daemon.log
 
 
 async def test_a_client_that_pauses_has_everything_in_order(daemon: Daemon) -> None:

@@ -13,6 +13,7 @@ import signal
 import socket
 import struct
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -80,6 +81,7 @@ class Php:
         assert process.stdin is not None
         assert process.stdout is not None
         self.pid = process.pid
+        self._process = process
         self._input = process.stdin
         self._output = process.stdout
 
@@ -90,8 +92,13 @@ class Php:
 
     def result(self) -> Any:
         """Return what the statements returned. Raises `PhpError`."""
-        line = self._output.readline()
-        assert line.startswith(b"{"), (line + self._output.read()).decode()
+        give_up = threading.Timer(2 * PATIENCE, self._process.kill)
+        give_up.start()
+        try:
+            line = self._output.readline()
+            assert line.startswith(b"{"), (line + self._output.read()).decode()
+        finally:
+            give_up.cancel()
         outcome = json.loads(line)
         if "kind" in outcome:
             raise PhpError(**outcome)
@@ -776,6 +783,22 @@ def test_a_clone_has_a_connection_of_its_own(listener: socket.socket, client: Ph
             second.answer(second.request(), "pong")
         first.answer(first.request(), "pong")
         client.result()
+
+
+def test_signals_do_not_disturb_a_call(listener: socket.socket, client: Php) -> None:
+    client.run(
+        "pcntl_async_signals(true);"
+        'pcntl_signal(SIGUSR1, static function (): void { echo \'{"result":"handled"}\', PHP_EOL; });'
+        "return 0;"
+    )
+    client.begin(BROADCAST)
+    with accepted(listener) as peer:
+        request = peer.request()
+        for _ in range(20):
+            os.kill(client.pid, signal.SIGUSR1)
+            assert client.result() == "handled"
+        peer.receipt(request, offset=7)
+        assert client.result() == 7
 
 
 def test_a_signal_handler_may_make_calls_in_the_middle_of_one(listener: socket.socket, client: Php) -> None:

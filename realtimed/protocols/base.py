@@ -23,6 +23,8 @@ class ViolationError(Exception):
 class Conversation(ABC):
     """One client's side of a protocol."""
 
+    __slots__ = ("hub", "subscriber")
+
     name: ClassVar[str]
     form: ClassVar[WireFormat]
 

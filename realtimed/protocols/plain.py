@@ -38,6 +38,8 @@ class _AsPublished:
 class Plain(Conversation):
     """One client that speaks the plain protocol."""
 
+    __slots__ = ()
+
     name = ""
     form: ClassVar[WireFormat] = _AsPublished()
 

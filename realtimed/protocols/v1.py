@@ -70,6 +70,8 @@ class _Enveloped:
 class RealtimeV1(Conversation):
     """One client that speaks `realtime.v1`."""
 
+    __slots__ = ()
+
     name = "realtime.v1"
     form: ClassVar[WireFormat] = _Enveloped()
 
