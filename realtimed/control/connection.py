@@ -124,7 +124,7 @@ class _Connection:
             return 0
 
     def begin(self, data: memoryview) -> int | None:
-        """Send as `send` does, if nothing is left from before; return None if not a byte could be sent for good."""
+        """Send as `send` does, on a connection kept from before; return None if it is of no use and took nothing."""
         if self._is_idle():
             sent = self.send(data)
             if not self.deaf:
@@ -280,10 +280,7 @@ class Line:
         try:
             return (yield from self._run(batch, deadline))
         except RealtimeError as error:
-            answered = len(batch.outcomes) - batch.unanswered
-            error.add_note(
-                f"{answered} broadcasts had been answered before; {batch.unanswered} more may have been carried out."
-            )
+            error.add_note(f"{len(batch.outcomes) - batch.unanswered} broadcasts had been answered before.")
             raise
 
     def _run(self, batch: Batch[_T], deadline: Deadline) -> Steps[list[_T | RefusedError]]:
