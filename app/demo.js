@@ -1,0 +1,314 @@
+/** The demo page: a panel for each channel, the state of the connection, and the form. */
+
+import { Realtime } from './realtime.js';
+
+const WEBSOCKETS = '/ws';
+
+/** Messages that a panel keeps; older ones make room. */
+const MESSAGES_SHOWN = 200;
+
+const element = id => document.getElementById(id);
+
+const realtime = new Realtime(WEBSOCKETS);
+
+// Channels. Their names are in the address of the page too, so that it can be loaded again, and passed on.
+
+/** @type {Map<string, Panel>} */
+const panels = new Map();
+
+class Panel {
+  #root = element('panel').content.firstElementChild.cloneNode(true);
+  #log = this.#root.querySelector('ol');
+  #count = this.#root.querySelector('.count');
+  #received = 0;
+  #unsubscribe;
+
+  /** Whether the reader is at the end, where the newest message is, and wants to stay there. */
+  #following = true;
+
+  constructor(channel) {
+    this.#root.querySelector('h3').textContent = channel;
+    this.#root.dataset.channel = channel;
+    this.#log.setAttribute('aria-label', `Messages of ${channel}`);
+    const button = this.#root.querySelector('button');
+    button.title = `Unsubscribe from ${channel}`;
+    button.setAttribute('aria-label', button.title);
+    button.addEventListener('click', () => {
+      unwatch(channel);
+      element('new-channel').focus();
+    });
+    this.#log.addEventListener('scroll', () => {
+      this.#following = this.#log.scrollHeight - this.#log.scrollTop - this.#log.clientHeight < 8;
+    });
+    this.hold();
+    element('panels').append(this.#root);
+    this.#unsubscribe = realtime.subscribe(channel, (message, { offset }) => this.#show(message, offset), {
+      onSubscribed: ({ missed }) => this.#listen(missed),
+      onError: error => {
+        unwatch(channel);
+        element('refusal').textContent = error.message;
+      },
+    });
+  }
+
+  /** Show that no messages come at the moment. */
+  hold() {
+    this.#root.dataset.state = 'pending';
+    this.#count.textContent = 'not subscribed yet';
+  }
+
+  remove() {
+    this.#unsubscribe();
+    this.#root.remove();
+  }
+
+  #listen(missed) {
+    this.#root.dataset.state = 'live';
+    this.#showCount();
+    if (missed) {
+      const note = document.createElement('li');
+      note.className = 'gap';
+      note.textContent = 'Subscribed again. Messages may be missing here.';
+      this.#append(note);
+    }
+  }
+
+  #show(message, offset) {
+    this.#received += 1;
+    this.#showCount();
+    const now = new Date();
+    const entry = document.createElement('li');
+    const number = document.createElement('span');
+    number.className = 'offset';
+    number.textContent = offset;
+    const content = document.createElement('span');
+    content.className = 'message';
+    content.textContent = typeof message === 'string' ? message : `${message.length} bytes: ${hexadecimal(message)}`;
+    const time = document.createElement('time');
+    time.dateTime = now.toISOString();
+    time.textContent = now.toLocaleTimeString([], { hour: '2-digit', minute: '2-digit', second: '2-digit' });
+    entry.append(number, content, time);
+    this.#append(entry);
+    pulse();
+  }
+
+  #showCount() {
+    const plural = this.#received === 1 ? '' : 's';
+    this.#count.textContent = this.#received === 0 ? 'listening' : `${this.#received} message${plural}`;
+  }
+
+  #append(entry) {
+    this.#log.append(entry);
+    while (this.#log.childElementCount > MESSAGES_SHOWN) {
+      this.#log.firstElementChild.remove();
+    }
+    if (this.#following) {
+      this.#log.scrollTop = this.#log.scrollHeight;
+    }
+  }
+}
+
+function hexadecimal(bytes) {
+  const shown = Array.from(bytes.subarray(0, 32), byte => byte.toString(16).padStart(2, '0')).join(' ');
+  return bytes.length > 32 ? `${shown} …` : shown;
+}
+
+function watch(channel) {
+  if (!panels.has(channel)) {
+    panels.set(channel, new Panel(channel));
+    channelsChanged();
+  }
+}
+
+function unwatch(channel) {
+  panels.get(channel)?.remove();
+  panels.delete(channel);
+  channelsChanged();
+}
+
+function channelsChanged() {
+  const address = new URL(location.href);
+  address.searchParams.delete('channel');
+  const options = [];
+  for (const channel of panels.keys()) {
+    address.searchParams.append('channel', channel);
+    const option = document.createElement('option');
+    option.value = channel;
+    options.push(option);
+  }
+  history.replaceState(null, '', address);
+  element('watched').replaceChildren(...options);
+}
+
+element('subscribe').addEventListener('submit', event => {
+  event.preventDefault();
+  const input = element('new-channel');
+  element('refusal').textContent = panels.has(input.value) ? `You are watching “${input.value}” already.` : '';
+  watch(input.value);
+  input.value = '';
+});
+
+const asked = new URL(location.href).searchParams.getAll('channel');
+for (const channel of asked.length > 0 ? asked : ['news']) {
+  watch(channel);
+}
+
+// The connection.
+
+const RESTARTING = 4503;
+const BROKEN = 1006;
+
+function stateInWords({ state, client, code, reason }) {
+  switch (state) {
+    case 'connecting':
+      return 'Connecting…';
+    case 'connected':
+      return `Connected as ${client}`;
+    case 'offline':
+      return 'This browser is offline';
+    case 'waiting':
+      return code === RESTARTING ? 'The server is restarting' : 'Not connected';
+    default:
+      return `Disconnected by the server: ${reason || 'no reason given'} (${code})`;
+  }
+}
+
+let countdown;
+
+function showConnection() {
+  const { status } = realtime;
+  element('connection').dataset.state = status.state;
+  element('state').textContent = stateInWords(status);
+  element('connect').hidden = status.state === 'connected' || status.state === 'connecting';
+  clearInterval(countdown);
+  const showCountdown = () => {
+    const { retryIn } = realtime.status;
+    element('countdown').textContent = retryIn === undefined ? '' : `next try in ${Math.ceil(retryIn / 1000)} s`;
+  };
+  showCountdown();
+  if (status.retryIn !== undefined) {
+    countdown = setInterval(showCountdown, 250);
+  }
+}
+
+function showTrouble(sentence) {
+  element('trouble').textContent = sentence;
+  element('trouble').hidden = sentence === '';
+}
+
+realtime.addEventListener('state', async ({ detail: { state, code } }) => {
+  showConnection();
+  if (state === 'connected') {
+    showTrouble('');
+    return;
+  }
+  for (const panel of panels.values()) {
+    panel.hold();
+  }
+  if (state === 'waiting' && code === BROKEN) {
+    const sentence = await diagnosis();
+    if (realtime.state !== 'connected') {
+      showTrouble(sentence);
+    }
+  }
+});
+
+/** A browser does not tell a page why a WebSocket could not be opened. A plain request for the same address does. */
+async function diagnosis() {
+  let response;
+  try {
+    // With GET the browser would not send the Origin, which is what may be wrong.
+    response = await fetch(WEBSOCKETS, { method: 'POST', cache: 'no-store', redirect: 'manual' });
+  } catch (error) {
+    if (error instanceof TypeError) {
+      return 'The web server cannot be reached. Is Caddy running?';
+    }
+    throw error;
+  }
+  switch (response.status) {
+    case 403:
+      return await response.text();
+    case 426:
+      return ''; // realtimed itself says that it wants a WebSocket: it is there again
+    case 502:
+    case 503:
+    case 504:
+      return `Caddy is there, but realtimed does not answer (${response.status}). Is it running, at the address that Caddy’s REALTIME_UPSTREAM names?`;
+    default:
+      return `There is no realtimed behind ${WEBSOCKETS}: the web server says ${response.status}.`;
+  }
+}
+
+element('connect').addEventListener('click', () => realtime.connect());
+showConnection();
+
+/** Let the sign at the top of the page send a wave. */
+function pulse() {
+  const sign = document.querySelector('.name svg');
+  for (const animation of sign.getAnimations({ subtree: true })) {
+    animation.cancel();
+  }
+  if (!matchMedia('(prefers-reduced-motion: reduce)').matches) {
+    sign.querySelectorAll('path').forEach((arc, index) => {
+      arc.animate({ opacity: [1, 0.15, 1] }, { duration: 500, delay: index * 120, easing: 'ease-out' });
+    });
+  }
+}
+
+// The form.
+
+const form = element('send');
+
+/** Broadcasts are sent one after the other, so that they arrive in the order in which they were made. */
+let sending = Promise.resolve();
+
+form.addEventListener('submit', event => {
+  event.preventDefault();
+  const content = new FormData(form);
+  sending = sending.then(() => send(content));
+  if (document.activeElement === element('message')) {
+    element('message').select(); // whoever types on, types the next message
+  }
+});
+
+async function send(content) {
+  const outcome = element('outcome');
+  try {
+    const response = await fetch(form.action, {
+      method: 'POST',
+      headers: { Accept: 'application/json' },
+      body: content,
+    });
+    const isJson = response.headers.get('Content-Type')?.startsWith('application/json');
+    const answer = isJson ? await response.json() : { error: `Not broadcast: the web server says ${response.status}.` };
+    outcome.textContent = answer.sentence ?? answer.error;
+    outcome.className = response.ok ? 'done' : 'failed';
+  } catch (error) {
+    if (!(error instanceof TypeError)) {
+      throw error;
+    }
+    outcome.textContent = 'Not broadcast: the web server cannot be reached.';
+    outcome.className = 'failed';
+  }
+}
+
+// The same in code, with the form's content quoted as each language wants it.
+
+const inPhp = text => `'${text.replace(/[\\']/g, '\\$&')}'`;
+const inShell = text => (/^[\w.,:/=@-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
+const inPython = text => JSON.stringify(text);
+
+function showCode() {
+  const channel = element('channel').value;
+  const message = element('message').value;
+  element('code-php').textContent = `broadcast(${inPhp(channel)}, ${inPhp(message)});`;
+  element('code-python').textContent = `broadcast(${inPython(channel)}, ${inPython(message)})`;
+  // What begins with a dash would be taken for an option, and a dash alone for standard input.
+  const shellChannel = (channel.startsWith('-') ? '-- ' : '') + inShell(channel);
+  element('code-shell').textContent = message.startsWith('-')
+    ? `printf %s ${inShell(message)} | realtimectl broadcast ${shellChannel} -`
+    : `realtimectl broadcast ${shellChannel} ${inShell(message)}`;
+}
+
+form.addEventListener('input', showCode);
+showCode();
