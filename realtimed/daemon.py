@@ -12,11 +12,11 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from importlib.metadata import version
 from typing import Final, TypeVar
 
 import trio
 
+from realtimed import __version__
 from realtimed.config import Address, Config
 from realtimed.control.server import Connection, Service
 from realtimed.fanout import FanOut
@@ -136,7 +136,7 @@ class Daemon:
         """Return what the ``info`` command shows."""
         config = self.config
         return {
-            "version": version("realtimed"),
+            "version": __version__,
             "pid": os.getpid(),
             "started": self.started,
             "protocols": ["plain", *PROTOCOLS],

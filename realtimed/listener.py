@@ -100,22 +100,19 @@ def open_listener(
 
 
 def _listen_unix(path: Path, mode: int, group: str | None) -> socket.socket:
-    """Listen at `path`, which appears with its mode and group in place, and only once it is listening."""
+    """Listen at `path`. Nobody can connect before its mode and group are in place, since it is not listening yet."""
     with _lock(path.parent):
-        _check_free(path)
+        _make_free(path)
         sock = socket.socket(socket.AF_UNIX)
-        made = path.with_name(f".{os.getpid()}")
         try:
-            made.unlink(missing_ok=True)
-            sock.bind(os.fspath(made))
+            sock.bind(os.fspath(path))
             try:
-                made.chmod(mode)
                 if group is not None:
-                    shutil.chown(made, group=group)
+                    shutil.chown(path, group=group)
+                path.chmod(mode)
                 sock.listen(_LISTEN_QUEUE)
-                made.rename(path)
             except OSError:
-                made.unlink(missing_ok=True)
+                path.unlink()
                 raise
         except OSError:
             sock.close()
@@ -134,8 +131,8 @@ def _lock(directory: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def _check_free(path: Path) -> None:
-    """Raise OSError unless `path` is free or a socket that nobody listens at."""
+def _make_free(path: Path) -> None:
+    """Remove a socket that nobody listens at. Raises `OSError` if there is anything else at `path`."""
     try:
         found = path.lstat().st_mode
     except FileNotFoundError:
@@ -147,6 +144,7 @@ def _check_free(path: Path) -> None:
         try:
             probe.connect(os.fspath(path))
         except ConnectionRefusedError:
+            path.unlink()
             return
         except TimeoutError:
             pass  # a daemon that is too busy to accept is alive

@@ -212,9 +212,13 @@ async def test_a_tcp_reset_in_mid_frame(runtime_dir: Path) -> None:
     ],
 )
 async def test_what_breaks_the_websocket_protocol_is_closed_with_its_code(
-    daemon: Daemon, frames: bytes, code: int
+    runtime_dir: Path, frames: bytes, code: int
 ) -> None:
-    async with undisturbed(daemon), raw_client(daemon.websocket_socket) as client:
+    async with (
+        running_daemon(runtime_dir, "--close-timeout", "0.2") as daemon,
+        undisturbed(daemon),
+        raw_client(daemon.websocket_socket) as client,
+    ):
         await client.stream.send_all(frames)
         assert await client.close_code() == code
 
@@ -407,8 +411,12 @@ async def test_bad_input_of_every_kind_over_and_over_leaves_the_memory_flat(runt
         assert resident_bytes(daemon) - before < 2 * MIB
 
 
-async def test_an_unfinished_binary_message_is_measured_as_well(daemon: Daemon) -> None:
-    async with undisturbed(daemon), raw_client(daemon.websocket_socket) as client:
+async def test_an_unfinished_binary_message_is_measured_as_well(runtime_dir: Path) -> None:
+    async with (
+        running_daemon(runtime_dir, "--close-timeout", "0.2") as daemon,
+        undisturbed(daemon),
+        raw_client(daemon.websocket_socket) as client,
+    ):
         part = BytesMessage(data=b"x" * 4000, message_finished=False)
         await client.send(part, part, part, part, part)
         assert await client.close_code() == CloseCode.MESSAGE_TOO_BIG

@@ -10,11 +10,11 @@ import subprocess
 import sys
 import threading
 import time
-import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import islice
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -969,4 +969,4 @@ def test_the_package_exports_what_it_says() -> None:
     assert dir(realtimed) == sorted(realtimed.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Cleint'"):
         getattr(realtimed, "Cleint")  # noqa: B009
-    assert realtimed.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert realtimed.__version__ == version("realtimed")

@@ -9,12 +9,12 @@ import inspect
 import logging
 import os
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from realtimed import __version__
 from realtimed.config import SETTINGS, Config, Setting, load
 from realtimed.errors import ConfigurationError
 
@@ -41,7 +41,7 @@ _EXIT_USAGE = 2
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"realtimed {version('realtimed')}")
+        typer.echo(f"realtimed {__version__}")
         raise typer.Exit
 
 

@@ -104,8 +104,9 @@ class AsyncClient:
             async for message in subscription:
                 print(message.channel, message.message)
         """  # noqa: D400
-        feed = await _run(Feed.open(self.socket, channels, Deadline(self._timeout)))
+        feed = Feed(self.socket)
         try:
+            await _run(feed.open(channels, Deadline(self._timeout)))
             yield AsyncSubscription(feed)
         finally:
             feed.close()

@@ -140,8 +140,9 @@ class Client:
             for message in subscription:
                 print(message.channel, message.message)
         """  # noqa: D400
-        feed = _run(Feed.open(self.socket, channels, Deadline(self._timeout)))
+        feed = Feed(self.socket)
         try:
+            _run(feed.open(channels, Deadline(self._timeout)))
             yield Subscription(feed)
         finally:
             feed.close()

@@ -369,54 +369,49 @@ def _take_answers(connection: _Connection, batch: Batch[Any], notifications: deq
 class Feed:
     """The messages of some channels, on a connection of their own."""
 
-    def __init__(
-        self, connection: _Connection, path: str, positions: dict[str, Position], notifications: deque[Notification]
-    ) -> None:
-        self.positions = positions
-        self._connection = connection
+    def __init__(self, path: str) -> None:
+        self.positions: dict[str, Position] = {}
         self._path = path
-        self._notifications = notifications
+        self._connection: _Connection | None = None
+        self._notifications: deque[Notification] = deque()
 
-    @classmethod
-    def open(cls, path: str, channels: Sequence[str], deadline: Deadline) -> Steps[Feed]:
-        """Connect and subscribe. Raises `RealtimeError`; if one channel is refused, that of the refusal."""
+    def open(self, channels: Sequence[str], deadline: Deadline) -> Steps[None]:
+        """Connect and subscribe. Raises `RealtimeError`; if one channel is refused, that of the refusal.
+
+        Whatever comes of it, `close` has to follow.
+        """
         if not channels:
             raise ValueError("subscribe needs at least one channel")
         names = list(dict.fromkeys(channels))
         batch = Batch(map(subscribe, names), request_ids())
-        notifications: deque[Notification] = deque()
-        connection = yield from _connect(path, deadline)
-        subscribed = False
-        try:
-            yield from _exchange(connection, path, batch, memoryview(b""), deadline, notifications)
-            positions = []
-            for outcome in batch.results():
-                if isinstance(outcome, RefusedError):
-                    raise outcome
-                positions.append(outcome)
-            subscribed = True
-            return cls(connection, path, dict(zip(names, positions, strict=True)), notifications)
-        finally:
-            if not subscribed:
-                connection.close()
+        self._connection = yield from _connect(self._path, deadline)
+        yield from _exchange(self._connection, self._path, batch, memoryview(b""), deadline, self._notifications)
+        for name, outcome in zip(names, batch.results(), strict=True):
+            if isinstance(outcome, RefusedError):
+                raise outcome
+            self.positions[name] = outcome
 
     def close(self) -> None:
-        """Close the connection."""
-        self._connection.close()
+        """Close the connection, if there is one."""
+        if self._connection is not None:
+            self._connection.close()
 
     def receive(self, deadline: Deadline) -> Steps[ChannelMessage | None]:
         """Return the next message, or None at the deadline. Raises `NoDaemonError` when the daemon hangs up."""
+        connection = self._connection
+        if connection is None:
+            raise ValueError("this feed is not open")
         while True:
             while self._notifications:
                 message = published(self._notifications.popleft())
                 if message is not None:
                     return message
-            if self._connection.ended:
+            if connection.ended:
                 raise NoDaemonError(
                     f"the daemon at {self._path} hung up: it has stopped, or these messages were read too slowly"
                 )
-            yield Wait(self._connection.sock, writable=False, seconds=deadline.left)
-            for arrived in self._connection.receive():
+            yield Wait(connection.sock, writable=False, seconds=deadline.left)
+            for arrived in connection.receive():
                 match arrived:
                     case Notification():
                         self._notifications.append(arrived)
