@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from itertools import islice
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
