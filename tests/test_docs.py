@@ -1,0 +1,73 @@
+"""The documentation says what is true: settings, codes, methods, counters and commands are those of the program."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from realtimed.config import SETTINGS
+from realtimed.frames import CloseCode
+from tests.clients import publisher
+from tests.stack import ROOT, Daemon
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text()
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+def test_every_setting_is_documented_as_the_help_shows_it(setting: object) -> None:
+    table = re.findall(
+        r"^\| `(--\S+) (\S+)` \| `(\S+)` \| (.+?) \| (.+?) \|$", read("docs/operations.md"), re.MULTILINE
+    )
+    rows = {row[0]: row for row in table}
+    assert set(rows) == {each.option for each in SETTINGS.values()}
+    each = next(known for known in SETTINGS.values() if known is setting)
+    option, metavar, variable, _, text = rows[each.option]
+    assert (option, metavar, variable, text) == (each.option, each.metavar, each.variable, each.help)
+
+
+def test_every_close_code_is_documented() -> None:
+    documented = {int(code) for code in re.findall(r"\b(\d{4})\b", read("docs/protocol.md").partition("## 5.")[2])}
+    assert set(CloseCode) - {CloseCode.NORMAL, CloseCode.GOING_AWAY} <= documented
+
+
+async def test_every_method_and_counter_is_documented(daemon: Daemon) -> None:
+    async with publisher(daemon.control_socket) as asking:
+        stats = await asking.call("stats")
+        refusal = await asking.call("no such method")
+        info = await asking.call("info")
+    operations, protocol = read("docs/operations.md"), read("docs/protocol.md")
+    assert [name for name in stats if f"`{name}`" not in operations] == []
+    methods = refusal["message"].partition("there are ")[2].split(", ")
+    assert len(methods) == 10
+    assert [name for name in methods if f"| `{name}` |" not in protocol] == []
+    assert [name for name in info if f'"{name}"' not in protocol] == []
+
+
+def test_the_commands_of_the_readme_exist() -> None:
+    realtimectl = Path(sys.executable).parent / "realtimectl"
+    commands = set(re.findall(r"^ +realtimectl (\w+)", read("README.md"), re.MULTILINE))
+    assert {"broadcast", "tail", "channels", "clients", "stats"} <= commands
+    for command in commands:
+        subprocess.run([realtimectl, command, "--help"], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        linked = document if not file else document.parent / file
+        assert linked.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", linked.read_text(), re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in anchors, target
