@@ -86,7 +86,7 @@ class Panel {
     content.textContent = typeof message === 'string' ? message : `${message.length} bytes: ${hexadecimal(message)}`;
     const time = document.createElement('time');
     time.dateTime = now.toISOString();
-    time.textContent = now.toLocaleTimeString([], { hour: '2-digit', minute: '2-digit', second: '2-digit' });
+    time.textContent = now.toTimeString().slice(0, 8);
     entry.append(number, content, time);
     this.#append(entry);
     pulse();

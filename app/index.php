@@ -48,11 +48,30 @@ print_head('realtimed: broadcast to every browser');
           <label for="message">Message</label>
           <input id="message" name="message" value="hello" required autocomplete="off">
         </div>
-        <button type="submit">Broadcast</button>
-        <output id="outcome" for="channel message"><?= escaped($outcome) ?></output>
+        <div class="doing">
+          <button type="submit">Broadcast</button>
+          <output id="outcome" for="channel message"><?= escaped($outcome) ?></output>
+        </div>
       </form>
+    </section>
 
-      <h2>The same in code</h2>
+    <section id="watching" aria-labelledby="watching-title">
+      <h2 id="watching-title">Channels</h2>
+      <form id="subscribe">
+        <div class="field">
+          <label for="new-channel">Watch another channel</label>
+          <input id="new-channel" required autocomplete="off" autocapitalize="off" spellcheck="false" placeholder="sport" aria-describedby="refusal">
+        </div>
+        <button type="submit" class="quiet">Subscribe</button>
+        <p id="refusal" role="alert"></p>
+      </form>
+      <div id="panels"></div>
+      <p class="note">Each of them is one line of JavaScript:
+        <code>realtime.subscribe('news', message =&gt; …)</code></p>
+    </section>
+
+    <section id="coding" aria-labelledby="coding-title">
+      <h2 id="coding-title">The same in code</h2>
       <dl id="code">
         <div>
           <dt>PHP</dt>
@@ -70,21 +89,6 @@ print_head('realtimed: broadcast to every browser');
         </div>
       </dl>
       <p class="note">The daemon is looked for at <code>/run/realtime.sock</code>, or where <code>REALTIME_SOCKET</code> says.</p>
-    </section>
-
-    <section id="watching" aria-labelledby="watching-title">
-      <h2 id="watching-title">Channels</h2>
-      <form id="subscribe">
-        <div class="field">
-          <label for="new-channel">Watch another channel</label>
-          <input id="new-channel" required autocomplete="off" autocapitalize="off" spellcheck="false" placeholder="sport" aria-describedby="refusal">
-        </div>
-        <button type="submit" class="quiet">Subscribe</button>
-        <p id="refusal" role="alert"></p>
-      </form>
-      <div id="panels"></div>
-      <p class="note">Each of them is one line of JavaScript:
-        <code>realtime.subscribe('news', message =&gt; …)</code></p>
     </section>
   </main>
 

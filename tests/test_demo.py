@@ -1,0 +1,525 @@
+"""The demo in a real Chromium, on the real daemon, PHP and Caddy.
+
+All tests here block: Playwright's blocking interface keeps an event loop of its own in this thread.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+
+import realtimed
+from tests.stack import (
+    APP,
+    ROOT,
+    Caddy,
+    Daemon,
+    find_php,
+    free_port,
+    running_caddy,
+    running_daemon,
+    running_php_fpm,
+    runtime_directory,
+)
+from tests.test_stack import processes_in
+
+PATIENCE: Final = 30
+"""Seconds within which whatever a test waits for has happened. Caddy alone waits 5 s for a daemon that is not there."""
+
+CHROMIUM_OPTIONS: Final = (
+    "--no-sandbox",  # it does not start as root otherwise
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Run the system's Chromium, or Playwright's if there is none."""
+    expect.set_options(timeout=PATIENCE * 1000)
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=CHROMIUM_OPTIONS, timeout=PATIENCE * 1000
+        )
+        yield chromium
+        chromium.close()
+
+
+class Site:
+    """The whole stack, whose daemon may be stopped and started."""
+
+    def __init__(self, directory: Path, portal: BlockingPortal) -> None:
+        self.origin = ""
+        self.control_socket = directory / "realtime.sock"
+        self._directory = directory
+        self._portal = portal
+        self._daemon = ExitStack()
+
+    def start_daemon(self) -> Daemon:
+        running = self._portal.wrap_async_context_manager(running_daemon(self._directory))
+        return self._daemon.enter_context(running)
+
+    def stop_daemon(self) -> None:
+        self._daemon.close()
+
+    def broadcast(self, channel: str, message: str | bytes) -> None:
+        with realtimed.Client(self.control_socket) as client:
+            client.broadcast(channel, message)
+
+
+@contextmanager
+def running_site(environment: Mapping[str, str] | None = None) -> Iterator[Site]:
+    with ExitStack() as stack:
+        directory = stack.enter_context(runtime_directory())
+        portal = stack.enter_context(start_blocking_portal("trio"))
+        site = Site(directory, portal)
+        daemon = site.start_daemon()
+        stack.callback(site.stop_daemon)
+        php = running_php_fpm(directory, {"REALTIME_SOCKET": str(daemon.control_socket)})
+        php_socket = stack.enter_context(portal.wrap_async_context_manager(php)).socket
+        caddy: Caddy = stack.enter_context(
+            portal.wrap_async_context_manager(
+                running_caddy(
+                    directory,
+                    websocket_socket=daemon.websocket_socket,
+                    php_socket=php_socket,
+                    environment=environment,
+                )
+            )
+        )
+        site.origin = f"http://localhost:{caddy.port}"
+        yield site
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    with running_site() as running:
+        yield running
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    """Give a browser that was never here before, and in which nothing may go wrong unnoticed."""
+    opened = browser.new_context()
+    complaints: list[str] = []
+    opened.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    opened.on("weberror", lambda error: complaints.append(str(error.error)))
+    yield opened
+    opened.close()
+    assert complaints == []
+
+
+@pytest.fixture
+def troubled_context(browser: Browser) -> Iterator[BrowserContext]:
+    """Give a browser whose console may show failed connections."""
+    opened = browser.new_context()
+    yield opened
+    opened.close()
+
+
+def open_page(context: BrowserContext, site: Site, *channels: str) -> Page:
+    """Open the demo, and wait until it is subscribed to the channels."""
+    page = context.new_page()
+    page.goto(f"{site.origin}/?" + "&".join(f"channel={channel}" for channel in channels))
+    for channel in channels:
+        expect(panel(page, channel)).to_have_attribute("data-state", "live")
+    return page
+
+
+def panel(page: Page, channel: str) -> Locator:
+    return page.locator(f'.panel[data-channel="{channel}"]')
+
+
+def messages(page: Page, channel: str) -> Locator:
+    return panel(page, channel).locator(".message")
+
+
+def send(page: Page, channel: str, message: str) -> None:
+    """Fill in the form and press its button."""
+    page.get_by_label("Channel", exact=True).fill(channel)
+    page.get_by_label("Message", exact=True).fill(message)
+    page.get_by_role("button", name="Broadcast").click()
+
+
+def outcome(page: Page) -> Locator:
+    return page.locator("#outcome")
+
+
+# The whole way, as README tells it.
+
+
+def test_every_way_to_broadcast_reaches_every_tab(troubled_context: BrowserContext) -> None:
+    port = free_port()
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "tests.stack"],
+        cwd=ROOT,
+        env={**os.environ, "SERVER_ADDRESS": f":{port}", "ALLOWED_ORIGINS": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with launcher:
+        try:
+            assert launcher.stdout is not None
+            guide = ""
+            while "Ctrl-C" not in guide:
+                line = launcher.stdout.readline()
+                assert line, guide
+                guide += line
+            address = re.search(r"http://\S+", guide)
+            control = re.search(r"REALTIME_SOCKET=(\S+)", guide)
+            assert address is not None
+            assert control is not None
+            environment = {**os.environ, "REALTIME_SOCKET": control[1]}
+
+            tabs = [troubled_context.new_page(), troubled_context.new_page()]
+            for tab in tabs:
+                tab.goto(address[0])
+                expect(tab.locator("#state")).to_have_text(re.compile("Connected"))
+                expect(panel(tab, "news")).to_have_attribute("data-state", "live")
+
+            send(tabs[0], "news", "from the form")
+            expect(outcome(tabs[0])).to_have_text("Reached 2 clients · news #1")
+            php = f"require '{APP / 'realtime.php'}'; broadcast('news', 'from PHP');"
+            python = "from realtimed import broadcast; broadcast('news', 'from Python')"
+            for command in (
+                [str(find_php()), "-r", php],
+                [sys.executable, "-m", "realtimed.cli.realtimectl", "broadcast", "news", "from the shell"],
+                [sys.executable, "-c", python],
+            ):
+                subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=PATIENCE)
+            send(tabs[1], "news", "from the other form")
+
+            for tab in tabs:
+                expect(messages(tab, "news")).to_have_text(
+                    ["from the form", "from PHP", "from the shell", "from Python", "from the other form"]
+                )
+                expect(panel(tab, "news").locator(".offset")).to_have_text(["1", "2", "3", "4", "5"])
+
+            launcher.send_signal(signal.SIGINT)
+            for tab in tabs:
+                expect(tab.locator("#state")).to_have_text("Not connected")
+            assert launcher.wait(PATIENCE) == 0
+        finally:
+            launcher.kill()
+    directory = Path(control[1]).parent
+    assert processes_in(directory) == []
+    assert not directory.exists()
+
+
+# The page.
+
+
+def test_messages_are_shown_as_text(context: BrowserContext, site: Site) -> None:
+    page = open_page(context, site, "xss")
+    attacks = [
+        "<script>document.title = 'attacked'</script>",
+        "<img src=x onerror=\"document.title = 'attacked'\">",
+        "&lt;b&gt; 'quoted' \"twice\" \u202e",
+    ]
+    for attack in attacks:
+        send(page, "xss", attack)
+    expect(messages(page, "xss")).to_have_text(attacks)
+    assert page.locator(".message *").count() == 0
+    assert page.title() == "realtimed: broadcast to every browser"
+
+
+def test_bytes_are_shown(context: BrowserContext, site: Site) -> None:
+    page = open_page(context, site, "binary")
+    site.broadcast("binary", b"\x00\xff")
+    expect(messages(page, "binary")).to_have_text(["2 bytes: 00 ff"])
+
+
+def test_channels_come_and_go(context: BrowserContext, site: Site) -> None:
+    page = open_page(context, site, "come", "stay")
+    with page.expect_websocket() as opened:
+        page.reload()
+    expect(panel(page, "come")).to_have_attribute("data-state", "live")
+    page.get_by_label("Watch another channel").fill("go/1,2;3")
+    page.get_by_role("button", name="Subscribe", exact=True).click()
+    expect(panel(page, "go/1,2;3")).to_have_attribute("data-state", "live")
+    with opened.value.expect_event("framereceived", lambda frame: '"unsubscribed"' in str(frame)):
+        page.get_by_role("button", name="Unsubscribe from come").click()
+    site.broadcast("come", "nobody is watching")
+    site.broadcast("stay", "one")
+    site.broadcast("go/1,2;3", "two")
+    expect(messages(page, "stay")).to_have_text(["one"])
+    expect(messages(page, "go/1,2;3")).to_have_text(["two"])
+    expect(panel(page, "come")).to_have_count(0)
+    expect(page.get_by_label("Watch another channel")).to_be_focused()
+
+    page.reload()
+    expect(page.locator(".panel h3")).to_have_text(["stay", "go/1,2;3"])
+
+
+def test_a_channel_that_does_not_work_says_why(context: BrowserContext, site: Site) -> None:
+    page = open_page(context, site, "news")
+    page.get_by_label("Watch another channel").fill("a b")
+    page.get_by_label("Watch another channel").press("Enter")
+    expect(page.locator("#refusal")).to_contain_text("'a b' is not a channel name")
+    expect(page.locator(".panel h3")).to_have_text(["news"])
+    page.get_by_label("Watch another channel").fill("news")
+    page.get_by_label("Watch another channel").press("Enter")
+    expect(page.locator("#refusal")).to_have_text("You are watching “news” already.")
+    expect(page.locator(".panel h3")).to_have_text(["news"])
+
+
+def test_more_channels_than_a_client_may_have(context: BrowserContext, site: Site) -> None:
+    names = [f"crowd-{number}" for number in range(128)]
+    page = open_page(context, site, *names)
+    page.get_by_label("Watch another channel").fill("crowd-128")
+    page.get_by_label("Watch another channel").press("Enter")
+    expect(page.locator("#refusal")).to_contain_text("128")
+    expect(page.locator(".panel")).to_have_count(128)
+
+
+def test_the_code_says_what_the_form_does(context: BrowserContext, site: Site) -> None:
+    page = open_page(context, site, "quotes")
+    said = 'it\'s a \\ "test" of $HOME & ü'
+    page.get_by_label("Channel", exact=True).fill("quotes")
+    page.get_by_label("Message", exact=True).fill(said)
+    environment = {**os.environ, "REALTIME_SOCKET": str(site.control_socket)}
+    php, python, shell = (page.locator(f"#code-{language}").text_content() for language in ("php", "python", "shell"))
+    realtimectl = f'realtimectl() {{ "{sys.executable}" -m realtimed.cli.realtimectl "$@"; }}; '
+    page.get_by_label("Message", exact=True).fill("-n")
+    dashed = page.locator("#code-shell").text_content()
+    for command in (
+        [str(find_php()), "-r", f"require '{APP / 'realtime.php'}'; {php}"],
+        [sys.executable, "-c", f"from realtimed import broadcast\n{python}"],
+        ["sh", "-c", f"{realtimectl}{shell}"],
+        ["sh", "-c", f"{realtimectl}{dashed}"],
+    ):
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=PATIENCE)
+    expect(messages(page, "quotes")).to_have_text([said, said, said, "-n"])
+
+
+@pytest.mark.parametrize("width", [320, 360, 768, 1280])
+def test_no_width_scrolls_sideways(width: int, context: BrowserContext, site: Site) -> None:
+    channel = f"a-channel-with-a-very-long-name-that-cannot-be-broken/{width}"
+    page = open_page(context, site, "news", channel)
+    page.set_viewport_size({"width": width, "height": 740})
+    send(page, channel, "W" * 500)
+    expect(messages(page, channel)).to_have_text(["W" * 500])
+    expect(outcome(page)).to_contain_text("Reached")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_newest_message_is_in_sight_and_old_ones_make_room(context: BrowserContext, site: Site) -> None:
+    page = open_page(context, site, "flood")
+    with realtimed.Client(site.control_socket) as client:
+        client.broadcast_each(("flood", f"message {number}") for number in range(1000))
+    expect(messages(page, "flood").last).to_have_text("message 999")
+    expect(messages(page, "flood").last).to_be_in_viewport()
+    expect(messages(page, "flood")).to_have_count(200)
+
+
+# Broadcasting by the form, when something is wrong.
+
+
+def test_a_refused_broadcast_says_why(troubled_context: BrowserContext, site: Site) -> None:
+    page = open_page(troubled_context, site, "news")
+    send(page, "a b", "hello")
+    expect(outcome(page)).to_contain_text("'a b' is not a channel name")
+    send(page, "news", "x" * 70_000)
+    expect(outcome(page)).to_contain_text("message_too_large")
+    send(page, "empty", "now it works")
+    expect(outcome(page)).to_have_text("Reached nobody: no client watches this channel · empty #1")
+
+
+def test_only_its_own_form_may_broadcast(context: BrowserContext, site: Site) -> None:
+    page = open_page(context, site, "csrf")
+    own = {"channel": "csrf", "message": "forged"}
+    token = page.locator("[name=token]").get_attribute("value")
+    assert token is not None
+    fields: list[dict[str, str | float | bool]] = [
+        {**own},
+        {**own, "token": ""},
+        {**own, "token": token[:-1]},
+        {**own, "token[]": token},
+    ]
+    for form in fields:
+        answer = page.request.post(f"{site.origin}/send.php", form=form, headers={"Accept": "application/json"})
+        assert answer.status == 403
+        assert "Load the page again" in answer.json()["error"]
+    stranger = context.browser
+    assert stranger is not None
+    other = stranger.new_context()
+    assert other.request.post(f"{site.origin}/send.php", form={**own, "token": token}).status == 403
+    other.close()
+    send(page, "csrf", "genuine")
+    expect(messages(page, "csrf")).to_have_text(["genuine"])
+
+
+@pytest.mark.parametrize(
+    ("form", "status"),
+    [
+        ({"channel": "news"}, 422),
+        ({"message": "hello"}, 422),
+        ({"channel[]": "news", "message": "hello"}, 422),
+        ({"channel": "a b", "message": "hello"}, 422),
+        ({"channel": "news", "message": "x" * 9_000_000}, 413),
+    ],
+)
+def test_statuses(form: dict[str, str | float | bool], status: int, context: BrowserContext, site: Site) -> None:
+    page = context.new_page()
+    page.goto(site.origin)
+    token = page.locator("[name=token]").get_attribute("value") or ""
+    for accepted in ("application/json", "text/html"):
+        answer = page.request.post(
+            f"{site.origin}/send.php", form={**form, "token": token}, headers={"Accept": accepted}
+        )
+        assert answer.status == status
+        assert answer.headers["content-type"] == f"{accepted}; charset=utf-8"
+
+
+def test_methods(context: BrowserContext, site: Site) -> None:
+    answer = context.request.get(f"{site.origin}/send.php")
+    assert answer.status == 405
+    assert answer.headers["allow"] == "POST"
+    assert context.request.get(f"{site.origin}/page.php").status == 404
+
+
+def test_headers(context: BrowserContext, site: Site) -> None:
+    page = context.new_page()
+    answer = page.goto(site.origin)
+    assert answer is not None
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "no-store" in answer.headers["cache-control"]
+    (cookie,) = context.cookies()
+    assert cookie["httpOnly"]
+    assert cookie["sameSite"] == "Lax"
+
+
+def test_the_form_works_without_javascript(browser: Browser, context: BrowserContext, site: Site) -> None:
+    watching = open_page(context, site, "plain")
+    without = browser.new_context(java_script_enabled=False)
+    page = without.new_page()
+    page.goto(site.origin)
+    send(page, "plain", "<b>hello</b>")
+    expect(outcome(page)).to_have_text("Reached 1 client · plain #1")
+    expect(messages(watching, "plain")).to_have_text(["<b>hello</b>"])
+    page.reload()
+    expect(outcome(page)).to_be_empty()
+    send(page, "<i>plain</i>", "hello")
+    expect(page.get_by_role("heading", name="Not broadcast")).to_be_visible()
+    expect(page.locator(".trouble")).to_contain_text("'<i>plain</i>' is not a channel name")
+    page.get_by_role("link", name="Back").click()
+    expect(outcome(page)).to_be_empty()
+    without.close()
+
+
+# When the connection is lost, or never comes to be.
+
+
+def test_it_comes_back_after_a_restart_of_the_daemon(troubled_context: BrowserContext) -> None:
+    with running_site() as site:
+        tabs = [open_page(troubled_context, site, "news", "sport") for _ in range(2)]
+        site.broadcast("news", "before")
+        for tab in tabs:
+            expect(messages(tab, "news")).to_have_text(["before"])
+        site.stop_daemon()
+        for tab in tabs:
+            expect(tab.locator("#state")).to_have_text("The server is restarting")
+            expect(panel(tab, "news")).to_have_attribute("data-state", "pending")
+        site.start_daemon()
+        for tab in tabs:
+            expect(panel(tab, "news")).to_have_attribute("data-state", "live")
+            expect(panel(tab, "sport")).to_have_attribute("data-state", "live")
+            expect(panel(tab, "news").locator(".gap")).to_have_count(1)
+        site.broadcast("news", "after")
+        for tab in tabs:
+            expect(messages(tab, "news")).to_have_text(["before", "after"])
+
+
+def test_it_says_that_the_daemon_is_down(troubled_context: BrowserContext) -> None:
+    with running_site() as site:
+        page = open_page(troubled_context, site, "news")
+        site.stop_daemon()
+        send(page, "news", "hello")
+        expect(outcome(page)).to_contain_text(re.compile(r"no daemon at .*realtime\.sock", re.IGNORECASE))
+        expect(page.get_by_role("alert").first).to_contain_text("realtimed does not answer (502)")
+        expect(page.locator("#countdown")).to_have_text(re.compile(r"next try in \d+ s"))
+        site.start_daemon()
+        page.get_by_role("button", name="Connect now").click()
+        expect(page.locator("#state")).to_have_text(re.compile("Connected"))
+        expect(page.get_by_role("alert").first).to_be_hidden()
+        expect(page.get_by_role("button", name="Connect now")).to_be_hidden()
+
+
+def test_it_says_that_its_origin_is_refused(troubled_context: BrowserContext) -> None:
+    with running_site({"ALLOWED_ORIGINS": "http://other.example"}) as site:
+        page = troubled_context.new_page()
+        page.goto(site.origin)
+        expect(page.get_by_role("alert").first).to_contain_text(f'WebSockets from "{site.origin}" are not allowed here')
+        expect(page.get_by_role("alert").first).to_contain_text("ALLOWED_ORIGINS")
+
+
+def test_a_client_sent_away_stays_away(troubled_context: BrowserContext) -> None:
+    with running_site() as site:
+        page = open_page(troubled_context, site, "news")
+        with realtimed.Client(site.control_socket) as client:
+            (connected,) = client.clients()
+            client.disconnect(connected.id, 4403, "no more of this")
+        expect(page.locator("#state")).to_have_text("Disconnected by the server: no more of this (4403)")
+        page.get_by_role("button", name="Connect now").click()
+        expect(panel(page, "news")).to_have_attribute("data-state", "live")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_its_ground(scheme: str, browser: Browser, site: Site) -> None:
+    # WCAG 2.2, 1.4.3: a contrast of 4.5 to 1.
+    opened = browser.new_context(
+        color_scheme="light" if scheme == "light" else "dark", viewport={"width": 360, "height": 740}
+    )
+    page = open_page(opened, site, "news")
+    send(page, "a b", "hello")
+    expect(outcome(page)).to_have_class("failed")
+    measured = page.evaluate(MEASURE_CONTRASTS)
+    assert len(measured) > 10
+    assert {text: contrast for text, contrast in measured.items() if contrast < 4.5} == {}
+    opened.close()
+
+
+MEASURE_CONTRASTS: Final = """() => {
+  const parse = colour => colour.match(/[\\d.]+/g).map(Number);
+  const luminance = colour => parse(colour).slice(0, 3)
+    .map(part => part / 255)
+    .map(part => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, part, index) => sum + part * [0.2126, 0.7152, 0.0722][index], 0);
+  const ground = element => {
+    for (; element !== null; element = element.parentElement) {
+      const colour = getComputedStyle(element).backgroundColor;
+      if (parse(colour)[3] !== 0) {
+        return colour;
+      }
+    }
+  };
+  const found = {};
+  for (const element of document.body.querySelectorAll('*')) {
+    const own = [...element.childNodes].filter(node => node.nodeType === Node.TEXT_NODE && node.data.trim() !== '');
+    if ((own.length > 0 || element.value) && element.checkVisibility()) {
+      const [dark, light] = [getComputedStyle(element).color, ground(element)].map(luminance).sort((a, b) => a - b);
+      found[element.value || own[0].data.trim()] = (light + 0.05) / (dark + 0.05);
+    }
+  }
+  return found;
+}"""
