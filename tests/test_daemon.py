@@ -259,7 +259,7 @@ async def test_a_client_that_pauses_has_everything_in_order(daemon: Daemon) -> N
                 await sender.call("broadcast", "news", message)
             assert (await sender.call("stats"))["backlogged"] == 1
             seen = ""
-            while seen.count(" ") < len(messages):
+            while len(seen) < len("".join(messages)):
                 pausing.frames.receive_data(await pausing.stream.receive_some(2**16))
                 seen += "".join(event.data for event in pausing.frames.events() if isinstance(event, TextMessage))
             assert seen == "".join(messages)
