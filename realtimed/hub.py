@@ -4,8 +4,8 @@ A publication goes through two steps.
 
 1. `Hub.publish` appends it to the *log*. That costs the same for one subscriber as for ten thousand, and wakes
    whoever fans out.
-2. `Hub.next_round` takes what the log holds by then and turns it into a `Round`: for each group of subscribers that
-   get the same publications, their frames joined once, and the group's roster as it is at that moment. The caller
+2. `Hub.next_round` takes what the log holds by then and turns it into a `Round`: for subscribers that get the same
+   publications, their frames joined once, and the roster of these subscribers as it is at that moment. The caller
    runs `Round.step` until it is through, letting other tasks run in between. Each subscriber gets one send a round,
    however many publications came together in it: the busier the daemon, the fewer sends a message.
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from realtimed.errors import RefusedError, quoted
@@ -31,6 +31,12 @@ _ROUND_PUBLICATIONS: Final = 512
 
 _ROUND_BYTES: Final = 256 * 1024
 """How many bytes of messages one round takes, so that clients may read one before the next fills their backlog."""
+
+_ROUND_MEMBERS: Final = 50_000
+"""How many subscriptions the channels of one round have together: sorting them out takes some milliseconds at most."""
+
+_MIXES_KEPT: Final = 2**20
+"""Bytes of mixes that a round keeps for other subscribers of the same channels."""
 
 _CHANNEL_NAME: Final = re.compile(r"[A-Za-z0-9_\-=@,.;:/]{1,200}")
 
@@ -211,10 +217,8 @@ class Hub:
             return
         seen = max(self._caught_up.get(subscriber, 0) - self._log_start, 0)
         self._caught_up[subscriber] = self._log_start + len(self._log)
-        data = _joined(
-            (publication for channel, publication in self._log[seen:] if channel in subscriber.channels),
-            subscriber.form,
-        )
+        waiting = [entry for entry in self._log[seen:] if entry[0] in subscriber.channels]
+        data = b"".join([publication.encoded(subscriber.form) for _, publication in waiting])
         if data:
             self.sends += 1
             subscriber.write(data)
@@ -228,30 +232,10 @@ class Hub:
         if not log:
             return None
         start, end = self._log_start - len(log), self._log_start
-        dirty: dict[Channel, list[tuple[int, Publication]]] = {}
-        for number, (channel, publication) in enumerate(log, start):
-            dirty.setdefault(channel, []).append((number, publication))
         late = {each: seen for each, seen in self._caught_up.items() if seen > start}
         self._caught_up = {each: seen for each, seen in late.items() if seen > end}
-        special = _in_several(dirty) if len(dirty) > 1 else set()
-        special.update(each for each in late if not each.channels.isdisjoint(dirty))
-        parts: list[tuple[bytes, Sequence[Subscriber]]] = []
-        for channel, entries in dirty.items():
-            for form, subscribers in channel.subscribers.items():
-                roster = list(subscribers - special) if special else list(subscribers)
-                if roster:
-                    parts.append((_joined((publication for _, publication in entries), form), roster))
-        groups: dict[tuple[WireFormat, int, frozenset[Channel]], list[Subscriber]] = {}
-        for each in special:
-            key = (each.form, late.get(each, start), frozenset(each.channels & dirty.keys()))
-            groups.setdefault(key, []).append(each)
-        for (form, seen, channels), members in groups.items():
-            # Each publication has a number of its own: sorting puts the channels' entries in the order published.
-            merged = sorted(entry for channel in channels for entry in dirty[channel] if entry[0] >= seen)
-            if merged:
-                parts.append((_joined((publication for _, publication in merged), form), members))
         self.rounds += 1
-        self._round = Round(self, parts)
+        self._round = Round(self, log, start, late)
         return self._round
 
     def describe_channels(self, prefix: str = "") -> dict[str, dict[str, object]]:
@@ -276,10 +260,14 @@ class Hub:
 
     def _take(self) -> list[tuple[Channel, Publication]]:
         """Cut from the log what one round may hold: at least one publication, if there is one."""
-        count = size = 0
-        for _, publication in self._log[:_ROUND_PUBLICATIONS]:
+        count = size = members = 0
+        dirty: set[Channel] = set()
+        for channel, publication in self._log[:_ROUND_PUBLICATIONS]:
             size += len(publication.payload)
-            if count and size > _ROUND_BYTES:
+            if channel not in dirty:
+                dirty.add(channel)
+                members += channel.count
+            if count and (size > _ROUND_BYTES or members > _ROUND_MEMBERS):
                 size -= len(publication.payload)
                 break
             count += 1
@@ -307,14 +295,37 @@ class Hub:
 
 
 class Round:
-    """One round of sends: for each part, the same bytes to every subscriber on its roster."""
+    """One round of sends.
+
+    Most subscribers listen to one of the round's channels, and for them there are *parts*: the same bytes for everyone
+    on a roster. Who listens to several gets a *mix* of their publications in the order published, and so does who has
+    been handed some of them already.
+    """
 
     # Invariant: everyone on the rosters before (`_part`, `_at`) has been served, and those in `_early`, wherever they
-    # stand; nobody else has.
+    # stand; nobody else has. The last roster is that of the mixed; its part has no data of its own.
 
-    def __init__(self, hub: Hub, parts: Sequence[tuple[bytes, Sequence[Subscriber]]]) -> None:
+    def __init__(
+        self, hub: Hub, log: Sequence[tuple[Channel, Publication]], start: int, late: Mapping[Subscriber, int]
+    ) -> None:
         self._hub = hub
-        self._parts = parts
+        self._start = start
+        self._late = late
+        self._entries: dict[Channel, list[tuple[int, Publication]]] = {}
+        for number, (channel, publication) in enumerate(log, start):
+            self._entries.setdefault(channel, []).append((number, publication))
+        mixed = _in_several(self._entries) if len(self._entries) > 1 else set()
+        mixed.update(each for each in late if not each.channels.isdisjoint(self._entries))
+        self._parts: list[tuple[bytes | None, Sequence[Subscriber]]] = []
+        for channel, entries in self._entries.items():
+            for form, subscribers in channel.subscribers.items():
+                roster = list(subscribers - mixed) if mixed else list(subscribers)
+                if roster:
+                    self._parts.append((_joined(entries, form), roster))
+        if mixed:
+            self._parts.append((None, list(mixed)))
+        self._mixes: dict[tuple[WireFormat, int, frozenset[Channel]], bytes] = {}
+        self._mixes_size = 0
         self._part = 0
         self._at = 0
         self._early: set[Subscriber] = set()
@@ -332,16 +343,12 @@ class Round:
                 self._at = 0
             if self._early:
                 served = [each for each in served if each not in self._early]
-            self._sends += len(served)
-            size = len(data)
-            for subscriber in served:
-                try:
-                    sent = subscriber.transmit(data)
-                except OSError as error:
-                    subscriber.transmit_failed(data, error)
-                else:
-                    if sent != size:
-                        subscriber.hold(data, sent)
+            if data is None:
+                for subscriber in served:
+                    self._send_to_one(subscriber, self._mix_for(subscriber))
+            else:
+                self._sends += len(served)
+                _send_to_all(served, data)
         if self._part < len(self._parts):
             return True
         self._hub.round_over(self._sends)
@@ -355,10 +362,46 @@ class Round:
         for data, roster in self._parts[self._part :]:
             if subscriber in roster[at:]:
                 self._early.add(subscriber)
-                self._sends += 1
-                subscriber.write(data)
+                self._send_to_one(subscriber, self._mix_for(subscriber) if data is None else data)
                 return
             at = 0
+
+    def _send_to_one(self, subscriber: Subscriber, data: bytes) -> None:
+        if data:  # a mix is empty if all of it has been handed over already
+            self._sends += 1
+            subscriber.write(data)
+
+    def _mix_for(self, subscriber: Subscriber) -> bytes:
+        """Return what the round holds for a subscriber of several channels.
+
+        Its channels are those it had when the round began, or it would have been served early.
+        """
+        seen = self._late.get(subscriber, self._start)
+        key = (subscriber.form, seen, frozenset(subscriber.channels & self._entries.keys()))
+        mix = self._mixes.get(key)
+        if mix is None:
+            # Each publication has a number of its own: sorting puts the channels' entries in the order published.
+            merged = sorted(entry for channel in key[2] for entry in self._entries[channel] if entry[0] >= seen)
+            mix = _joined(merged, subscriber.form)
+            if self._mixes_size + len(mix) > _MIXES_KEPT:
+                self._mixes.clear()
+                self._mixes_size = 0
+            self._mixes[key] = mix
+            self._mixes_size += len(mix)
+        return mix
+
+
+def _send_to_all(subscribers: Iterable[Subscriber], data: bytes) -> None:
+    """Make one send a subscriber: the loop that everything else is built around."""
+    size = len(data)
+    for subscriber in subscribers:
+        try:
+            sent = subscriber.transmit(data)
+        except OSError as error:
+            subscriber.transmit_failed(data, error)
+        else:
+            if sent != size:
+                subscriber.hold(data, sent)
 
 
 def check_channel_name(name: object) -> None:
@@ -370,8 +413,8 @@ def check_channel_name(name: object) -> None:
         )
 
 
-def _joined(publications: Iterable[Publication], form: WireFormat) -> bytes:
-    return b"".join([publication.encoded(form) for publication in publications])
+def _joined(entries: Iterable[tuple[int, Publication]], form: WireFormat) -> bytes:
+    return b"".join([publication.encoded(form) for _, publication in entries])
 
 
 def _in_several(dirty: Iterable[Channel]) -> set[Subscriber]:

@@ -56,6 +56,8 @@ class Listener:
         self.held += data
 
     def write(self, data: bytes) -> None:
+        assert data
+        self.sends += 1
         self.received += data
 
     @property
@@ -245,6 +247,20 @@ def test_a_long_log_is_delivered_in_several_rounds_in_order() -> None:
     assert listener.messages == messages
     assert hub.log_bytes == 0
     assert hub.rounds > 4
+
+
+def test_channels_with_very_many_subscriptions_are_spread_over_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("realtimed.hub._ROUND_MEMBERS", 10)
+    hub = make_hub()
+    listeners = [Listener() for _ in range(4)]
+    for each in listeners:
+        for name in "abcdef":
+            hub.subscribe(each, name)
+    for number in range(60):
+        hub.publish("abcdef"[number % 6], str(number))
+    fan_out(hub)
+    assert [each.messages for each in listeners] == [[str(number) for number in range(60)]] * 4
+    assert hub.rounds > 20
 
 
 def test_waking_happens_once_for_all_that_is_published_together() -> None:
