@@ -25,6 +25,7 @@ class Panel {
 
   /** Whether the reader is at the end, where the newest message is, and wants to stay there. */
   #following = true;
+  #willScroll = false;
 
   constructor(channel) {
     this.#root.querySelector('h3').textContent = channel;
@@ -38,7 +39,9 @@ class Panel {
       element('new-channel').focus();
     });
     this.#log.addEventListener('scroll', () => {
-      this.#following = this.#log.scrollHeight - this.#log.scrollTop - this.#log.clientHeight < 8;
+      if (!this.#willScroll) {
+        this.#following = this.#log.scrollHeight - this.#log.scrollTop - this.#log.clientHeight < 8;
+      }
     });
     this.hold();
     element('panels').append(this.#root);
@@ -54,7 +57,7 @@ class Panel {
   /** Show that no messages come at the moment. */
   hold() {
     this.#root.dataset.state = 'pending';
-    this.#count.textContent = 'not subscribed yet';
+    this.#count.textContent = realtime.state === 'connected' ? 'subscribing…' : 'not connected';
   }
 
   remove() {
@@ -102,8 +105,12 @@ class Panel {
     while (this.#log.childElementCount > MESSAGES_SHOWN) {
       this.#log.firstElementChild.remove();
     }
-    if (this.#following) {
-      this.#log.scrollTop = this.#log.scrollHeight;
+    if (this.#following && !this.#willScroll) {
+      this.#willScroll = true; // once a frame, however many messages come
+      requestAnimationFrame(() => {
+        this.#willScroll = false;
+        this.#log.scrollTop = this.#log.scrollHeight;
+      });
     }
   }
 }
@@ -139,6 +146,10 @@ function channelsChanged() {
   history.replaceState(null, '', address);
   element('watched').replaceChildren(...options);
 }
+
+element('new-channel').addEventListener('input', () => {
+  element('refusal').textContent = '';
+});
 
 element('subscribe').addEventListener('submit', event => {
   event.preventDefault();
@@ -198,12 +209,11 @@ function showTrouble(sentence) {
 
 realtime.addEventListener('state', async ({ detail: { state, code } }) => {
   showConnection();
-  if (state === 'connected') {
-    showTrouble('');
-    return;
-  }
   for (const panel of panels.values()) {
     panel.hold();
+  }
+  if (state === 'connected') {
+    showTrouble('');
   }
   if (state === 'waiting' && code === BROKEN) {
     const sentence = await diagnosis();
@@ -229,7 +239,7 @@ async function diagnosis() {
     case 403:
       return await response.text();
     case 426:
-      return ''; // realtimed itself says that it wants a WebSocket: it is there again
+      return 'realtimed is there, but has not opened a WebSocket yet. If this lasts, a proxy in between may not pass them on, or there are max-connections already.';
     case 502:
     case 503:
     case 504:
@@ -245,10 +255,8 @@ showConnection();
 /** Let the sign at the top of the page send a wave. */
 function pulse() {
   const sign = document.querySelector('.name svg');
-  for (const animation of sign.getAnimations({ subtree: true })) {
-    animation.cancel();
-  }
-  if (!matchMedia('(prefers-reduced-motion: reduce)').matches) {
+  const isBusy = sign.getAnimations({ subtree: true }).length > 0;
+  if (!isBusy && !matchMedia('(prefers-reduced-motion: reduce)').matches) {
     sign.querySelectorAll('path').forEach((arc, index) => {
       arc.animate({ opacity: [1, 0.15, 1] }, { duration: 500, delay: index * 120, easing: 'ease-out' });
     });

@@ -15,7 +15,7 @@ if (\count(\get_included_files()) === 1) {
 function start_session(bool $readOnly = false): void
 {
     \session_start([
-        'name' => 'realtime_demo',
+        'name' => 'realtime_demo_' . $_SERVER['SERVER_PORT'], // cookies know hosts, but no ports
         'use_strict_mode' => true,
         'cookie_httponly' => true,
         'cookie_samesite' => 'Lax',
