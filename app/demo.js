@@ -4,8 +4,8 @@ import { Realtime } from './realtime.js';
 
 const WEBSOCKETS = '/ws';
 
-/** Messages that a panel keeps; older ones make room. */
-const MESSAGES_SHOWN = 200;
+/** Lines that a panel keeps; older ones make room. */
+const LINES_SHOWN = 200;
 
 const element = id => document.getElementById(id);
 
@@ -23,9 +23,11 @@ class Panel {
   #received = 0;
   #unsubscribe;
 
+  /** Lines that are shown with the next frame; a hidden tab has none, so there are never more than fit. */
+  #arrived = [];
+
   /** Whether the reader is at the end, where the newest message is, and wants to stay there. */
   #following = true;
-  #willScroll = false;
 
   constructor(channel) {
     this.#root.querySelector('h3').textContent = channel;
@@ -39,9 +41,7 @@ class Panel {
       element('new-channel').focus();
     });
     this.#log.addEventListener('scroll', () => {
-      if (!this.#willScroll) {
-        this.#following = this.#log.scrollHeight - this.#log.scrollTop - this.#log.clientHeight < 8;
-      }
+      this.#following = this.#log.scrollHeight - this.#log.scrollTop - this.#log.clientHeight < 8;
     });
     this.hold();
     element('panels').append(this.#root);
@@ -69,50 +69,70 @@ class Panel {
     this.#root.dataset.state = 'live';
     this.#showCount();
     if (missed) {
-      const note = document.createElement('li');
-      note.className = 'gap';
-      note.textContent = 'Subscribed again. Messages may be missing here.';
-      this.#append(note);
+      this.#print(gapLine);
     }
   }
 
   #show(message, offset) {
+    const time = new Date();
     this.#received += 1;
+    this.#print(() => messageLine(message, offset, time));
+  }
+
+  /** Show a line, which is made only if it will be seen. */
+  #print(makeLine) {
+    this.#arrived.push(makeLine);
+    if (this.#arrived.length > LINES_SHOWN) {
+      this.#arrived.shift();
+    }
+    if (this.#arrived.length === 1) {
+      requestAnimationFrame(() => this.#printAll());
+    }
+  }
+
+  #printAll() {
+    this.#log.append(...this.#arrived.map(makeLine => makeLine()));
+    this.#arrived = [];
+    while (this.#log.childElementCount > LINES_SHOWN) {
+      this.#log.firstElementChild.remove();
+    }
+    if (this.#following) {
+      this.#log.scrollTop = this.#log.scrollHeight;
+    }
     this.#showCount();
-    const now = new Date();
-    const entry = document.createElement('li');
-    const number = document.createElement('span');
-    number.className = 'offset';
-    number.textContent = offset;
-    const content = document.createElement('span');
-    content.className = 'message';
-    content.textContent = typeof message === 'string' ? message : `${message.length} bytes: ${hexadecimal(message)}`;
-    const time = document.createElement('time');
-    time.dateTime = now.toISOString();
-    time.textContent = now.toTimeString().slice(0, 8);
-    entry.append(number, content, time);
-    this.#append(entry);
     pulse();
   }
 
   #showCount() {
-    const plural = this.#received === 1 ? '' : 's';
-    this.#count.textContent = this.#received === 0 ? 'listening' : `${this.#received} message${plural}`;
+    if (this.#root.dataset.state === 'live') {
+      const plural = this.#received === 1 ? '' : 's';
+      this.#count.textContent = this.#received === 0 ? 'listening' : `${this.#received} message${plural}`;
+    }
   }
+}
 
-  #append(entry) {
-    this.#log.append(entry);
-    while (this.#log.childElementCount > MESSAGES_SHOWN) {
-      this.#log.firstElementChild.remove();
-    }
-    if (this.#following && !this.#willScroll) {
-      this.#willScroll = true; // once a frame, however many messages come
-      requestAnimationFrame(() => {
-        this.#willScroll = false;
-        this.#log.scrollTop = this.#log.scrollHeight;
-      });
-    }
-  }
+function messageLine(message, offset, time) {
+  const clock = document.createElement('time');
+  clock.dateTime = time.toISOString();
+  clock.textContent = time.toTimeString().slice(0, 8);
+  const content = typeof message === 'string' ? message : `${message.length} bytes: ${hexadecimal(message)}`;
+  const line = document.createElement('li');
+  line.append(span('offset', offset), span('message', content), clock);
+  return line;
+}
+
+function gapLine() {
+  const line = document.createElement('li');
+  line.className = 'gap';
+  line.textContent = 'Subscribed again. Messages may be missing here.';
+  return line;
+}
+
+function span(className, text) {
+  const made = document.createElement('span');
+  made.className = className;
+  made.textContent = text;
+  return made;
 }
 
 function hexadecimal(bytes) {
