@@ -139,6 +139,22 @@ namespace Realtime {
             $this->connection = null;
         }
 
+        /**
+         * What a job in a queue keeps of its client: the worker that takes it up opens a connection of its own.
+         *
+         * @return array{socket: string, timeout: float}
+         */
+        public function __serialize(): array
+        {
+            return ['socket' => $this->socket, 'timeout' => $this->timeout];
+        }
+
+        /** @param array{socket: string, timeout: float} $kept */
+        public function __unserialize(array $kept): void
+        {
+            $this->__construct($kept['socket'], $kept['timeout']);
+        }
+
         /** Where clients look that are not told a path. */
         public static function defaultSocket(): string
         {

@@ -785,6 +785,19 @@ def test_a_clone_has_a_connection_of_its_own(listener: socket.socket, client: Ph
         client.result()
 
 
+def test_a_client_that_was_serialized_has_a_connection_of_its_own(listener: socket.socket, client: Php) -> None:
+    client.begin(
+        "$client->ping(); $job = unserialize(serialize($client)); $job->ping(); $job->close(); $client->ping();"
+        "return [$job->socket === $client->socket, $job->timeout === $client->timeout];"
+    )
+    with accepted(listener) as first:
+        first.answer(first.request(), "pong")
+        with accepted(listener) as second:
+            second.answer(second.request(), "pong")
+        first.answer(first.request(), "pong")
+        assert client.result() == [True, True]
+
+
 def test_signals_do_not_disturb_a_call(listener: socket.socket, client: Php) -> None:
     client.run(
         "pcntl_async_signals(true);"
