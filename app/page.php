@@ -20,8 +20,10 @@ function start_session(bool $readOnly = false): void
         'cookie_httponly' => true,
         'cookie_samesite' => 'Lax',
         'cookie_secure' => !\in_array($_SERVER['HTTPS'] ?? '', ['', 'off'], true),
-        'read_and_close' => $readOnly,
     ]);
+    if ($readOnly) {
+        \session_write_close(); // after read_and_close the session would expire while it is in use
+    }
 }
 
 /** The headers of every answer: this page loads nothing from elsewhere, and runs nothing that is not in its files. */

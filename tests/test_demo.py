@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -67,6 +68,7 @@ class Site:
     def __init__(self, directory: Path, portal: BlockingPortal) -> None:
         self.origin = ""
         self.control_socket = directory / "realtime.sock"
+        self.sessions = directory / "php-sessions"
         self._directory = directory
         self._portal = portal
         self._daemon = ExitStack()
@@ -364,6 +366,17 @@ def test_only_its_own_form_may_broadcast(context: BrowserContext, site: Site) ->
     other.close()
     send(page, "csrf", "genuine")
     expect(messages(page, "csrf")).to_have_text(["genuine"])
+
+
+def test_the_form_does_not_expire_while_it_is_used(context: BrowserContext, site: Site) -> None:
+    page = open_page(context, site, "news")
+    (cookie,) = context.cookies()
+    session = site.sessions / f"sess_{cookie['value']}"
+    ten_minutes_ago = time.time() - 600
+    os.utime(session, (ten_minutes_ago, ten_minutes_ago))
+    send(page, "news", "hello")
+    expect(messages(page, "news")).to_have_text(["hello"])
+    assert session.stat().st_mtime > ten_minutes_ago + 300
 
 
 @pytest.mark.parametrize(
