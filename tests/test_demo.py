@@ -9,6 +9,8 @@ import os
 import re
 import shutil
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -422,12 +424,29 @@ def test_headers(context: BrowserContext, site: Site) -> None:
     assert cookie["sameSite"] == "Lax"
 
 
+def until_it_has_a_certificate(port: int) -> None:
+    """Wait until a TLS handshake for localhost succeeds: Caddy is ready before it has made its certificates."""
+    anyone = ssl.create_default_context()
+    anyone.check_hostname = False
+    anyone.verify_mode = ssl.CERT_NONE
+    give_up_at = time.monotonic() + PATIENCE
+    while True:
+        try:
+            with socket.create_connection(("localhost", port)) as plain:
+                anyone.wrap_socket(plain, server_hostname="localhost").close()
+            return
+        except ssl.SSLError:
+            if time.monotonic() > give_up_at:
+                raise
+
+
 def test_over_https(browser: Browser) -> None:
     https_port, http_port = free_port(), free_port()
     origin = f"https://localhost:{https_port}"
     options = f"local_certs\nskip_install_trust\nhttps_port {https_port}\nhttp_port {http_port}"
     with running_site({"SERVER_ADDRESS": origin, "ALLOWED_ORIGINS": origin, "CADDY_GLOBAL_OPTIONS": options}) as site:
         site.origin = origin
+        until_it_has_a_certificate(https_port)
         context = browser.new_context(ignore_https_errors=True)
         page = open_page(context, site, "news")
         send(page, "news", "hello")
