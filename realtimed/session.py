@@ -10,7 +10,6 @@ import itertools
 import logging
 import re
 import time
-from collections.abc import Iterable
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Final
@@ -33,7 +32,14 @@ _HEAD_LIMIT: Final = 16 * 1024
 """Bytes of a request's head; h11 below trio-websocket has the same limit."""
 
 _UPGRADE: Final = re.compile(rb"\nupgrade[ \t]*:", re.IGNORECASE)
+_FORWARDED_FOR: Final = re.compile(rb"\nx-forwarded-for[ \t]*:([^\r\n]*)", re.IGNORECASE)
 _HOST: Final = re.compile(rb"(\nhost:)[^\r\n]*", re.IGNORECASE)
+_UNREAD: Final = re.compile(
+    rb"\n(?!(?:host|connection|upgrade|content-length|transfer-encoding|sec-websocket-(?:key|version|protocol))[ \t]*:)"
+    rb"[^\r\n:]+:[^\r\n]*\r(?=\n)",
+    re.IGNORECASE,
+)
+_FOLDED: Final = re.compile(rb"\n[ \t]")
 
 _SWEEP: Final = 1000
 """Clients that are looked at in one go before other tasks get their turn."""
@@ -176,8 +182,8 @@ class Session:
             return None
         if not head:
             return None
-        if not head.isascii():
-            self._respond(HTTPStatus.BAD_REQUEST, "A request's head is ASCII.")
+        if not head.isascii() or _FOLDED.search(head) is not None:
+            self._respond(HTTPStatus.BAD_REQUEST, "A request's head is ASCII, without folded lines (RFC 9112).")
             return None
         if _UPGRADE.search(head) is None:
             self._respond(
@@ -193,8 +199,10 @@ class Session:
                 "Connection: close\r\nRetry-After: 5\r\n",
             )
             return None
-        # Nobody here reads Host, but the library decodes it, and raises for what is no internationalized name.
-        self.stream.hand_on(_HOST.sub(b"\\1 realtimed", head))
+        self._address = self._client_address(head)
+        # The library keeps all headers as long as the connection lives, and a browser sends a dozen that nobody reads.
+        # Nor does anybody read Host, but the library decodes it, and raises for what is no internationalized name.
+        self.stream.hand_on(_HOST.sub(b"\\1 realtimed", _UNREAD.sub(b"", head)))
         return await self._accept()
 
     async def _accept(self) -> WebSocketConnection:
@@ -203,7 +211,6 @@ class Session:
         protocol = choose(request.proposed_subprotocols)
         self._conversation = protocol(self._hub, self.stream)
         self.stream.form = protocol.form
-        self._address = self._client_address(request.headers)
         self._websocket = await request.accept(subprotocol=protocol.name or None)
         path = _normal_path(request.path)
         self._sessions.connections += 1
@@ -216,12 +223,12 @@ class Session:
             self.stream.write(self._conversation.greeting(self.id, self._config.heartbeat))
         return self._websocket
 
-    def _client_address(self, headers: Iterable[tuple[bytes, bytes]]) -> str:
+    def _client_address(self, head: bytes) -> str:
         """Return who is there. What a proxy on this machine adds to X-Forwarded-For is believed, nothing else."""
         peer, _ = self.stream.peer()
         if peer and not ip_address(peer.partition("%")[0]).is_loopback:
             return peer
-        hops = [value for name, value in headers if name == b"x-forwarded-for"]
+        hops = _FORWARDED_FOR.findall(head)
         try:
             return str(ip_address(hops[-1].decode().rpartition(",")[2].strip())) if hops else peer
         except ValueError:

@@ -130,6 +130,7 @@ async def test_endless_fragments_do_not_fill_the_memory(runtime_dir: Path) -> No
         (REQUEST.replace(b"Version: 13", b"Version: 8"), b"HTTP/1.1 426 "),
         (REQUEST.replace(b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n", b""), b"HTTP/1.1 400 "),
         (b"GET /\xff HTTP/1.1\r\nUpgrade: websocket\r\n\r\n", b"HTTP/1.1 400 Bad Request\r\n"),
+        (REQUEST.replace(b"Host: localhost\r\n", b"Host: localhost\r\n folded\r\n"), b"HTTP/1.1 400 Bad Request\r\n"),
         (b"GET [ HTTP/9.9\r\nUpgrade: websocket\r\n\r\n", b"HTTP/1.1 400 "),
         (b"\x16\x03\x01 this is TLS\r\n\r\n", b"HTTP/1.1 4"),
         (b"GET /" + b"a" * 20_000, b"HTTP/1.1 431 Request Header Fields Too Large\r\n"),
