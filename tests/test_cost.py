@@ -1,0 +1,167 @@
+"""What a broadcast costs, in counts that no noisy machine can change: function calls, sends, encodings, allocations.
+
+These are the guard of the architecture: whoever adds work to the way of a message sees it here first.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import pytest
+import trio
+from wsproto.events import TextMessage
+
+from realtimed.control.wire import encode_notification, encode_request
+from realtimed.frames import Publication, WireFormat
+from realtimed.hub import Channel, Hub, Round
+from tests.clients import publisher, raw_client, subscribe
+from tests.stack import Daemon
+
+SUBSCRIBERS = 1000
+PER_ROUND = 100
+"""Calls that a publication and its round may cost besides those a subscriber."""
+
+
+class CountingForm:
+    def __init__(self) -> None:
+        self.encodings = 0
+
+    def encode(self, publication: Publication) -> bytes:
+        self.encodings += 1
+        return publication.payload
+
+
+class Sink:
+    """A subscriber that takes everything, in a function written in C as `socket.send` is."""
+
+    def __init__(self, form: WireFormat) -> None:
+        self.form = form
+        self.channels: set[Channel] = set()
+        self.transmit: Callable[[bytes], int] = len
+
+    def write(self, data: bytes) -> None:
+        self.transmit(data)
+
+    def hold(self, data: bytes, sent: int) -> None:
+        raise AssertionError("a sink holds nothing")
+
+    def transmit_failed(self, data: bytes, error: OSError) -> None:
+        raise AssertionError("a sink does not fail") from error
+
+
+class Calls:
+    """The number of function calls, those of C functions included."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, frame: FrameType, event: str, argument: object) -> None:
+        self.count += event in ("call", "c_call")
+
+
+@contextmanager
+def counted() -> Iterator[Calls]:
+    calls = Calls()
+    sys.setprofile(calls)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(None)
+
+
+def run(turn: Round | None) -> None:
+    while turn is not None and turn.step(250):
+        pass
+
+
+def make_hub(channels: int = 1, subscribers: int = SUBSCRIBERS) -> tuple[Hub, CountingForm]:
+    hub, form = Hub(max_message=65536, max_channels=128), CountingForm()
+    for number in range(subscribers):
+        hub.subscribe(Sink(form), f"c{number % channels}")
+    return hub, form
+
+
+def test_a_delivery_costs_one_call() -> None:
+    hub, form = make_hub()
+    with counted() as calls:
+        hub.publish("c0", "hello")
+        run(hub.next_round())
+    assert SUBSCRIBERS <= calls.count <= SUBSCRIBERS + PER_ROUND
+    assert (hub.sends, form.encodings) == (SUBSCRIBERS, 1)
+
+
+@pytest.mark.parametrize("together", [8, 64])
+def test_publications_that_come_together_share_their_sends(together: int) -> None:
+    hub, form = make_hub()
+    with counted() as calls:
+        for _ in range(together):
+            hub.publish("c0", "hello")
+        run(hub.next_round())
+    assert hub.deliveries == together * SUBSCRIBERS
+    assert (hub.sends, form.encodings) == (SUBSCRIBERS, together)
+    assert calls.count <= SUBSCRIBERS + PER_ROUND + 20 * together
+
+
+def test_publishing_costs_the_same_for_one_subscriber_as_for_a_thousand() -> None:
+    costs = set()
+    for subscribers in (1, SUBSCRIBERS):
+        hub, _ = make_hub(subscribers=subscribers)
+        hub.publish("c0", "the first wakes the fan-out")
+        with counted() as calls:
+            hub.publish("c0", "hello")
+        costs.add(calls.count)
+    assert len(costs) == 1
+    assert costs.pop() <= 20
+
+
+def test_a_channel_that_nobody_listens_to_is_nearly_free() -> None:
+    hub, form = make_hub()
+    with counted() as calls:
+        hub.publish("nobody", "hello")
+    assert calls.count <= 20
+    assert hub.idle
+    assert form.encodings == 0
+
+
+def test_many_channels_cost_little_more_a_delivery_than_one() -> None:
+    hub, form = make_hub(channels=500)
+    with counted() as calls:
+        for number in range(500):
+            hub.publish(f"c{number}", "hello")
+        run(hub.next_round())
+    assert (hub.sends, form.encodings, hub.rounds) == (SUBSCRIBERS, 500, 1)
+    assert calls.count <= SUBSCRIBERS + 500 * 36
+
+
+def test_a_round_leaves_nothing_allocated() -> None:
+    hub, _ = make_hub()
+
+    def broadcast() -> None:
+        hub.publish("c0", "hello")
+        run(hub.next_round())
+
+    for _ in range(3):
+        broadcast()
+    before = sys.getallocatedblocks()
+    for _ in range(100):
+        broadcast()
+    assert sys.getallocatedblocks() - before < 100, "less than one a broadcast"
+
+
+async def test_what_arrives_in_one_write_shares_a_round_in_the_daemon(daemon: Daemon) -> None:
+    with trio.fail_after(30):
+        async with publisher(daemon.control_socket) as sender, raw_client(daemon.websocket_socket) as client:
+            await client.send(TextMessage(data=subscribe("news")))
+            while "news" not in await sender.call("channels"):
+                pass
+            together = [encode_notification("broadcast", ["news", "hello"])] * 100
+            await sender.stream.send_all(b"".join(together) + encode_request(1, "ping", []))
+            assert (await sender.answer()).result == "pong"
+            received = 0
+            while received < 100 * len(b"..hello"):
+                received += len(await client.stream.receive_some())
+            stats = await sender.call("stats")
+    assert (stats["deliveries"], stats["sends"], stats["rounds"]) == (100, 1, 1)
