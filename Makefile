@@ -5,12 +5,13 @@ VENV := .venv
 IN_VENV := $(VENV)/bin/python -m
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help run test lint format check clean php browser
+.PHONY: help run test bench lint format check clean php browser
 .NOTPARALLEL:
 
 help:
 	@echo 'make run      run the daemon, PHP, Caddy and the demo page, until Ctrl-C'
 	@echo 'make test     run all tests; some of them: make test ARGS="-k origins"'
+	@echo 'make bench    measure beside other servers; some of it: make bench ARGS="one-channel --servers realtimed ws"'
 	@echo 'make lint     check style and types'
 	@echo 'make format   bring the Python files into their canonical format'
 	@echo 'make check    lint and test'
@@ -24,6 +25,9 @@ run: php $(INSTALLED)
 
 test: php $(INSTALLED) browser
 	$(IN_VENV) pytest $(ARGS)
+
+bench: php $(INSTALLED)
+	@$(IN_VENV) benchmarks $(ARGS)
 
 lint: $(INSTALLED)
 	$(IN_VENV) ruff check

@@ -1,0 +1,336 @@
+"""What is measured. Every scenario alternates between the servers, round by round, and compares within each round.
+
+A slow moment of the machine then hits all of them about equally. The servers of a case run all the time, with their
+clients connected, but only one of them has anything to do.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import trio
+
+from benchmarks import machine
+from benchmarks.loading import Load, Sample, loading
+from benchmarks.processes import BenchmarkError
+from benchmarks.report import Table, count, span
+from benchmarks.servers import REALTIMED, Server, Target, realtimed_behind_caddy
+from tests.stack import ROOT
+
+__all__ = ["SCENARIOS", "Bench"]
+
+_SLOW_LIMIT: Final = 64_000
+"""Deliveries in flight that a slow server gets; with more, one run would take a minute."""
+
+_SETTLE: Final = 1.0
+"""Seconds in which a server may finish what connecting clients have left it to do, before memory is read."""
+
+
+@dataclass
+class Bench:
+    """What was asked for on the command line, and where results go."""
+
+    load: Path
+    directory: Path
+    servers: Sequence[Server]
+    rounds: int
+    seconds: float
+    sizes: Sequence[int]
+    clients: Sequence[int]
+    windows: Sequence[int]
+    full: bool
+    progress: Callable[[str], None]
+    report: Callable[[Table], None]
+    _cases: int = field(default=0)
+
+    def place(self, name: str) -> Path:
+        """Make a directory for one server of one case. Paths of sockets have to be short."""
+        self._cases += 1
+        place = self.directory / f"{self._cases}-{name}"
+        place.mkdir()
+        return place
+
+    def chosen(self, *names: str) -> list[Server]:
+        """Return those of the servers asked for that a scenario is about."""
+        return [server for server in self.servers if server.name in names]
+
+    @asynccontextmanager
+    async def started(self, servers: Sequence[Server]) -> AsyncIterator[dict[str, tuple[Target, Path]]]:
+        """Run servers; one that cannot is reported and left out."""
+        async with AsyncExitStack() as stack:
+            targets: dict[str, tuple[Target, Path]] = {}
+            for server in servers:
+                self.progress(f"starting {server.name}")
+                place = self.place(server.name)
+                try:
+                    targets[server.name] = await stack.enter_async_context(server.running(place)), place
+                except BenchmarkError as error:
+                    print(f"{server.name}: {error}", file=sys.stderr)
+            yield targets
+
+
+async def _compare(bench: Bench, title: str, servers: Sequence[Server], windows: Sequence[int], **options: Any) -> None:
+    """Measure deliveries of all servers, and report a table for each number of messages in flight."""
+    samples: dict[tuple[int, str], list[Sample]] = {}
+    async with bench.started(servers) as targets, AsyncExitStack() as stack:
+        loads: dict[str, Load] = {}
+        for name, (target, place) in targets.items():
+            bench.progress(f"{title}: connecting to {name}")
+            try:
+                loads[name] = await stack.enter_async_context(loading(bench.load, target, place, **options))
+                await loads[name].run(1, 0.1)
+            except BenchmarkError as error:
+                print(f"{name}: {error}", file=sys.stderr)
+                loads.pop(name, None)
+        slow = {server.name for server in servers if server.slow}
+        for number in range(bench.rounds):
+            for window in windows:
+                for name in list(loads):
+                    if name in slow and options["clients"] * window > _SLOW_LIMIT:
+                        continue
+                    bench.progress(f"{title}: {window} in flight, round {number + 1} of {bench.rounds}, {name}")
+                    try:
+                        sample = await loads[name].run(window, bench.seconds)
+                    except BenchmarkError as error:
+                        print(f"{name}: {error}", file=sys.stderr)
+                        del loads[name]
+                    else:
+                        samples.setdefault((window, name), []).append(sample)
+    for window in windows:
+        these = {server.name: samples[window, server.name] for server in servers if (window, server.name) in samples}
+        if these:
+            bench.report(_comparison(f"{title}, {window} in flight", these, options | {"window": window}))
+
+
+def _comparison(title: str, samples: dict[str, list[Sample]], case: dict[str, Any]) -> Table:
+    columns = [
+        "server", "deliveries/s", "realtimed ÷ it", "broadcast p50 ms", "p99 ms", "ping p99 ms", "server CPU",
+        "client CPU", "others", "deliveries per server CPU s", "stopped by",
+    ]  # fmt: skip
+    table = Table(title, columns, data={"case": case, "servers": {}})
+    ours = samples.get(REALTIMED.name, [])
+    for name, runs in samples.items():
+        ratios = [our.rate / run.rate for our, run in zip(ours, runs, strict=False) if run.rate]
+        whole = [run for run in runs if run.whole]
+        shares = {
+            part: median(run.cpu[part] / run.client["seconds"] for run in runs if run.client["seconds"])
+            for part in runs[0].cpu
+        }
+        parts = [f"{share:.0%}" for part, share in shares.items() if part != "client"]
+        ping = [run.client["ping_ms"]["p99"] for run in runs if run.client.get("ping_ms", {}).get("max")]
+        table.rows.append([
+            name,
+            span(run.rate for run in runs),
+            span(ratios) if name != REALTIMED.name else "1",
+            count(median(run.client["broadcast_ms"]["p50"] for run in runs)),
+            count(median(run.client["broadcast_ms"]["p99"] for run in runs)),
+            count(median(ping)) if ping else "–",
+            " + ".join(parts),
+            f"{shares['client']:.0%}",
+            f"{median(run.others / run.client['seconds'] for run in runs if run.client['seconds']):.0%}",
+            count(median(run.per_server_second for run in runs)),
+            ", ".join(f"{what} ({times})" for what, times in Counter(run.stopped_by for run in runs).most_common()),
+        ])  # fmt: skip
+        table.data["servers"][name] = {
+            "whole": len(whole) == len(runs),
+            "rate": median(run.rate for run in runs),
+            "realtimed_ratio": median(ratios) if ratios else None,
+            "rounds": [run.as_json() for run in runs],
+        }
+    if "floor" in samples and ours:
+        shares_of_floor = [our.rate / run.rate for our, run in zip(ours, samples["floor"], strict=False) if run.rate]
+        table.notes.append(f"realtimed reaches {median(shares_of_floor):.0%} of the floor.")
+        table.data["share_of_floor"] = median(shares_of_floor)
+    return table
+
+
+async def one_channel(bench: Bench) -> None:
+    """Measure everyone on one channel."""
+    for clients in bench.clients:
+        for size in bench.sizes:
+            windows = list(bench.windows)
+            if not bench.full and (clients > 1000 or size != 128):
+                windows = [window for window in windows if window == 8] or windows[:1]
+            # 64 messages of 16 KiB are more than a slow consumer's limit at once; that is another scenario.
+            windows = [window for window in windows if window * size <= 512 * 1024]
+            title = f"One channel: {clients} subscribers, {size} B"
+            await _compare(bench, title, bench.servers, windows, clients=clients, size=size, pinging=True)
+
+
+async def many_channels(bench: Bench) -> None:
+    """Measure messages that are each for two clients of ten thousand."""
+    servers = [server for server in bench.servers if server.many_channels]
+    clients = max(bench.clients)
+    channels = clients // 2
+    title = f"Many channels: {clients} subscribers, {channels} channels, 128 B"
+    await _compare(bench, title, servers, [64, 512], clients=clients, channels=channels)
+    if bench.full and bench.chosen(REALTIMED.name):
+        title = "Many channels a client: 1000 subscribers of 128 channels each, 1280 channels, 128 B"
+        ours = bench.chosen(REALTIMED.name)
+        await _compare(bench, title, ours, [64, 512], clients=1000, channels=1280, channels_each=128)
+
+
+async def through_caddy(bench: Bench) -> None:
+    """Measure the way of a real deployment: TCP to Caddy, and a Unix socket from there."""
+    behind = Server("behind Caddy", lambda: None, realtimed_behind_caddy)
+    servers = [*bench.chosen(REALTIMED.name), behind]
+    clients = min(4000, max(bench.clients))
+    title = f"Through Caddy: {clients} subscribers, 128 B (server CPU: realtimed + Caddy)"
+    await _compare(bench, title, servers, bench.windows, clients=clients, pinging=True)
+
+
+async def slow_consumers(bench: Bench) -> None:
+    """Measure the rate of clients that read, with and without others that never do."""
+    reading = 900
+    names = ("realtimed", "websockets", "ws", "uWebSockets", "nchan") if bench.full else ("realtimed", "uWebSockets")
+    table = Table(
+        "Slow consumers: 900 reading subscribers, 1 KB, 8 in flight",
+        ["server", "without stalled clients", "with 100 stalled", "with ÷ without", "memory grown by"],
+        data={"servers": {}},
+    )
+    async with bench.started(bench.chosen(*names)) as targets:
+        rates: dict[str, list[tuple[Sample, Sample]]] = {name: [] for name in targets}
+        grown: dict[str, int] = dict.fromkeys(targets, 0)
+        for number in range(bench.rounds):
+            for name, (target, place) in targets.items():
+                bench.progress(f"slow consumers: round {number + 1} of {bench.rounds}, {name}")
+                pair: list[Sample] = []
+                process = next(iter(target.processes.values()))
+                for stalled in (0, 100):
+                    before = machine.resident_bytes(process)
+                    async with loading(
+                        bench.load, target, place, clients=reading + stalled, size=1024, stalled=stalled
+                    ) as load:
+                        await load.run(1, 0.1)
+                        pair.append(await load.run(8, bench.seconds))
+                        grown[name] = max(grown[name], machine.resident_bytes(process) - before)
+                rates[name].append((pair[0], pair[1]))
+    for name, pairs in rates.items():
+        table.rows.append([
+            name,
+            span(without.rate for without, _ in pairs),
+            span(having.rate for _, having in pairs),
+            span(having.rate / without.rate for without, having in pairs),
+            f"{grown[name] / 2**20:.0f} MiB",
+        ])  # fmt: skip
+        table.data["servers"][name] = {
+            "ratio": median(having.rate / without.rate for without, having in pairs),
+            "memory_grown": grown[name],
+            "rounds": [[without.as_json(), having.as_json()] for without, having in pairs],
+        }
+    bench.report(table)
+
+
+async def connect_storm(bench: Bench) -> None:
+    """Measure what it takes when everyone comes back at once."""
+    clients = 5000
+    names = ("realtimed", "trio-websocket", "websockets", "ws", "uWebSockets", "nchan")
+    table = Table(
+        f"Connect storm: {clients} clients at once",
+        ["server", "all connected after s", "handshake p99 ms", "server CPU a connection µs", "realtimed ÷ it"],
+        data={"servers": {}},
+        notes=["For realtimed each connection also sends a subscription; the others subscribe by the request's path."],
+    )
+    results: dict[str, list[dict[str, Any]]] = {}
+    async with bench.started(bench.chosen(*names)) as targets:
+        for number in range(bench.rounds):
+            for name, (target, place) in targets.items():
+                bench.progress(f"connect storm: round {number + 1} of {bench.rounds}, {name}")
+                process = next(iter(target.processes.values()))
+                before = machine.processor_seconds(process)
+                async with loading(
+                    bench.load, target, place, clients=clients, concurrent=clients, publishing=False
+                ) as load:
+                    await trio.sleep(_SETTLE)
+                    used = machine.processor_seconds(process) - before
+                    results.setdefault(name, []).append({**load.ready, "server_cpu": used})
+                await trio.sleep(_SETTLE)  # the server sees them all go; that is not measured
+    ours = results.get(REALTIMED.name, [])
+    for name, rounds in results.items():
+        ratios = [our["server_cpu"] / each["server_cpu"] for our, each in zip(ours, rounds, strict=False)]
+        table.rows.append([
+            name,
+            span(each["seconds"] for each in rounds),
+            span(each["handshake_ms"]["p99"] for each in rounds),
+            span(each["server_cpu"] / clients * 1e6 for each in rounds),
+            span(ratios) if name != REALTIMED.name else "1",
+        ])  # fmt: skip
+        table.data["servers"][name] = {"rounds": rounds}
+    bench.report(table)
+
+
+async def idle_memory(bench: Bench) -> None:
+    """Measure what a connection holds that says nothing. One round: memory is not noisy."""
+    clients = max(bench.clients)
+    servers = [server for server in bench.servers if server.is_websocket]
+    table = Table(
+        f"Idle memory: {clients} connections, each subscribed to the same channel",
+        ["server", "empty MiB", "with connections MiB", "KB a connection", "after one broadcast KB"],
+        data={"servers": {}},
+        notes=["Resident memory of the process; what the kernel holds for sockets is not in it. 1 KB is 1024 bytes."],
+    )
+    for server in servers:
+        bench.progress(f"idle memory: {server.name}")
+        async with bench.started([server]) as targets:
+            for name, (target, place) in targets.items():
+                process = next(iter(target.processes.values()))
+                empty = machine.resident_bytes(process)
+                async with loading(bench.load, target, place, clients=clients, publishing=False):
+                    await trio.sleep(_SETTLE)
+                    full = machine.resident_bytes(process)
+                async with loading(bench.load, target, place, clients=clients) as load:
+                    await load.run(1, 0, 1)
+                    await trio.sleep(_SETTLE)
+                    used = machine.resident_bytes(process)
+                each = [(bytes_ - empty) / clients / 1024 for bytes_ in (full, used)]
+                table.rows.append([
+                    name, f"{empty / 2**20:.1f}", f"{full / 2**20:.1f}", f"{each[0]:.1f}", f"{each[1]:.1f}",
+                ])  # fmt: skip
+                table.data["servers"][name] = {"empty": empty, "idle": full, "used": used, "clients": clients}
+    bench.report(table)
+
+
+async def publishers(bench: Bench) -> None:
+    """Measure what a publisher waits for, and what a broadcast costs when nobody listens; see publishing.py."""
+    table = Table(
+        "Publishers: a channel without subscribers",
+        ["way", "each takes µs (median)", "p99 µs", "a second", "server CPU each µs"],
+        data={"ways": {}},
+        notes=["Each figure is the median of the rounds, with the least and the greatest in brackets."],
+    )
+    rounds: dict[str, list[dict[str, float]]] = {}
+    async with bench.started(bench.chosen("realtimed", "Redis")) as targets:
+        for number in range(bench.rounds):
+            for name, (target, _) in targets.items():
+                bench.progress(f"publishers: round {number + 1} of {bench.rounds}, {name}")
+                done = await trio.run_process(
+                    [sys.executable, "-m", "benchmarks.publishing", name,
+                     target.publish_address.removeprefix("unix:"), str(next(iter(target.processes.values())))],
+                    capture_stdout=True, cwd=ROOT,
+                )  # fmt: skip
+                for way, figures in json.loads(done.stdout).items():
+                    rounds.setdefault(way, []).append(figures)
+    for way, figures in rounds.items():
+        known = {name: [each[name] for each in figures if name in each] for name in ("p50", "p99", "rate", "cpu")}
+        table.rows.append([way, *(span(values) for values in known.values())])
+        table.data["ways"][way] = figures
+    bench.report(table)
+
+
+SCENARIOS: Final[dict[str, Callable[[Bench], Awaitable[None]]]] = {
+    "one-channel": one_channel,
+    "many-channels": many_channels,
+    "connect-storm": connect_storm,
+    "idle-memory": idle_memory,
+    "publishers": publishers,
+    "slow-consumers": slow_consumers,
+    "through-caddy": through_caddy,
+}
