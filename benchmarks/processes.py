@@ -48,7 +48,8 @@ async def running(
     finally:
         process.terminate()
         with trio.CancelScope(shield=True), trio.move_on_after(_STOP_TIMEOUT):
-            await _end_of(process)
+            if process.poll() is None:
+                await _end_of(process)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()

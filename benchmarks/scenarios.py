@@ -52,9 +52,9 @@ class Bench:
     _cases: int = field(default=0)
 
     def place(self, name: str) -> Path:
-        """Make a directory for one server of one case. Paths of sockets have to be short."""
+        """Make a directory for one server of one case. Sockets get paths that are short and without spaces."""
         self._cases += 1
-        place = self.directory / f"{self._cases}-{name}"
+        place = self.directory / f"{self._cases}-{name.replace(' ', '-')}"
         place.mkdir()
         return place
 
@@ -91,10 +91,11 @@ async def _compare(bench: Bench, title: str, servers: Sequence[Server], windows:
                 print(f"{name}: {error}", file=sys.stderr)
                 loads.pop(name, None)
         slow = {server.name for server in servers if server.slow}
+        audience = options["clients"] // options.get("channels", 1)
         for number in range(bench.rounds):
             for window in windows:
                 for name in list(loads):
-                    if name in slow and options["clients"] * window > _SLOW_LIMIT:
+                    if name in slow and audience * window > _SLOW_LIMIT:
                         continue
                     bench.progress(f"{title}: {window} in flight, round {number + 1} of {bench.rounds}, {name}")
                     try:
