@@ -32,8 +32,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", type=int, metavar="BYTES", help="of messages")
     parser.add_argument("--clients", nargs="+", type=int, metavar="N", help="subscribers of one channel")
     parser.add_argument("--in-flight", nargs="+", type=int, metavar="N", help="messages in flight")
-    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each run; default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=9, help="default: %(default)s")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each run; default: %(default)s")
     parser.add_argument("--full", action="store_true", help="all sizes and numbers; takes about an hour")
     results = tools.CACHE / "results.json"
     parser.add_argument("--json", type=Path, default=results, help="where results go; default: %(default)s")

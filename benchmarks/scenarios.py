@@ -114,12 +114,17 @@ async def _compare(bench: Bench, title: str, servers: Sequence[Server], windows:
 def _comparison(title: str, samples: dict[str, list[Sample]], case: dict[str, Any]) -> Table:
     columns = [
         "server", "deliveries/s", "realtimed ÷ it", "broadcast p50 ms", "p99 ms", "ping p99 ms", "server CPU",
-        "client CPU", "others", "deliveries per server CPU s", "stopped by",
+        "client CPU", "others", "deliveries per server CPU s", "realtimed ÷ it", "stopped by",
     ]  # fmt: skip
     table = Table(title, columns, data={"case": case, "servers": {}})
     ours = samples.get(REALTIMED.name, [])
     for name, runs in samples.items():
         ratios = [our.rate / run.rate for our, run in zip(ours, runs, strict=False) if run.rate]
+        work_ratios = [
+            our.per_server_second / run.per_server_second
+            for our, run in zip(ours, runs, strict=False)
+            if run.per_server_second
+        ]
         whole = [run for run in runs if run.whole]
         shares = {
             part: median(run.cpu[part] / run.client["seconds"] for run in runs if run.client["seconds"])
@@ -138,12 +143,14 @@ def _comparison(title: str, samples: dict[str, list[Sample]], case: dict[str, An
             f"{shares['client']:.0%}",
             f"{median(run.others / run.client['seconds'] for run in runs if run.client['seconds']):.0%}",
             count(median(run.per_server_second for run in runs)),
+            count(median(work_ratios)) if work_ratios else "–",
             ", ".join(f"{what} ({times})" for what, times in Counter(run.stopped_by for run in runs).most_common()),
         ])  # fmt: skip
         table.data["servers"][name] = {
             "whole": len(whole) == len(runs),
             "rate": median(run.rate for run in runs),
             "realtimed_ratio": median(ratios) if ratios else None,
+            "realtimed_ratio_per_cpu_second": median(work_ratios) if work_ratios else None,
             "rounds": [run.as_json() for run in runs],
         }
     if "floor" in samples and ours:
