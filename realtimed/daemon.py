@@ -76,6 +76,11 @@ class Daemon:
 
         Raises `ConfigurationError` if an address cannot be listened at; nothing is being served then.
         """
+        # Signals first: whoever can connect may also believe that the daemon can be stopped.
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            await self._serve(signals, task_status)
+
+    async def _serve(self, signals: AsyncIterator[int], task_status: trio.TaskStatus[None]) -> None:
         async with AsyncExitStack() as sockets:
             listeners = [
                 await sockets.enter_async_context(self._listening(address, self._client_stream))
@@ -88,7 +93,7 @@ class Daemon:
             async with trio.open_nursery() as background:
                 background.start_soon(self.fan_out.run)
                 background.start_soon(heartbeat, self.sessions, self.config)
-                background.start_soon(self._heed_signals, background.cancel_scope)
+                background.start_soon(self._heed_signals, signals, background.cancel_scope)
                 async with trio.open_nursery() as clients:
                     async with trio.open_nursery() as publishers:
                         async with trio.open_nursery() as accepting:
@@ -194,14 +199,13 @@ class Daemon:
         await self.fan_out.room()
         await self.backlogs.room()
 
-    async def _heed_signals(self, everything: trio.CancelScope) -> None:
+    async def _heed_signals(self, signals: AsyncIterator[int], everything: trio.CancelScope) -> None:
         """Stop at the first SIGTERM or SIGINT; at the second, without waiting for anyone."""
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for number in signals:
-                log.info("signal=%s", signal.Signals(number).name)
-                if self._stopping.is_set():
-                    everything.cancel()
-                self.stop()
+        async for number in signals:
+            log.info("signal=%s", signal.Signals(number).name)
+            if self._stopping.is_set():
+                everything.cancel()
+            self.stop()
 
     def _say_goodbye(self) -> None:
         """Send every client away, with a time to come back at that is different for each."""
