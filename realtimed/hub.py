@@ -315,7 +315,7 @@ class Hub:
         return self._round
 
     def describe_channels(self, prefix: str = "") -> dict[str, dict[str, object]]:
-        """Return what the ``channels`` command shows of the channels whose names begin with `prefix`."""
+        """Return what the ``channels`` command shows: who is listened to, of the names that begin with `prefix`."""
         return {
             channel.name: {
                 "subscribers": channel.count,
@@ -324,7 +324,7 @@ class Hub:
                 "history": len(channel.ring.entries) if channel.ring is not None else 0,
             }
             for channel in self.channels.values()
-            if channel.name.startswith(prefix)
+            if channel.count and channel.name.startswith(prefix)
         }
 
     def recent(self, name: object, count: int) -> tuple[Position, list[Publication]]:
