@@ -25,7 +25,7 @@ from realtimed.history import History, Retention
 from realtimed.hub import Hub
 from realtimed.listener import SocketListener, open_listener
 from realtimed.protocols import PROTOCOLS
-from realtimed.session import Session, Sessions, heartbeat
+from realtimed.session import Session, Sessions, heartbeat, relief
 from realtimed.snapshot import SnapshotError
 from realtimed.stream import Backlogs, ClientStream, QueuedStream
 from realtimed.uring import SendRing
@@ -118,6 +118,7 @@ class Daemon:
             async with trio.open_nursery() as background:
                 background.start_soon(self.fan_out.run)
                 background.start_soon(heartbeat, self.sessions, self.config)
+                background.start_soon(relief, self.sessions)
                 background.start_soon(self._expire_history)
                 background.start_soon(self._heed_signals, signals, background.cancel_scope)
                 async with trio.open_nursery() as clients:
