@@ -15,7 +15,6 @@ from realtimed.frames import Publication, WireFormat
 from realtimed.history import History
 from realtimed.hub import Channel, Hub, Receipt
 
-
 MODEL_RUNS = int(os.environ.get("MODEL_RUNS", "300"))
 """Random histories the models are tried with, of a hundred steps each on average; more: MODEL_RUNS=50000 pytest …"""
 
