@@ -34,6 +34,7 @@ from tests.returning import (
     behind_caddy,
     full_jitter,
     message,
+    spread,
 )
 from tests.stack import running_caddy, running_daemon, runtime_directory
 
@@ -41,9 +42,6 @@ __all__ = ["Outcome", "Plan", "run"]
 
 MARKS: Final = 2
 """Messages at the end, when nothing is cut any more. Behind the second nothing is on its way that came twice."""
-
-HISTORY_SECONDS: Final = 20
-"""What the channel's history reaches back: longer than any client is away, even if it is cut again while it connects."""
 
 PATIENCE: Final = 60
 """Seconds without an end after the last cut, after which those that are not complete have lost something."""
@@ -53,13 +51,18 @@ _REPORT_INTERVAL: Final = 5.0
 
 @dataclass(frozen=True)
 class Plan:
-    """Messages a second, and seconds: between two cuts of one client on average, and to be away at most."""
+    """Messages a second, and seconds: between two cuts of one client on average, and to be away at most.
+
+    `history_seconds` is how far the channel's history reaches back: longer than any client is away, even one that is
+    cut again while it connects.
+    """
 
     clients: int
     seconds: float
     rate: float = 20.0
     every: float = 15.0
     away: float = 2.0
+    history_seconds: float = 20.0
 
     @property
     def messages(self) -> int:
@@ -102,26 +105,19 @@ class Outcome:
         failures = Counter(reason for client in self.clients for reason in client.failures)
         cuts = ", ".join(f"{count} {how}" for how, count in sorted(self.cuts.items()))
         shares = ", ".join(f"{part} {used / self.seconds:.0%}" for part, used in self.cpu.items())
+        most = max(client.largest_replay for client in self.clients)
         lines = [
-            f"messages      {self.received} of {self.expected} at {len(self.clients)} clients:"
-            f" {self.received / self.expected:.4%}",
+            f"messages      {self.received} of {self.expected}: {self.received / self.expected:.4%}",
             f"cuts          {sum(self.cuts.values())} ({cuts})",
-            f"recovered     {sum(client.recoveries for client in self.clients)} times, {replayed} messages replayed"
-            f" ({replayed / self.expected:.1%} of all), {max(client.largest_replay for client in self.clients)} at most",
+            f"recovered     {sum(client.recoveries for client in self.clients)} times, with {most} messages at most",
+            f"replayed      {replayed} messages, {replayed / self.expected:.1%} of all",
             f"not recovered {sum(client.refusals for client in self.clients)}",
-            f"time away     {_spread(away)}",
+            f"time away     {spread(away)}",
             f"not connected {dict(failures)}",
             f"ended by the server {Counter(self.ended_by_server)}",
             f"processor     {shares} of a core, for {self.seconds:.1f} s",
         ]
         return "\n".join([*lines, *self.faults[:20]])
-
-
-def _spread(seconds: list[float]) -> str:
-    if not seconds:
-        return "–"
-    p50, p95 = seconds[len(seconds) // 2], seconds[len(seconds) * 95 // 100]
-    return f"p50 {p50:.2f} s, p95 {p95:.2f} s, longest {seconds[-1]:.2f} s"
 
 
 class _Storm:
@@ -216,7 +212,7 @@ async def run(
     plan: Plan, directory: Path, chance: random.Random, progress: Callable[[str], None] = lambda _: None
 ) -> Outcome:
     """Publish as planned while connections break; return what came of it when everyone is complete, or cannot be."""
-    history = str(math.ceil(plan.rate * HISTORY_SECONDS))
+    history = str(math.ceil(plan.rate * plan.history_seconds))
     async with (
         running_daemon(directory, "--history-size", history) as daemon,
         running_caddy(directory, websocket_socket=daemon.websocket_socket) as caddy,

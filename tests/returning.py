@@ -1,8 +1,8 @@
 """Thousands of realtime.v1 clients in one process that lose their connections, come back, and count what they get.
 
-They are made to cost little. All sockets are in one epoll set that one task reads; a frame's payload is decoded once, and
-each message is checked as it comes: its offset is one more than that of the one before, and its text is the one that was
-published with that offset. What is not so is a fault, and a client keeps the first few of them in words.
+They are made to cost little. All sockets are in one epoll set that one task reads; a frame's payload is decoded once,
+and each message is checked as it comes: its offset is one more than that of the one before, and its text is the one
+that was published with that offset. What is not so is a fault, and a client keeps the first few of them in words.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ __all__ = [
     "behind_caddy",
     "full_jitter",
     "message",
+    "spread",
 ]
 
 CHANNEL: Final = "news"
@@ -56,6 +57,7 @@ _TEXT: Final = 0x81
 _CLOSE: Final = 0x88
 _PING: Final = 0x89
 _PONG: Final = b"\x8a\x80\x00\x00\x00\x00"
+_CLOSE_BACK: Final = b"\x88\x80\x00\x00\x00\x00"
 _ABORT: Final = struct.pack("ii", 1, 0)
 """SO_LINGER that makes close() send a reset."""
 
@@ -100,7 +102,7 @@ def _request(headers: str) -> bytes:
 
 
 def allow_open_files(number: int) -> None:
-    """Raise the soft limit of open files, for this process and those it starts. Raises `ValueError` beyond the hard one."""
+    """Raise the soft limit of open files, here and for child processes. Raises `ValueError` beyond the hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = number + 256
     if hard != resource.RLIM_INFINITY and hard < needed:
@@ -117,6 +119,14 @@ def message(number: int) -> str:
 def full_jitter(failures: int, chance: random.Random) -> float:
     """Return how many seconds to wait after so many attempts in a row that came to nothing."""
     return chance.uniform(0, min(LONGEST_DELAY, FIRST_DELAY * 2**failures))
+
+
+def spread(seconds: list[float]) -> str:
+    """Return what times, in order, look like."""
+    if not seconds:
+        return "–"
+    p50, p95 = seconds[len(seconds) // 2], seconds[len(seconds) * 95 // 100]
+    return f"p50 {p50:.2f} s, p95 {p95:.2f} s, longest {seconds[-1]:.2f} s"
 
 
 class Readers:
@@ -200,7 +210,7 @@ class Connection:
     def lose(self, reason: str) -> None:
         """Take note that the connection is over."""
         if not self.over.is_set():
-            self.reason = self.reason or reason
+            self.reason = reason
             self.close()
             self.over.set()
             self.joined.set()
@@ -258,7 +268,9 @@ class Connection:
                 self._send(_PONG)
             elif first == _CLOSE:
                 reason = data[start + 2 : end].decode()
-                self.reason = f"closed with {int.from_bytes(data[start : start + 2], 'big')} {reason}"
+                self._send(_CLOSE_BACK)
+                self.lose(f"closed with {int.from_bytes(data[start : start + 2], 'big')} {reason}")
+                return
             else:
                 self._client.fault(f"a frame that begins with {first:#x}")
             at = end
@@ -270,7 +282,7 @@ class Client:
     """One who wants every message of the channel, in order, once, and comes back for what was missed.
 
     Times are in seconds; those in `away` are from the end of a connection to the next subscription's answer. `complete`
-    is set when the message with the offset `last` has come.
+    is set when it has come to the offset `last`.
     """
 
     number: int
@@ -365,6 +377,8 @@ class Client:
             self.refusals += 1
         self.epoch, self.offset = event.epoch, event.offset
         self._replay_until = 0
+        if self.offset == self.last:
+            self.complete.set()
 
     async def _connected(self, address: Address) -> socket.socket:
         while True:
