@@ -174,7 +174,7 @@ async def test_what_was_published_while_it_was_away_comes_when_it_is_back(node: 
             await control.call("broadcast", "news", str(number))
         plug.put_back()
         assert await client.line_with("subscribed") == {"subscribed": "news", "recovered": True, "replayed": 10}
-        seen = []
+        seen: list[tuple[str, int, str]] = []
         while len(seen) < 10:
             line = await client.line()
             if "message" in line:
