@@ -475,8 +475,8 @@ export class Realtime extends EventTarget {
   };
 
   /**
-   * The browser may keep the page for the way back to it, but not one with an open WebSocket. Should the page live on,
-   * so does the timer.
+   * The browser may keep the page for the way back to it. No browser keeps the WebSocket, and some do not keep a page
+   * that has one open. Should the page live on, so does the timer.
    *
    * @param {{persisted: boolean}} event
    */
