@@ -429,6 +429,10 @@ def test_text_stands_out_from_its_ground(scheme: str, browser: Browser, site: Si
     page = open_page(opened, site, "news")
     send(page, "a b", "hello")
     expect(outcome(page)).to_have_class("failed")
+    page.get_by_role("button", name="Disconnect").click()
+    site.broadcast("news", "missed")
+    page.get_by_role("button", name="Connect now").click()
+    expect(panel(page, "news").locator(".replayed")).to_have_count(1)
     measured = page.evaluate(MEASURE_CONTRASTS)
     assert len(measured) > 10
     assert {text: contrast for text, contrast in measured.items() if contrast < 4.5} == {}
