@@ -379,7 +379,9 @@ export class Realtime extends EventTarget {
     const replayed = offset <= channel.replayedUpTo;
     const content = base64 === undefined ? data ?? '' : bytes(base64);
     for (const subscription of [...channel.subscriptions]) {
-      guarded(() => subscription.onMessage(content, { channel: name, epoch, offset, replayed }));
+      if (channel.subscriptions.has(subscription)) {
+        guarded(() => subscription.onMessage(content, { channel: name, epoch, offset, replayed }));
+      }
     }
   }
 

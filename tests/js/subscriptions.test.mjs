@@ -159,6 +159,16 @@ test('a handler may subscribe and unsubscribe', () => {
   assert.deepEqual(late, ['two']);
 });
 
+test('a subscription that another one ends does not get the message at hand', () => {
+  const world = new World();
+  world.realtime.subscribe('news', () => second.stop());
+  const second = world.watch('news');
+  world.socket.welcome();
+  world.socket.answer();
+  world.say(1);
+  assert.deepEqual([...second], []);
+});
+
 test('wrong arguments are noticed at once', () => {
   const { realtime } = new World();
   assert.throws(() => realtime.subscribe(7, () => {}), TypeError);
