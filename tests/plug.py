@@ -24,7 +24,6 @@ class Plug:
     def __init__(self, port: int, target: int) -> None:
         self.port = port
         self.target = target
-        self.connections = 0
         self._pulled = False
         self._allowance: int | None = None
         self._flowing = trio.Event()
@@ -61,7 +60,6 @@ class Plug:
 
     async def handle(self, client: trio.SocketStream) -> None:
         """Serve one client until either side ends the connection, or the plug is pulled."""
-        self.connections += 1
         async with client:
             with trio.CancelScope() as scope:
                 self._open[client] = scope
