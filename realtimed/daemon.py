@@ -18,13 +18,16 @@ import trio
 
 from realtimed import __version__
 from realtimed.config import Address, Config
+from realtimed.control.idempotency import Answered
 from realtimed.control.server import Connection, Service
 from realtimed.fanout import FanOut
+from realtimed.history import History, Retention
 from realtimed.hub import Hub
 from realtimed.listener import SocketListener, open_listener
 from realtimed.protocols import PROTOCOLS
 from realtimed.session import Session, Sessions, heartbeat
 from realtimed.stream import Backlogs, ClientStream, QueuedStream
+from realtimed.uring import SendRing
 
 __all__ = ["Daemon", "run"]
 
@@ -40,6 +43,12 @@ _RETURNS_PER_SECOND: Final = 500
 _SHORTEST_RETURN: Final = 1.0
 """Seconds a client is told to stay away at least: about what a restart takes."""
 
+_EXPIRY_INTERVAL: Final = 1.0
+"""Seconds between two looks for history that has become too old; recovery itself looks at the age exactly."""
+
+_EXPIRED_AT_ONCE: Final = 1000
+"""Publications dropped before other tasks get their turn: a fraction of a millisecond."""
+
 _ANSWERS_LIMIT: Final = 64 * 2**20
 """Bytes of answers that may wait for one publisher to read them; `clients` of a large daemon is a long answer."""
 
@@ -54,17 +63,27 @@ class Daemon:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.started = time.time()
-        self.hub = Hub(max_message=config.max_message, max_channels=config.max_channels)
+        self.history = History(
+            limit=config.history_total,
+            clock=time.monotonic,
+            default=Retention(config.history_size, config.history_age),
+            rules=[(rule.match, Retention(rule.history_size, rule.history_age)) for rule in config.channels],
+        )
+        self.hub = Hub(max_message=config.max_message, max_channels=config.max_channels, history=self.history)
         self.fan_out = FanOut(self.hub)
-        self.sessions = Sessions(_connection_limit(config))
         self.backlogs = Backlogs(
             limit=config.max_backlog, timeout=config.backlog_timeout, total_limit=config.max_backlog_total
         )
+        self.sessions = Sessions(_connection_limit(config), self.backlogs)
         self.answers = Backlogs(
             limit=_ANSWERS_LIMIT, timeout=config.backlog_timeout, total_limit=config.max_backlog_total
         )
-        self.service = Service(self.hub, self.sessions.members, config, self.stats, self.info, self._room)
+        self.answered = Answered(config.retry_window, time.monotonic)
+        self.service = Service(
+            self.hub, self.sessions.members, config, self.stats, self.info, self._room, self.answered
+        )
         self.websocket_addresses: list[Address] = []
+        self.io_uring = False
         self._stopping = trio.Event()
 
     def stop(self) -> None:
@@ -81,7 +100,8 @@ class Daemon:
             await self._serve(signals, task_status)
 
     async def _serve(self, signals: AsyncIterator[int], task_status: trio.TaskStatus[None]) -> None:
-        async with AsyncExitStack() as sockets:
+        async with AsyncExitStack() as resources, AsyncExitStack() as sockets:
+            self._use_io_uring(resources)
             listeners = [
                 await sockets.enter_async_context(self._listening(address, self._client_stream))
                 for address in self.config.websocket
@@ -93,6 +113,7 @@ class Daemon:
             async with trio.open_nursery() as background:
                 background.start_soon(self.fan_out.run)
                 background.start_soon(heartbeat, self.sessions, self.config)
+                background.start_soon(self._expire_history)
                 background.start_soon(self._heed_signals, signals, background.cancel_scope)
                 async with trio.open_nursery() as clients:
                     async with trio.open_nursery() as publishers:
@@ -123,6 +144,9 @@ class Daemon:
             "clients": len(self.sessions.members),
             "channels": len(self.hub.channels),
             "subscriptions": self.hub.subscriptions,
+            "history_channels": self.history.channels,
+            "history_publications": self.history.publications,
+            "history_bytes": self.history.bytes,
             "publishers": len(self.service.connections),
             "backlogged": self.backlogs.streams,
             "backlog_bytes": self.backlogs.total,
@@ -145,6 +169,7 @@ class Daemon:
             "pid": os.getpid(),
             "started": self.started,
             "protocols": ["plain", *PROTOCOLS],
+            "io_uring": self.io_uring,
             "websocket": [str(address) for address in self.websocket_addresses],
             "limits": {
                 "max_message": config.max_message,
@@ -157,6 +182,19 @@ class Daemon:
                 "max_connections": self.sessions.max_connections,
             },
         }
+
+    def _use_io_uring(self, resources: AsyncExitStack) -> None:
+        """Let the fan-out send through io_uring, if that is wanted and possible."""
+        if self.config.io_uring == "off":
+            return
+        try:
+            ring = SendRing()
+        except OSError as error:
+            log.info("io_uring is not used: %s", error.strerror)
+        else:
+            resources.callback(ring.close)
+            self.hub.deliver = ring
+            self.io_uring = True
 
     @asynccontextmanager
     async def _listening(
@@ -194,6 +232,13 @@ class Daemon:
             await Connection(stream, self.service).run()
         except Exception:
             log.exception("publisher disconnected: internal error")
+
+    async def _expire_history(self) -> None:
+        """Drop what has become too old, for ever: a little at a time, so that it never holds anyone up."""
+        while True:
+            await trio.sleep(_EXPIRY_INTERVAL)
+            while self.history.expire(_EXPIRED_AT_ONCE):
+                await trio.lowlevel.checkpoint()
 
     async def _room(self) -> None:
         await self.fan_out.room()

@@ -23,7 +23,7 @@ from realtimed.errors import quoted
 from realtimed.frames import PING, CloseCode, close_frame
 from realtimed.hub import Hub
 from realtimed.protocols import Conversation, ViolationError, choose
-from realtimed.stream import ClientStream
+from realtimed.stream import Backlogs, ClientStream
 
 __all__ = ["Session", "Sessions", "heartbeat"]
 
@@ -254,14 +254,15 @@ class Session:
         try:
             while conversation is not None:
                 message = await websocket.get_message()
+                await self._sessions.backlogs.room()
+                await self.stream.flush_replay()
                 if self._closed is None:
                     try:
                         answer = conversation.receive(message)
                     except ViolationError as violation:
                         self.close(violation.code, violation.reason)
                     else:
-                        if answer:
-                            self.stream.write(answer)
+                        self.stream.write_frames(answer)
         except ConnectionClosed:
             self._follow_library()
 
@@ -309,8 +310,9 @@ class Sessions:
 
     # Invariant: `members` holds those whose handshake has been answered with 101, until their stream is shut.
 
-    def __init__(self, max_connections: int) -> None:
+    def __init__(self, max_connections: int, backlogs: Backlogs) -> None:
         self.max_connections = max_connections
+        self.backlogs = backlogs
         self.members: dict[str, Session] = {}
         self.connections = 0
         self.refused = 0
