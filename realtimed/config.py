@@ -59,6 +59,12 @@ def _path(value: object) -> Path:
     return path
 
 
+def _file(value: object) -> Path:
+    if not isinstance(value, str) or not value:
+        raise ValueError("expected a path")
+    return Path(value).absolute()
+
+
 def _address(text: object) -> Address:
     if isinstance(text, str):
         if text.startswith("unix:"):
@@ -155,6 +161,7 @@ def _auto_or_off(value: object) -> str:
 
 _METAVARS: Final[Mapping[Callable[[object], object], str]] = {
     _path: "PATH",
+    _file: "PATH",
     _addresses: "ADDRESS",
     _mode: "MODE",
     _group: "GROUP",
@@ -227,6 +234,9 @@ class Config:
     history_total: int = _setting(
         64 * 2**20, _size_or_none, _HISTORY, "Bytes of all history; beyond it the oldest is dropped. 0 for none."
     )
+    state_file: Path | None = _setting(
+        None, _file, _HISTORY, "Where history is put at a clean stop, for the next start; nowhere if not given."
+    )
     retry_window: float = _setting(
         300.0, _seconds, _HISTORY, "How long a broadcast's idempotency key is known, so that a retry is not sent twice."
     )
@@ -255,6 +265,8 @@ class Config:
                 f"silence-timeout ({self.silence_timeout:g} s) must be longer than heartbeat ({self.heartbeat:g} s),"
                 " or every quiet client would be taken for dead"
             )
+        if self.state_file is not None and not self.state_file.parent.is_dir():
+            found.append(f"state-file is {self.state_file}, but there is no directory {self.state_file.parent}")
         sockets = [address.path for address in self.websocket if address.path is not None]
         if self.socket in sockets:
             found.append(f"socket and websocket are both {self.socket}; each needs a path of its own")

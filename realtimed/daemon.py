@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 
 import trio
 
-from realtimed import __version__
+from realtimed import __version__, snapshot
 from realtimed.config import Address, Config
 from realtimed.control.idempotency import Answered
 from realtimed.control.server import Connection, Service
@@ -25,7 +25,8 @@ from realtimed.history import History, Retention
 from realtimed.hub import Hub
 from realtimed.listener import SocketListener, open_listener
 from realtimed.protocols import PROTOCOLS
-from realtimed.session import Session, Sessions, heartbeat
+from realtimed.session import Session, Sessions, heartbeat, relief
+from realtimed.snapshot import SnapshotError
 from realtimed.stream import Backlogs, ClientStream, QueuedStream
 from realtimed.uring import SendRing
 
@@ -48,6 +49,9 @@ _EXPIRY_INTERVAL: Final = 1.0
 
 _EXPIRED_AT_ONCE: Final = 1000
 """Publications dropped before other tasks get their turn: a fraction of a millisecond."""
+
+_WRITTEN_AT_ONCE: Final = 2**20
+"""Bytes of history put together before they are written to the state file."""
 
 _ANSWERS_LIMIT: Final = 64 * 2**20
 """Bytes of answers that may wait for one publisher to read them; `clients` of a large daemon is a long answer."""
@@ -102,6 +106,7 @@ class Daemon:
     async def _serve(self, signals: AsyncIterator[int], task_status: trio.TaskStatus[None]) -> None:
         async with AsyncExitStack() as resources, AsyncExitStack() as sockets:
             self._use_io_uring(resources)
+            self._load_history()
             listeners = [
                 await sockets.enter_async_context(self._listening(address, self._client_stream))
                 for address in self.config.websocket
@@ -113,6 +118,7 @@ class Daemon:
             async with trio.open_nursery() as background:
                 background.start_soon(self.fan_out.run)
                 background.start_soon(heartbeat, self.sessions, self.config)
+                background.start_soon(relief, self.sessions)
                 background.start_soon(self._expire_history)
                 background.start_soon(self._heed_signals, signals, background.cancel_scope)
                 async with trio.open_nursery() as clients:
@@ -132,6 +138,7 @@ class Daemon:
                     # All commands are answered. What they published goes out before anyone is sent away.
                     with trio.move_on_after(self.config.close_timeout):
                         await self.fan_out.settle()
+                    await self._save_history()
                     self._say_goodbye()
                     clients.cancel_scope.deadline = trio.current_time() + self.config.close_timeout
                 background.cancel_scope.cancel()
@@ -233,6 +240,43 @@ class Daemon:
         except Exception:
             log.exception("publisher disconnected: internal error")
 
+    def _load_history(self) -> None:
+        """Go on with the history of the daemon before, if it left one; its file is gone then."""
+        path = self.config.state_file
+        if path is None:
+            return
+        try:
+            data = path.read_bytes()
+            path.unlink()
+            count = snapshot.load(self.hub, data, time.time())
+        except FileNotFoundError:
+            log.info("history begins anew: there is no %s", path)
+        except (OSError, SnapshotError) as error:
+            log.warning("history begins anew: %s cannot be used: %s", path, error)
+        else:
+            log.info("history taken over channels=%d bytes=%d", count, self.history.bytes)
+
+    async def _save_history(self) -> None:
+        """Leave the history to the next daemon. Nothing is published any more."""
+        path = self.config.state_file
+        if path is None:
+            return
+        new = path.with_name(path.name + ".new")
+        try:
+            async with await trio.open_file(new, "wb", opener=_private) as file:
+                pending = bytearray()
+                for part in snapshot.dump(self.hub, time.time()):
+                    pending += part
+                    if len(pending) > _WRITTEN_AT_ONCE:
+                        await file.write(pending)
+                        pending.clear()
+                await file.write(pending)
+            new.replace(path)
+        except OSError as error:
+            log.warning("history is lost: cannot write %s: %s", new, error.strerror)
+        else:
+            log.info("history saved channels=%d bytes=%d", self.history.channels, self.history.bytes)
+
     async def _expire_history(self) -> None:
         """Drop what has become too old, for ever: a little at a time, so that it never holds anyone up."""
         while True:
@@ -278,6 +322,10 @@ async def _accept(
         else:
             for stream in streams:
                 nursery.start_soon(handler, stream)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _connection_limit(config: Config) -> int:

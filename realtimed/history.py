@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 __all__ = ["ENTRY_BYTES", "RING_BYTES", "History", "Kept", "Retention", "Ring"]
@@ -135,7 +136,9 @@ class History:
 
     def keep(self, ring: Ring, offset: int, payload: bytes, text: bool) -> None:
         """Keep a publication; `offset` follows that of the one before."""
-        now = self._clock()
+        self._append(ring, self._clock(), offset, payload, text)
+
+    def _append(self, ring: Ring, now: float, offset: int, payload: bytes, text: bool) -> None:
         entries, shelf = ring.entries, ring.shelf
         if not entries:
             ring.first = offset
@@ -186,6 +189,29 @@ class History:
             return []
         return self.after(ring, max(ring.first, ring.first + len(ring.entries) - count) - 1) or []
 
+    def ages(self, ring: Ring) -> list[tuple[float, bytes, bool]]:
+        """Return a ring's entries with their ages, in seconds, in place of their times."""
+        self._expire(ring)
+        now = self._clock()
+        return [(now - time, payload, text) for time, payload, text in ring.entries]
+
+    def restore(self, rings: Iterable[tuple[Ring, int, list[tuple[float, bytes, bool]]]], later: float) -> None:
+        """Fill empty rings with entries as `ages` gave them `later` seconds ago; with a ring comes its newest offset.
+
+        May call `emptied` for rings of which nothing can be kept.
+        """
+        now = self._clock() - later
+        everything = [
+            (now - age, offset, payload, text, ring)
+            for ring, newest, entries in rings
+            for offset, (age, payload, text) in enumerate(entries, newest - len(entries) + 1)
+        ]
+        everything.sort(key=itemgetter(0, 1))
+        for time, offset, payload, text, ring in everything:
+            self._append(ring, time, offset, payload, text)
+        while self.expire(len(everything)):
+            pass
+
     def expire(self, budget: int) -> bool:
         """Drop up to `budget` publications that are too old; return whether there may be more."""
         now = self._clock()
@@ -217,7 +243,7 @@ class History:
                 self._forget_leaving(min(leavings, key=lambda leaving: leaving[1])[0])
                 continue
             heads = [head for shelf in self._shelves.values() if (head := shelf.oldest()) is not None]
-            self._drop(min(heads, key=_time)[2])
+            self._drop(min(heads, key=itemgetter(0))[2])
 
     def _drop(self, ring: Ring) -> None:
         """Drop a ring's oldest publication."""
@@ -236,10 +262,6 @@ class History:
         self.joined(ring)
         if not ring.entries:
             self.emptied(ring.name)
-
-
-def _time(entry: tuple[float, int, Ring]) -> float:
-    return entry[0]
 
 
 def _compile(pattern: str) -> Callable[[str], object]:

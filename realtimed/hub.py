@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from realtimed.errors import RefusedError, quoted
@@ -33,6 +33,7 @@ __all__ = [
     "Position",
     "Receipt",
     "Round",
+    "SavedChannel",
     "Subscriber",
     "check_channel_name",
     "encode_message",
@@ -134,6 +135,15 @@ class Channel:
         """Return who gets `form`, as a list that stays as it is whoever comes or goes."""
         roster = self.rosters[form] = list(self.subscribers[form])
         return roster
+
+
+class SavedChannel(NamedTuple):
+    """A channel's history without the hub: `entries` are (age in seconds, payload, is text), the last has `offset`."""
+
+    name: str
+    epoch: str
+    offset: int
+    entries: list[tuple[float, bytes, bool]]
 
 
 class Joined(NamedTuple):
@@ -318,7 +328,7 @@ class Hub:
         return self._round
 
     def describe_channels(self, prefix: str = "") -> dict[str, dict[str, object]]:
-        """Return what the ``channels`` command shows of the channels whose names begin with `prefix`."""
+        """Return what the ``channels`` command shows: who is listened to, of the names that begin with `prefix`."""
         return {
             channel.name: {
                 "subscribers": channel.count,
@@ -327,7 +337,7 @@ class Hub:
                 "history": len(channel.ring.entries) if channel.ring is not None else 0,
             }
             for channel in self.channels.values()
-            if channel.name.startswith(prefix)
+            if channel.count and channel.name.startswith(prefix)
         }
 
     def recent(self, name: object, count: int) -> tuple[Position, list[Publication]]:
@@ -340,6 +350,26 @@ class Hub:
             return Position("", 0), []
         kept = self.history.latest(channel.ring, count) if channel.ring is not None else []
         return Position(channel.epoch, channel.offset), _publications(channel, kept)
+
+    def saved(self) -> Iterator[SavedChannel]:
+        """Yield every channel that has a history. Nothing may be published meanwhile."""
+        for channel in list(self.channels.values()):
+            if channel.ring is not None and (entries := self.history.ages(channel.ring)):
+                yield SavedChannel(channel.name, channel.epoch, channel.offset, entries)
+
+    def restore(self, channels: Iterable[SavedChannel], later: float) -> None:
+        """Take over what `saved` gave, `later` seconds after that, into a hub without channels.
+
+        Epochs and offsets go on, so who comes back finds what was missed.
+        """
+        rings = []
+        for saved in channels:
+            channel = Channel(saved.name, saved.epoch, self.history.ring(saved.name))
+            if channel.ring is not None:
+                channel.offset = saved.offset
+                self.channels[channel.name] = channel
+                rings.append((channel.ring, saved.offset, saved.entries))
+        self.history.restore(rings, later)
 
     def round_over(self, sends: int) -> None:
         """Take note that the round at hand is through."""

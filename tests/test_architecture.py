@@ -17,7 +17,7 @@ STOREYS = (
     {"errors", "config"},
     {"frames", "history"},
     {"hub"},
-    {"protocols", "stream", "uring", "listener", "fanout", "control.wire"},
+    {"protocols", "snapshot", "stream", "uring", "listener", "fanout", "control.wire"},
     {"session", "control"},
     {"daemon"},
     {"cli", "__main__"},

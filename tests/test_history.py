@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from realtimed.history import ENTRY_BYTES, RING_BYTES, History, Retention
 from realtimed.hub import Hub, Joined, Position, Round
-from tests.test_hub import LINES, OTHER_LINES, Listener, fan_out
+from tests.test_hub import LINES, MODEL_RUNS, OTHER_LINES, Listener, fan_out
 
 AMPLE = 2**30
 
@@ -337,7 +337,7 @@ def lines(listener: Listener) -> list[str]:
     return listener.received.decode().split(";")[:-1]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=MODEL_RUNS, deadline=None)
 @given(seed=st.integers(0, 2**32), steps=st.integers(1, 300), size=st.integers(1, 8))
 def test_recovery_agrees_with_the_model(seed: int, steps: int, size: int) -> None:
     """Readers come and go, in mid-round too; each has exactly what it should, or was told that it does not."""

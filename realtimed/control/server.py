@@ -168,6 +168,10 @@ class Connection:
         answers: list[bytes] = []
         self._service.commands += len(messages)
         for message in messages:
+            if answers and self.stream.channels:
+                # What this connection watches may be handed to it while a command is carried out. That comes later.
+                self._write(answers)
+                answers = []
             try:
                 result = self._result(message)
             except RefusedError as error:
