@@ -17,8 +17,9 @@ STOREYS = (
     {"errors", "config"},
     {"frames", "history"},
     {"hub"},
-    {"protocols", "stream", "listener", "fanout", "control.wire"},
+    {"protocols", "stream", "listener", "fanout", "control.wire", "reload", "open_files", "systemd"},
     {"session", "control"},
+    {"drain"},
     {"daemon"},
     {"cli", "__main__"},
 )
