@@ -102,7 +102,7 @@ def _take(handover: Handover, name: str, sock: socket.socket | None, subject: st
 class ServiceManager:
     """Tells whoever started the daemon how it is doing; without one, every call does nothing.
 
-    A notification that cannot be delivered is logged, and the daemon goes on.
+    That a notification cannot be delivered is logged, once until one can, and the daemon goes on.
     """
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
@@ -117,6 +117,7 @@ class ServiceManager:
         self._address = ""
         self._watchdog: float | None = None
         self._status = ""
+        self._failing = False
         if not address:
             return
         if address[0] not in "/@":
@@ -178,7 +179,11 @@ class ServiceManager:
             try:
                 self._socket.sendto("\n".join(assignments).encode(), self._address)
             except OSError as error:
-                log.warning("cannot notify the service manager: %s", error.strerror or error)
+                if not self._failing:
+                    log.warning("cannot notify the service manager: %s", error.strerror or error)
+                self._failing = True
+            else:
+                self._failing = False
 
 
 def _number(variable: str, text: str) -> int:
