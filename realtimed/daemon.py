@@ -122,7 +122,7 @@ class Daemon:
                             for listener in listeners:
                                 await listener.aclose()
                             # As long as somebody listens, publishers are served.
-                            await drain.run(self._show_drain)
+                            await drain.run()
                             accepting.cancel_scope.cancel()
                         for stream in control.last_ones():
                             publishers.start_soon(self._serve_publisher, stream)
@@ -265,9 +265,6 @@ class Daemon:
         self._drain = Drain(self.sessions, config.drain)
         self._manager.stopping(self._status(), config.drain + 3 * config.close_timeout + _MARGIN)
         return self._drain
-
-    def _show_drain(self, left: int) -> None:
-        self._manager.status(f"Stopping: {left} clients left")
 
     def _status(self) -> str:
         if self._drain is not None:

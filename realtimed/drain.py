@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections import deque
 from typing import Final
 
 import trio
@@ -16,9 +16,9 @@ __all__ = ["Drain"]
 _TICK: Final = 0.05
 """Seconds between two shares of the clients."""
 
-_LONGEST_TICK: Final = 0.3
-"""Seconds for which a share is made up at most. What a busy processor has kept us from doing is not made up in one go,
-but spread over the time that is left."""
+_LARGEST_SHARE: Final = 1.4
+"""What one second may get, of what every second would get if all were alike. What a busy processor has kept us from
+doing is made up as fast as this allows, and not in one go."""
 
 _SLICE: Final = 100
 """Clients that are sent away in one go before other tasks get their turn."""
@@ -43,25 +43,33 @@ class Drain:
         self._spread = 1 + len(sessions.members) / _RETURNS_PER_SECOND
         self._waiting: list[Session] = []
 
-    async def run(self, tell: Callable[[int], None]) -> None:
-        """Send away, in each second, about the same share of those who are there; return when the time is over.
+    async def run(self) -> None:
+        """Send away, in each second, about the same share of those who are there.
 
-        `tell` is called with the number of those who are left, again and again.
+        Returns when the time is over or nobody is left; those who could not be sent away in time are for `finish`.
         """
         joined = -1
-        looked_at = trio.current_time()
-        while (left := self._ends_at - looked_at) > 0:
-            if joined != self._sessions.connections:  # handshakes that were under way
+        limit = 0
+        due = 0.0
+        recent: deque[tuple[float, int]] = deque()  # who was sent away within the last second: when, how many
+        now = trio.current_time()
+        while (left := self._ends_at - now) > 0:
+            if joined != self._sessions.connections:  # handshakes were under way
                 joined = self._sessions.connections
                 self._waiting = self._open()
+                limit = max(limit, math.ceil(len(self._waiting) / left * _LARGEST_SHARE))
             if not self._waiting:
                 break
-            tell(len(self._waiting))
+            before = now
             await trio.sleep(min(_TICK, left))
             now = trio.current_time()
-            share = min(now - looked_at, _LONGEST_TICK) / left
-            looked_at = now
-            await self._send_away(math.ceil(len(self._waiting) * share))
+            while recent and recent[0][0] <= now - 1:
+                recent.popleft()
+            due = min(due + len(self._waiting) * (now - before) / left, len(self._waiting))
+            count = min(int(due), limit - sum(each for _, each in recent))
+            due -= count
+            recent.append((now, count))
+            await self._send_away(count)
 
     async def finish(self) -> None:
         """Send away everyone who is left, and from now on everyone who comes."""
