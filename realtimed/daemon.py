@@ -14,20 +14,24 @@ from typing import Final, TypeVar
 
 import trio
 
-from realtimed import __version__
+from realtimed import __version__, snapshot
 from realtimed.config import Address, Config
+from realtimed.control.idempotency import Answered
 from realtimed.control.server import Connection, Service
 from realtimed.drain import Drain
 from realtimed.errors import ConfigurationError
 from realtimed.fanout import FanOut
+from realtimed.history import History, Retention
 from realtimed.hub import Hub
 from realtimed.listener import SocketListener, adopt_listener, open_listener
 from realtimed.open_files import connection_limit
 from realtimed.protocols import PROTOCOLS
 from realtimed.reload import compare
-from realtimed.session import Session, Sessions, heartbeat
+from realtimed.session import Session, Sessions, heartbeat, relief
+from realtimed.snapshot import SnapshotError
 from realtimed.stream import Backlogs, ClientStream, QueuedStream
 from realtimed.systemd import Handover, ServiceManager, receive_sockets
+from realtimed.uring import SendRing
 
 __all__ = ["Daemon", "run"]
 
@@ -36,6 +40,15 @@ _ACCEPT_PAUSE: Final = 0.1
 
 _MARGIN: Final = 5.0
 """Seconds that a stop may take longer than all its deadlines together, on a busy machine."""
+
+_EXPIRY_INTERVAL: Final = 1.0
+"""Seconds between two looks for history that has become too old; recovery itself looks at the age exactly."""
+
+_EXPIRED_AT_ONCE: Final = 1000
+"""Publications dropped before other tasks get their turn: a fraction of a millisecond."""
+
+_WRITTEN_AT_ONCE: Final = 2**20
+"""Bytes of history put together before they are written to the state file."""
 
 _ANSWERS_LIMIT: Final = 64 * 2**20
 """Bytes of answers that may wait for one publisher to read them; `clients` of a large daemon is a long answer."""
@@ -64,17 +77,27 @@ class Daemon:
         self._handover = handover or Handover()
         self._manager = manager or ServiceManager({})
         self.started = time.time()
-        self.hub = Hub(max_message=config.max_message, max_channels=config.max_channels)
+        self.history = History(
+            limit=config.history_total,
+            clock=time.monotonic,
+            default=Retention(config.history_size, config.history_age),
+            rules=[(rule.match, Retention(rule.history_size, rule.history_age)) for rule in config.channels],
+        )
+        self.hub = Hub(max_message=config.max_message, max_channels=config.max_channels, history=self.history)
         self.fan_out = FanOut(self.hub)
-        self.sessions = Sessions(connection_limit(config.max_connections))
         self.backlogs = Backlogs(
             limit=config.max_backlog, timeout=config.backlog_timeout, total_limit=config.max_backlog_total
         )
+        self.sessions = Sessions(connection_limit(config.max_connections), self.backlogs)
         self.answers = Backlogs(
             limit=_ANSWERS_LIMIT, timeout=config.backlog_timeout, total_limit=config.max_backlog_total
         )
-        self.service = Service(self.hub, self.sessions.members, config, self.stats, self.info, self._room)
+        self.answered = Answered(config.retry_window, time.monotonic)
+        self.service = Service(
+            self.hub, self.sessions.members, config, self.stats, self.info, self._room, self.answered
+        )
         self.websocket_addresses: list[Address] = []
+        self.io_uring = False
         self._stopping = trio.Event()
         self._drain: Drain | None = None
         self._note = ""
@@ -93,7 +116,9 @@ class Daemon:
             await self._serve(signals, task_status)
 
     async def _serve(self, signals: AsyncIterator[int], task_status: trio.TaskStatus[None]) -> None:
-        async with AsyncExitStack() as sockets:
+        async with AsyncExitStack() as resources, AsyncExitStack() as sockets:
+            self._use_io_uring(resources)
+            self._load_history()
             listeners = [
                 await sockets.enter_async_context(self._listen(where, self._client_stream))
                 for where in self._handover.websocket or self.config.websocket
@@ -105,6 +130,8 @@ class Daemon:
             async with trio.open_nursery() as background:
                 background.start_soon(self.fan_out.run)
                 background.start_soon(heartbeat, self.sessions, lambda: self.config)
+                background.start_soon(relief, self.sessions)
+                background.start_soon(self._expire_history)
                 background.start_soon(self._heed_signals, signals, background.cancel_scope)
                 async with trio.open_nursery() as clients:
                     async with trio.open_nursery() as publishers:
@@ -132,6 +159,7 @@ class Daemon:
                     # All commands are answered. What they published goes out before the rest is sent away.
                     with trio.move_on_after(self.config.close_timeout):
                         await self.fan_out.settle()
+                    await self._save_history()
                     await drain.finish()
                     clients.cancel_scope.deadline = trio.current_time() + self.config.close_timeout
                 background.cancel_scope.cancel()
@@ -144,6 +172,9 @@ class Daemon:
             "clients": len(self.sessions.members),
             "channels": len(self.hub.channels),
             "subscriptions": self.hub.subscriptions,
+            "history_channels": self.history.channels,
+            "history_publications": self.history.publications,
+            "history_bytes": self.history.bytes,
             "publishers": len(self.service.connections),
             "backlogged": self.backlogs.streams,
             "backlog_bytes": self.backlogs.total,
@@ -166,6 +197,7 @@ class Daemon:
             "pid": os.getpid(),
             "started": self.started,
             "protocols": ["plain", *PROTOCOLS],
+            "io_uring": self.io_uring,
             "websocket": [str(address) for address in self.websocket_addresses],
             "limits": {
                 "max_message": config.max_message,
@@ -183,6 +215,19 @@ class Daemon:
         if isinstance(where, socket.socket):
             return adopt_listener(where, wrap)
         return open_listener(where, wrap, mode=self.config.socket_mode, group=self.config.socket_group)
+
+    def _use_io_uring(self, resources: AsyncExitStack) -> None:
+        """Let the fan-out send through io_uring, if that is wanted and possible."""
+        if self.config.io_uring == "off":
+            return
+        try:
+            ring = SendRing()
+        except OSError as error:
+            log.info("io_uring is not used: %s", error.strerror)
+        else:
+            resources.callback(ring.close)
+            self.hub.deliver = ring
+            self.io_uring = True
 
     def _client_stream(self, sock: socket.socket) -> ClientStream:
         return ClientStream(
@@ -211,6 +256,50 @@ class Daemon:
             await Connection(stream, self.service).run()
         except Exception:
             log.exception("publisher disconnected: internal error")
+
+    def _load_history(self) -> None:
+        """Go on with the history of the daemon before, if it left one; its file is gone then."""
+        path = self.config.state_file
+        if path is None:
+            return
+        try:
+            data = path.read_bytes()
+            path.unlink()
+            count = snapshot.load(self.hub, data, time.time())
+        except FileNotFoundError:
+            log.info("history begins anew: there is no %s", path)
+        except (OSError, SnapshotError) as error:
+            log.warning("history begins anew: %s cannot be used: %s", path, error)
+        else:
+            log.info("history taken over channels=%d bytes=%d", count, self.history.bytes)
+
+    async def _save_history(self) -> None:
+        """Leave the history to the next daemon. Nothing is published any more."""
+        path = self.config.state_file
+        if path is None:
+            return
+        new = path.with_name(path.name + ".new")
+        try:
+            async with await trio.open_file(new, "wb", opener=_private) as file:
+                pending = bytearray()
+                for part in snapshot.dump(self.hub, time.time()):
+                    pending += part
+                    if len(pending) > _WRITTEN_AT_ONCE:
+                        await file.write(pending)
+                        pending.clear()
+                await file.write(pending)
+            new.replace(path)
+        except OSError as error:
+            log.warning("history is lost: cannot write %s: %s", new, error.strerror)
+        else:
+            log.info("history saved channels=%d bytes=%d", self.history.channels, self.history.bytes)
+
+    async def _expire_history(self) -> None:
+        """Drop what has become too old, for ever: a little at a time, so that it never holds anyone up."""
+        while True:
+            await trio.sleep(_EXPIRY_INTERVAL)
+            while self.history.expire(_EXPIRED_AT_ONCE):
+                await trio.lowlevel.checkpoint()
 
     async def _room(self) -> None:
         await self.fan_out.room()
@@ -293,6 +382,10 @@ async def _accept(
         else:
             for stream in streams:
                 nursery.start_soon(handler, stream)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def run(config: Config, reread: Callable[[], Config], environ: MutableMapping[str, str]) -> None:

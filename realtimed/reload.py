@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Final
 
-from realtimed.config import SETTINGS, Config
+from realtimed.config import Config
 from realtimed.errors import ConfigurationError
 
 __all__ = ["Change", "compare"]
@@ -41,7 +41,7 @@ def compare(old: Config, new: Config) -> Change:
 
     Raises `ConfigurationError` if what can be applied does not go together with what cannot.
     """
-    changed = [name for name in SETTINGS if getattr(old, name) != getattr(new, name)]
+    changed = [each.name for each in fields(Config) if getattr(old, each.name) != getattr(new, each.name)]
     kept = [name for name in changed if name not in _LIVE]
     config = replace(new, **{name: getattr(old, name) for name in kept})
     problems = config.problems()
@@ -51,4 +51,4 @@ def compare(old: Config, new: Config) -> Change:
 
 
 def _named(settings: Iterable[str]) -> tuple[str, ...]:
-    return tuple(SETTINGS[name].option.removeprefix("--") for name in settings)
+    return tuple(name.replace("_", "-") for name in settings)

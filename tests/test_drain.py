@@ -25,6 +25,7 @@ from realtimed.config import Config, load
 from realtimed.drain import Drain
 from realtimed.errors import ConfigurationError
 from realtimed.session import Session, Sessions
+from realtimed.stream import Backlogs
 from tests.clients import closing, publisher, raw_client, subscribe, websocket
 from tests.herd import herd
 from tests.stack import Daemon, running_daemon
@@ -123,7 +124,7 @@ class Sheep:
 
 
 def flock(number: int) -> tuple[Sessions, list[Sheep]]:
-    sessions = Sessions(number)
+    sessions = Sessions(number, Backlogs(limit=1, timeout=1, total_limit=1))
     sheep = [Sheep() for _ in range(number)]
     sessions.members.update({f"c-{n}": cast(Session, each) for n, each in enumerate(sheep)})
     return sessions, sheep
