@@ -222,8 +222,8 @@ class Daemon:
             return
         try:
             ring = SendRing()
-        except OSError as error:
-            log.info("io_uring is not used: %s", error.strerror)
+        except (OSError, MemoryError) as error:  # MemoryError: ctypes where no memory may be executable
+            log.info("io_uring is not used: %s", getattr(error, "strerror", error))
         else:
             resources.callback(ring.close)
             self.hub.deliver = ring
