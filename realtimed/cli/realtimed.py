@@ -9,6 +9,7 @@ import inspect
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,7 +51,8 @@ def _start(**given: Any) -> None:
     file, check = given.pop("config"), given.pop("check")
     options = {name: value for name, value in given.items() if name in SETTINGS and value}
     try:
-        config = load(options, os.environ, file)
+        reread = partial(load, options, os.environ, file)
+        config = reread()
         if check:
             typer.echo("The configuration is valid.")
             return
@@ -58,7 +60,7 @@ def _start(**given: Any) -> None:
         # Only now: `--help` and `--check` need no trio.
         from realtimed.daemon import run  # noqa: PLC0415
 
-        run(config)
+        run(config, reread, os.environ)
     except ConfigurationError as error:
         for line in str(error).splitlines():
             typer.echo(f"realtimed: {line}", err=True)
