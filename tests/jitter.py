@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -157,37 +157,40 @@ class _Storm:
     async def live(self, client: Client) -> None:
         """Connect again and again, for ever."""
         failures = 0
-        vanished: Connection | None = None
-        while True:
-            connection: Connection | None = None
-            with self._life() as life:
-                try:
-                    connection = await client.connect(self._address, self._readers)
-                except LostError:
-                    failures += 1
-                else:
-                    failures = 0
-                    self._note_connected()
-                    await connection.over.wait()
-                    self.outcome.ended_by_server.append(connection.reason)
-            client.lost()
-            if vanished is not None:
+        vanished = ExitStack()
+        with vanished:
+            while True:
+                connection: Connection | None = None
+                with self._life() as life:
+                    try:
+                        connection = await client.connect(self._address, self._readers)
+                    except LostError:
+                        failures += 1
+                    else:
+                        failures = 0
+                        self._note_connected()
+                        await connection.over.wait()
+                        self.outcome.ended_by_server.append(connection.reason)
+                client.lost()
                 vanished.close()
-                vanished = None
-            if not life.cancelled_caught:
-                await trio.sleep(full_jitter(failures, self._chance))
-                continue
-            if connection is None:
-                how = "while it connects"
-            else:
-                how = self._chance.choice(["reset", "closed", "vanished"])
-                if how == "vanished":
-                    connection.abandon()
-                    vanished = connection
+                if life.cancelled_caught:
+                    self._cut(connection, vanished)
+                    await trio.sleep(self._chance.uniform(0, self.outcome.plan.away))
                 else:
-                    connection.close(reset=how == "reset")
-            self.outcome.cuts[how] += 1
-            await trio.sleep(self._chance.uniform(0, self.outcome.plan.away))
+                    await trio.sleep(full_jitter(failures, self._chance))
+
+    def _cut(self, connection: Connection | None, vanished: ExitStack) -> None:
+        """Break a connection in one of the ways in which connections break. One that vanishes is closed much later."""
+        if connection is None:
+            how = "while it connects"
+        else:
+            how = self._chance.choice(["reset", "closed", "vanished"])
+            if how == "vanished":
+                connection.abandon()
+                vanished.callback(connection.close)
+            else:
+                connection.close(reset=how == "reset")
+        self.outcome.cuts[how] += 1
 
     @contextmanager
     def _life(self) -> Iterator[trio.CancelScope]:
