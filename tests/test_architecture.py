@@ -15,7 +15,7 @@ PACKAGE = Path(realtimed.__file__).parent
 # Each storey may import from those before it, and from its own.
 STOREYS = (
     {"errors", "config"},
-    {"frames", "history"},
+    {"frames", "history", "replays"},
     {"hub"},
     {
         "protocols",
@@ -37,7 +37,7 @@ STOREYS = (
 # What talks to a daemon from another process stands apart: it knows the wire and the errors.
 CLIENT_SIDE = {"__init__", "control.client", "control.aclient", "control.calls", "control.connection"}
 
-WITHOUT_TRIO = ("errors", "config", "frames", "history", "hub", "protocols", "control.wire", *CLIENT_SIDE)
+WITHOUT_TRIO = ("errors", "config", "frames", "history", "replays", "hub", "protocols", "control.wire", *CLIENT_SIDE)
 ONLY_USERS = {"trio_websocket": {"session"}, "msgpack": {"control.wire"}, "typer": {"cli"}}
 
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
