@@ -144,7 +144,7 @@ def test_channels_are_those_with_subscribers(daemon: Daemon, connect: Opener) ->
     client = connect(daemon.control_socket)
     with client.subscribe("fruit:apple", "fruit:pear", "meat") as subscription:
         client.broadcast("fruit:pear", "hello")
-        pear = ChannelInfo(1, subscription.positions["fruit:pear"].epoch, 1)
+        pear = ChannelInfo(1, subscription.positions["fruit:pear"].epoch, 1, history=0)
 
         assert set(client.channels()) == {"fruit:apple", "fruit:pear", "meat"}
         assert client.channels("fruit:p") == {"fruit:pear": pear}
@@ -780,7 +780,7 @@ print("done")
 
 
 def test_a_forked_child_opens_connections_of_its_own(runtime_dir: Path) -> None:
-    with daemon_in_thread(runtime_dir) as daemon:
+    with daemon_in_thread(runtime_dir, "--history-size", "0") as daemon:
         assert run_python(FORKING, str(daemon.control_socket)) == "done\n"
 
 
