@@ -361,7 +361,7 @@ namespace Realtime {
                     $reusable = $connection->isReusable();
                     break;
                 } catch (ProtocolException $broken) {
-                    if (!$repeatable || !$connection->hasHungUp() || $deadline->left() === 0) {
+                    if (!$repeatable || !$connection->hasHungUp()) {
                         throw $broken;
                     }
                 } finally {
@@ -410,18 +410,22 @@ namespace Realtime {
         /** Begin a request again after its connection broke; if there is no daemon, wait for one until the deadline. */
         private function beginAgain(string $request, Deadline $deadline, ProtocolException $broken): Connection
         {
-            do {
+            $cause = null;
+            while (true) {
                 \usleep(\min(self::REPEAT_MICROSECONDS, $deadline->left()));
+                if ($deadline->left() === 0) {
+                    $why = $cause === null ? 'the connection broke each time' : 'no connection was to be had';
+                    throw new ProtocolException(
+                        "{$broken->getMessage()}. It could not be repeated within {$deadline->seconds} s: {$why}",
+                        previous: $cause
+                    );
+                }
                 try {
                     return $this->begin($request, $deadline);
                 } catch (NoDaemonException | TimeoutException $error) {
+                    $cause = $error;
                 }
-            } while ($deadline->left() > 0);
-            throw new ProtocolException(
-                "{$broken->getMessage()}. It could not be repeated within {$deadline->seconds} s:"
-                . ' no connection was to be had',
-                previous: $error
-            );
+            }
         }
 
         // How results are read. A newer daemon may say more than is known here; what is said less is an error.

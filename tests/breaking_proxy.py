@@ -38,12 +38,12 @@ def half_the_answer_is_lost(ask: Ask, command: bytes) -> bytes:
 class BreakingProxy:
     """Listens at `path` and hands each command to the daemon at `daemon`, and its answer back.
 
-    The first commands, of all connections together, meet `breaks` instead, one each; and so do all others if
-    `for_ever` is given. `commands` is what has arrived. What goes wrong in the proxy itself is raised at the end of the
-    `with` block.
+    The first commands, of all connections together, meet `breaks` instead, one each, of which None is no break; and all
+    others `for_ever`, if it is given. `commands` is what has arrived. What goes wrong in the proxy itself is raised at
+    the end of the `with` block.
     """
 
-    def __init__(self, path: Path, daemon: Path, *breaks: Break, for_ever: Break | None = None) -> None:
+    def __init__(self, path: Path, daemon: Path, *breaks: Break | None, for_ever: Break | None = None) -> None:
         self.commands: list[Request] = []
         self.closed = False
         self._closing = threading.Lock()

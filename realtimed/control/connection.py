@@ -207,17 +207,18 @@ def _connect(path: str, deadline: Deadline) -> Steps[_Connection]:
 def _connect_again(path: str, deadline: Deadline, broken: ProtocolError) -> Steps[_Connection]:
     """Open a connection in place of one that broke; if there is no daemon, wait for one until the deadline.
 
-    Raises `ProtocolError`: what was asked on the first connection may have been carried out.
+    Raises `ProtocolError` then: what was asked on the first connection may have been carried out.
     """
+    cause: NoDaemonError | RequestTimeoutError | None = None
     while True:
         yield Wait(None, writable=False, seconds=min(_REPEAT_SECONDS, deadline.left))
+        if not deadline.left:
+            why = "the connection broke each time" if cause is None else "no connection was to be had"
+            raise ProtocolError(f"{broken}. It could not be repeated within {deadline.seconds:g} s: {why}") from cause
         try:
             return (yield from _connect(path, deadline))
         except (NoDaemonError, RequestTimeoutError) as error:
-            if not deadline.left:
-                raise ProtocolError(
-                    f"{broken}. It could not be repeated within {deadline.seconds:g} s: no connection was to be had"
-                ) from error
+            cause = error
 
 
 def _why_not(path: str, error: OSError) -> str:
@@ -330,7 +331,7 @@ class Line:
             try:
                 reusable = yield from _exchange(connection, self.path, batch, unsent, deadline, deque())
             except ProtocolError as error:
-                if not (repeatable and connection.hung_up and deadline.left):
+                if not (repeatable and connection.hung_up):
                     raise
                 broken = error
             else:
