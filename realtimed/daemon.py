@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import platform
 import random
 import resource
 import signal
@@ -21,7 +22,9 @@ from realtimed.config import Address, Config
 from realtimed.control.server import Connection, Service
 from realtimed.fanout import FanOut
 from realtimed.hub import Hub
+from realtimed.lag import LoopLag
 from realtimed.listener import SocketListener, open_listener
+from realtimed.logs import Event
 from realtimed.protocols import PROTOCOLS
 from realtimed.session import Session, Sessions, heartbeat
 from realtimed.stream import Backlogs, ClientStream, QueuedStream
@@ -65,6 +68,7 @@ class Daemon:
         )
         self.service = Service(self.hub, self.sessions.members, config, self.stats, self.info, self._room)
         self.websocket_addresses: list[Address] = []
+        self.loop_lag = LoopLag()
         self._stopping = trio.Event()
 
     def stop(self) -> None:
@@ -81,7 +85,7 @@ class Daemon:
             await self._serve(signals, task_status)
 
     async def _serve(self, signals: AsyncIterator[int], task_status: trio.TaskStatus[None]) -> None:
-        async with AsyncExitStack() as sockets:
+        async with AsyncExitStack() as endpoint, AsyncExitStack() as sockets:
             listeners = [
                 await sockets.enter_async_context(self._listening(address, self._client_stream))
                 for address in self.config.websocket
@@ -90,7 +94,15 @@ class Daemon:
                 self._listening(Address(path=self.config.socket), self._publisher_stream)
             )
             self.websocket_addresses = [listener.address for listener in listeners]
+            http = None
+            if self.config.http is not None:
+                # It outlives the other listeners: those who watch over the daemon see it stop.
+                http = await endpoint.enter_async_context(self._listening(self.config.http, _http_stream))
+                serve_http = self._http_endpoint()
             async with trio.open_nursery() as background:
+                if http is not None:
+                    background.start_soon(_accept, http, serve_http, background)
+                background.start_soon(self.loop_lag.run)
                 background.start_soon(self.fan_out.run)
                 background.start_soon(heartbeat, self.sessions, self.config)
                 background.start_soon(self._heed_signals, signals, background.cancel_scope)
@@ -100,10 +112,18 @@ class Daemon:
                             for listener in listeners:
                                 accepting.start_soon(_accept, listener, self._serve_client, clients)
                             accepting.start_soon(_accept, control, self._serve_publisher, publishers)
-                            log.info("ready %s", self._summary())
+                            log.info(
+                                Event(
+                                    "ready",
+                                    control=str(self.config.socket),
+                                    websocket=",".join(map(str, self.websocket_addresses)),
+                                    http=str(http.address) if http is not None else None,
+                                    max_connections=self.sessions.max_connections,
+                                )
+                            )
                             task_status.started()
                             await self._stopping.wait()
-                            log.info("stopping clients=%d", len(self.sessions.members))
+                            log.info(Event("stopping", clients=len(self.sessions.members)))
                             accepting.cancel_scope.cancel()
                         await sockets.aclose()
                         self.service.stop()
@@ -114,7 +134,7 @@ class Daemon:
                     self._say_goodbye()
                     clients.cancel_scope.deadline = trio.current_time() + self.config.close_timeout
                 background.cancel_scope.cancel()
-        log.info("stopped")
+        log.info(Event("stopped"))
 
     def stats(self) -> dict[str, object]:
         """Return what the ``stats`` command shows. Counters count from the start; the others are as of now."""
@@ -124,16 +144,22 @@ class Daemon:
             "channels": len(self.hub.channels),
             "subscriptions": self.hub.subscriptions,
             "publishers": len(self.service.connections),
+            "watchers": len(self.hub.watchers),
             "backlogged": self.backlogs.streams,
             "backlog_bytes": self.backlogs.total,
             "commands": self.service.commands,
-            "commands_refused": self.service.refused,
+            "commands_refused": sum(self.service.refused.values()),
+            "commands_refused_with": dict(sorted(self.service.refused.items())),
             "publications": self.hub.publications,
             "deliveries": self.hub.deliveries,
             "sends": self.hub.sends,
+            "sent_bytes": self.hub.sent_bytes,
+            "unsent_bytes": self.hub.log_bytes,
             "rounds": self.hub.rounds,
+            "loop_lag": round(self.loop_lag.latest, 6),
             "connections": self.sessions.connections,
-            "handshakes_refused": self.sessions.refused,
+            "handshakes_refused": sum(self.sessions.refused.values()),
+            "handshakes_refused_with": {str(code): count for code, count in sorted(self.sessions.refused.items())},
             "closed": {str(int(code)): count for code, count in sorted(self.sessions.closed.items())},
         }
 
@@ -142,6 +168,7 @@ class Daemon:
         config = self.config
         return {
             "version": __version__,
+            "python": platform.python_version(),
             "pid": os.getpid(),
             "started": self.started,
             "protocols": ["plain", *PROTOCOLS],
@@ -155,6 +182,8 @@ class Daemon:
                 "max_backlog": config.max_backlog,
                 "backlog_timeout": config.backlog_timeout,
                 "max_connections": self.sessions.max_connections,
+                "max_connections_wanted": config.max_connections,
+                "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
             },
         }
 
@@ -179,7 +208,7 @@ class Daemon:
     def _publisher_stream(self, sock: socket.socket) -> QueuedStream:
         return QueuedStream(sock, self.answers)
 
-    # One exception boundary for each connection: the only two places that catch everything. What goes wrong inside is
+    # One exception boundary for each connection: the only places that catch everything. What goes wrong inside is
     # a bug, and ends that connection only.
 
     async def _serve_client(self, stream: ClientStream) -> None:
@@ -187,13 +216,39 @@ class Daemon:
         try:
             await session.run()
         except Exception:
-            log.exception("client=%s closed: internal error", session.id)
+            log.exception(Event("internal error", client=session.id))
 
     async def _serve_publisher(self, stream: QueuedStream) -> None:
         try:
             await Connection(stream, self.service).run()
         except Exception:
-            log.exception("publisher disconnected: internal error")
+            log.exception(Event("internal error", client="publisher"))
+
+    def _http_endpoint(self) -> Callable[[trio.SocketStream], Awaitable[None]]:
+        # Only now: who does not ask for it spends no memory on it.
+        from realtimed.endpoint import Endpoint  # noqa: PLC0415
+        from realtimed.metrics import Exposition, Reading  # noqa: PLC0415
+
+        def read() -> Reading:
+            return Reading(self.stats(), self.sessions.max_connections, self.fan_out.round_times, self.loop_lag.times)
+
+        endpoint = Endpoint(self._obstacle, Exposition(read).page)
+
+        async def serve(stream: trio.SocketStream) -> None:
+            try:
+                await endpoint.serve(stream)
+            except Exception:
+                log.exception(Event("internal error", client="http"))
+
+        return serve
+
+    def _obstacle(self) -> str | None:
+        """Return what keeps newcomers from being served, if there is anything."""
+        if self._stopping.is_set():
+            return "stopping"
+        if len(self.sessions.members) >= self.sessions.max_connections:
+            return f"the limit, max-connections, is reached: {self.sessions.max_connections} connections"
+        return None
 
     async def _room(self) -> None:
         await self.fan_out.room()
@@ -202,7 +257,7 @@ class Daemon:
     async def _heed_signals(self, signals: AsyncIterator[int], everything: trio.CancelScope) -> None:
         """Stop at the first SIGTERM or SIGINT; at the second, without waiting for anyone."""
         async for number in signals:
-            log.info("signal=%s", signal.Signals(number).name)
+            log.info(Event("signal", name=signal.Signals(number).name))
             if self._stopping.is_set():
                 everything.cancel()
             self.stop()
@@ -214,9 +269,9 @@ class Daemon:
         for session in members:
             session.say_goodbye(_SHORTEST_RETURN + random.uniform(0, spread))
 
-    def _summary(self) -> str:
-        websockets = ",".join(map(str, self.websocket_addresses))
-        return f"control={self.config.socket} websocket={websockets} max_connections={self.sessions.max_connections}"
+
+def _http_stream(sock: socket.socket) -> trio.SocketStream:
+    return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
 
 
 async def _accept(
@@ -228,7 +283,7 @@ async def _accept(
             streams = await listener.accept()
         except OSError as error:
             # The connection stays in the kernel's queue. Trying again at once would only burn the processor.
-            log.warning("cannot accept a connection: %s", error.strerror)
+            log.warning(Event("cannot accept", reason=error.strerror, listener=str(listener.address)))
             await trio.sleep(_ACCEPT_PAUSE)
         else:
             for stream in streams:
@@ -245,9 +300,13 @@ def _connection_limit(config: Config) -> int:
         return possible
     if config.max_connections > possible:
         log.warning(
-            "max-connections is %d, but the limit of open files, %d, allows only %d: raise LimitNOFILE or ulimit -n",
-            config.max_connections, hard, possible,
-        )  # fmt: skip
+            Event(
+                "max-connections is above what open files allow: raise LimitNOFILE or ulimit -n",
+                max_connections=config.max_connections,
+                open_files=hard,
+                allowed=possible,
+            )
+        )
     return min(config.max_connections, possible)
 
 

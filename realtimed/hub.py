@@ -23,6 +23,7 @@ from typing import Final, NamedTuple, Protocol
 
 from realtimed.errors import RefusedError, quoted
 from realtimed.frames import Publication, WireFormat
+from realtimed.watch import Watchers
 
 __all__ = ["Channel", "Hub", "Receipt", "Round", "Subscriber", "check_channel_name", "encode_message"]
 
@@ -130,11 +131,13 @@ class Hub:
         self.max_message = max_message
         self.max_channels = max_channels
         self.channels: dict[str, Channel] = {}
+        self.watchers = Watchers(max_patterns=max_channels)
         self.wake: Callable[[], None] = lambda: None
         self.log_bytes = 0
         self.publications = 0
         self.deliveries = 0
         self.sends = 0
+        self.sent_bytes = 0
         self.rounds = 0
         self.subscriptions = 0
         self._log: list[tuple[Channel, Publication]] = []
@@ -158,7 +161,9 @@ class Hub:
         channel = self._find(name)
         self.publications += 1
         if channel is None:
-            return Receipt(0, self._new_epoch(), 1)
+            if not self.watchers:
+                return Receipt(0, self._new_epoch(), 1)
+            channel = Channel(str(name), self._new_epoch())  # nobody's, but it is seen to pass
         channel.offset += 1
         publication = Publication(channel.name, payload, isinstance(message, str), channel.offset)
         self._log.append((channel, publication))
@@ -221,6 +226,7 @@ class Hub:
         data = b"".join([publication.encoded(subscriber.form) for _, publication in waiting])
         if data:
             self.sends += 1
+            self.sent_bytes += len(data)
             subscriber.write(data)
 
     def next_round(self) -> Round | None:
@@ -231,6 +237,8 @@ class Hub:
         log = self._take()
         if not log:
             return None
+        if self.watchers:
+            self.watchers.show(publication for _, publication in log)
         start, end = self._log_start - len(log), self._log_start
         late = {each: seen for each, seen in self._caught_up.items() if seen > start}
         self._caught_up = {each: seen for each, seen in late.items() if seen > end}
@@ -246,9 +254,10 @@ class Hub:
             if channel.name.startswith(prefix)
         }
 
-    def round_over(self, sends: int) -> None:
+    def round_over(self, sends: int, sent_bytes: int) -> None:
         """Take note that the round at hand is through."""
         self.sends += sends
+        self.sent_bytes += sent_bytes
         self._round = None
 
     def _find(self, name: object) -> Channel | None:
@@ -330,6 +339,7 @@ class Round:
         self._at = 0
         self._early: set[Subscriber] = set()
         self._sends = 0
+        self._sent_bytes = 0
 
     def step(self, budget: int) -> bool:
         """Serve up to `budget` subscribers; return whether some are left."""
@@ -347,11 +357,13 @@ class Round:
                 for subscriber in served:
                     self._send_to_one(subscriber, self._mix_for(subscriber))
             else:
-                self._sends += len(served)
+                receivers = len(served)
+                self._sends += receivers
+                self._sent_bytes += receivers * len(data)
                 _send_to_all(served, data)
         if self._part < len(self._parts):
             return True
-        self._hub.round_over(self._sends)
+        self._hub.round_over(self._sends, self._sent_bytes)
         return False
 
     def serve_early(self, subscriber: Subscriber) -> None:
@@ -369,6 +381,7 @@ class Round:
     def _send_to_one(self, subscriber: Subscriber, data: bytes) -> None:
         if data:  # a mix is empty if all of it has been handed over already
             self._sends += 1
+            self._sent_bytes += len(data)
             subscriber.write(data)
 
     def _mix_for(self, subscriber: Subscriber) -> bytes:

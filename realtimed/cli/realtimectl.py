@@ -21,7 +21,7 @@ from realtimed import __version__
 from realtimed.control.calls import NOT_ALLOWED, ChannelMessage
 from realtimed.control.client import Client
 from realtimed.control.connection import DEFAULT_TIMEOUT
-from realtimed.errors import RealtimeError, RefusedError, quoted
+from realtimed.errors import RealtimeError, RefusedError, printable, quoted
 
 __all__ = ["app", "main"]
 
@@ -325,10 +325,7 @@ def _message(given: str, *, binary: bool) -> str | bytes:
 
 def _visible(value: object) -> str:
     """Return `value` as text that is safe to print: on one line, and with no power over the terminal."""
-    text = ascii(value) if isinstance(value, bytes) else str(value)
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    return printable(ascii(value) if isinstance(value, bytes) else str(value))
 
 
 def _some(names: Sequence[str], shown: int = 3) -> str:

@@ -6,16 +6,14 @@ Its options are the settings of `realtimed.config`, one for one.
 from __future__ import annotations
 
 import inspect
-import logging
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from realtimed import __version__
-from realtimed.config import SETTINGS, Config, Setting, load
+from realtimed import __version__, logs
+from realtimed.config import SETTINGS, Setting, load
 from realtimed.errors import ConfigurationError
 
 __all__ = ["main"]
@@ -54,7 +52,7 @@ def _start(**given: Any) -> None:
         if check:
             typer.echo("The configuration is valid.")
             return
-        _log_to_stderr(config)
+        logs.configure(config.log_level, config.log_format)
         # Only now: `--help` and `--check` need no trio.
         from realtimed.daemon import run  # noqa: PLC0415
 
@@ -65,17 +63,9 @@ def _start(**given: Any) -> None:
         raise typer.Exit(_EXIT_USAGE) from None
 
 
-def _log_to_stderr(config: Config) -> None:
-    # Under systemd the journal has the time already.
-    stamp = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
-    logging.basicConfig(level=config.log_level.upper(), stream=sys.stderr, format=f"{stamp}%(levelname)s %(message)s")
-    # What trio-websocket says of each frame is of no use to whoever debugs realtimed's configuration.
-    logging.getLogger("trio-websocket").setLevel(logging.WARNING)
-
-
 def _shown_default(setting: Setting) -> str:
     match setting.name, setting.default:
-        case _, None:
+        case _, None | ():
             return ""
         case "socket_mode", int(mode):
             shown = f"{mode:04o}"
