@@ -172,6 +172,8 @@ class Daemon:
             "pid": os.getpid(),
             "started": self.started,
             "protocols": ["plain", *PROTOCOLS],
+            "allow_user": list(config.allow_user),
+            "allow_group": list(config.allow_group),
             "websocket": [str(address) for address in self.websocket_addresses],
             "limits": {
                 "max_message": config.max_message,
