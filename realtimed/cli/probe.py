@@ -29,7 +29,7 @@ def site_of(address: str) -> str:
 
     Raises `ValueError` for what is no such address.
     """
-    match = re.fullmatch(r"(?:(https?)://)?(\[[^\]]*\]|[^:/]*)(?::(\d+))?/?", address)
+    match = re.fullmatch(r"(?:(https?)://)?(\[[^\]]*\]|[^:/@\s]*)(?::(\d+))?/?", address)
     if match is None:
         raise ValueError(f"expected a site address such as :8080 or example.com, got {address!r}")
     scheme, host, port = match[1], match[2], match[3]
@@ -83,7 +83,7 @@ class Probe:
         finished = False
         while not finished:
             for event in self._events():
-                finished = finished or self._note(event)
+                finished |= self._note(event)
         return self.status
 
     def send(self, **fields: object) -> None:
