@@ -1,4 +1,4 @@
-"""`realtimectl doctor` with real parts: nothing is found where all is well, and every planted fault is found and named."""
+"""`realtimectl doctor` with real parts: where all is well it finds nothing, and every planted fault is named."""
 
 from __future__ import annotations
 
@@ -53,6 +53,19 @@ async def doctor(daemon: Daemon | None, port: int, *options: str, **environment:
     return {each["check"]: each for each in report["findings"]}
 
 
+def let_others_enter(path: Path) -> None:
+    path.chmod(0o755)
+
+
+def start(command: list[str | Path], log_file: Path, **options: Any) -> subprocess.Popen[bytes]:
+    with log_file.open("wb") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, **options)
+
+
+def name_of(process: subprocess.Popen[bytes]) -> str:
+    return Path(f"/proc/{process.pid}/comm").read_text().strip()
+
+
 def failures(findings: Mapping[str, Any]) -> dict[str, str]:
     return {check: each["seen"] for check, each in findings.items() if each["status"] == "failed"}
 
@@ -92,7 +105,7 @@ async def test_a_missing_socket(port: int) -> None:
     assert "no daemon at /nonexistent/realtime.sock: there is no such file" in found["control socket"]
 
 
-async def test_a_dead_socket(runtime_dir: Path, daemon: Daemon, port: int) -> None:
+async def test_a_dead_socket(daemon: Daemon, port: int) -> None:
     daemon.process.kill()
     await daemon.wait()
     found = failures(await doctor(daemon, port))
@@ -104,7 +117,7 @@ async def test_a_dead_socket(runtime_dir: Path, daemon: Daemon, port: int) -> No
 
 
 async def test_php_in_another_group_than_the_socket(runtime_dir: Path, daemon: Daemon, port: int) -> None:
-    runtime_dir.chmod(0o755)
+    let_others_enter(runtime_dir)
     found = failures(await doctor(daemon, port, "--php-user", OTHER_USER))
     group = grp.getgrgid(os.getegid()).gr_name
     assert list(found) == ["PHP's access"]
@@ -132,7 +145,7 @@ async def test_a_socket_that_is_open_to_everybody(runtime_dir: Path) -> None:
         caddy_for(runtime_dir, daemon) as port,
     ):
         assert failures(await doctor(daemon, port)) == {}
-        runtime_dir.chmod(0o755)
+        let_others_enter(runtime_dir)
         found = failures(await doctor(daemon, port, "--php-user", OTHER_USER))
         assert found == {
             "PHP's access": f"user {OTHER_USER} may open {daemon.control_socket}, but is not of those that the daemon"
@@ -154,7 +167,7 @@ async def caddy_for(
 
 
 async def test_caddy_without_access_to_the_websocket_socket(runtime_dir: Path, daemon: Daemon, port: int) -> None:
-    runtime_dir.chmod(0o755)
+    let_others_enter(runtime_dir)
     found = failures(await doctor(daemon, port, "--caddy-user", OTHER_USER))
     assert list(found) == ["Caddy's access"]
     assert f"user {OTHER_USER} may not write to {daemon.websocket_socket}" in found["Caddy's access"]
@@ -163,23 +176,21 @@ async def test_caddy_without_access_to_the_websocket_socket(runtime_dir: Path, d
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can start Caddy as another user")
 async def test_a_running_caddy_whose_groups_are_older_than_the_system_says(runtime_dir: Path, daemon: Daemon) -> None:
     """What counts is what the process may do, and what its user might do after a restart is of no use."""
-    runtime_dir.chmod(0o755)
+    let_others_enter(runtime_dir)
     shutil.chown(daemon.websocket_socket, group=grp.getgrgid(pwd.getpwnam(OTHER_USER).pw_gid).gr_name)
     program = Path(shutil.copy(Path(sys.executable).parent / "caddy", runtime_dir / "caddy"))
-    program.chmod(0o755)
+    let_others_enter(program)
     port = free_port()
     site = runtime_dir / "Caddyfile"
     site.write_text(f"{{\nadmin off\n}}\n:{port} {{\nreverse_proxy unix/{daemon.websocket_socket}\n}}\n")
-    site.chmod(0o644)
-    with (runtime_dir / "caddy-other.log").open("wb") as log:
-        process = subprocess.Popen(
-            [program, "run", "--config", site, "--adapter", "caddyfile"],
-            user=OTHER_USER, group=12345, extra_groups=[], stdout=log, stderr=log, cwd="/",
-            env={"HOME": "/nonexistent", "XDG_DATA_HOME": "/nonexistent", "XDG_CONFIG_HOME": "/nonexistent"},
-        )  # fmt: skip
+    process = start(
+        [program, "run", "--config", site, "--adapter", "caddyfile"], runtime_dir / "caddy-other.log",
+        user=OTHER_USER, group=12345, extra_groups=[], cwd="/",
+        env={"HOME": "/nonexistent", "XDG_DATA_HOME": "/nonexistent", "XDG_CONFIG_HOME": "/nonexistent"},
+    )  # fmt: skip
     try:
         with trio.fail_after(PATIENCE):
-            while Path(f"/proc/{process.pid}/comm").read_text() != "caddy\n":
+            while name_of(process) != "caddy":
                 await trio.lowlevel.checkpoint()
         found = failures(await doctor(daemon, port, "--caddy-user", OTHER_USER))
         assert f"the running caddy (process {process.pid}, uid" in found["Caddy's access"]
@@ -328,12 +339,11 @@ async def limited_daemon(directory: Path, command: str, version: str = __version
     )
     (directory / "main.py").write_text(script)
     control, websocket = directory / "realtime.sock", directory / "realtime-ws.sock"
-    with (directory / "realtimed.log").open("wb") as log:
-        process = subprocess.Popen(
-            ["sh", "-c", f'{command}; exec "$@"', "sh", sys.executable, directory / "main.py",
-             "--socket", control, "--websocket", f"unix:{websocket}"],
-            stdout=log, stderr=log, cwd=ROOT,
-        )  # fmt: skip
+    process = start(
+        ["sh", "-c", f'{command}; exec "$@"', "sh", sys.executable, directory / "main.py",
+         "--socket", control, "--websocket", f"unix:{websocket}"],
+        directory / "realtimed.log", cwd=ROOT,
+    )  # fmt: skip
     daemon = Daemon("realtimed", process, directory / "realtimed.log", control, websocket)
     try:
         with trio.fail_after(PATIENCE):

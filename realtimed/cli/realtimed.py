@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from realtimed import __version__, logs
 from realtimed.config import SETTINGS, Setting, load
@@ -26,9 +27,9 @@ Stop it with Ctrl-C or SIGTERM: clients are told when to come back.
 
 Try it without being root, in two terminals:
 
-    realtimed --socket /tmp/rt.sock --websocket 127.0.0.1:9000
-
-    realtimectl --socket /tmp/rt.sock broadcast news hello
+\b
+  realtimed --socket /tmp/rt.sock --websocket 127.0.0.1:9000
+  realtimectl --socket /tmp/rt.sock broadcast news hello
 
 Each option has an environment variable, and may stand in a TOML file, named like the variable without REALTIME_ and \
 in lower case. The command line wins, then the environment, then the file.
@@ -61,6 +62,20 @@ def _start(**given: Any) -> None:
         for line in str(error).splitlines():
             typer.echo(f"realtimed: {line}", err=True)
         raise typer.Exit(_EXIT_USAGE) from None
+
+
+class _Command(TyperCommand):
+    """Shows its options in groups, which typer does only by way of rich."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                groups.setdefault(getattr(parameter, "rich_help_panel", None) or "Options", []).append(record)
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
 
 
 def _shown_default(setting: Setting) -> str:
@@ -122,8 +137,13 @@ def main() -> None:
     # typer reads a command's options from its signature.
     _start.__signature__ = inspect.Signature(_PARAMETERS)  # type: ignore[attr-defined]
     _start.__annotations__ = {each.name: each.annotation for each in _PARAMETERS}
-    app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
-    app.command(help=_HELP)(_start)
+    app = typer.Typer(
+        add_completion=False,
+        rich_markup_mode=None,  # plain text, and no rich to import
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.command(help=_HELP, cls=_Command)(_start)
     app(prog_name="realtimed")
 
 
