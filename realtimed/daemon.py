@@ -68,6 +68,7 @@ class Daemon:
         )
         self.service = Service(self.hub, self.sessions.members, config, self.stats, self.info, self._room)
         self.websocket_addresses: list[Address] = []
+        self.http_listener: SocketListener[trio.SocketStream] | None = None
         self.loop_lag = LoopLag()
         self._stopping = trio.Event()
 
@@ -94,14 +95,12 @@ class Daemon:
                 self._listening(Address(path=self.config.socket), self._publisher_stream)
             )
             self.websocket_addresses = [listener.address for listener in listeners]
-            http = None
             if self.config.http is not None:
                 # It outlives the other listeners: those who watch over the daemon see it stop.
-                http = await endpoint.enter_async_context(self._listening(self.config.http, _http_stream))
-                serve_http = self._http_endpoint()
+                self.http_listener = await endpoint.enter_async_context(self._listening(self.config.http, _http_stream))
             async with trio.open_nursery() as background:
-                if http is not None:
-                    background.start_soon(_accept, http, serve_http, background)
+                if self.http_listener is not None:
+                    background.start_soon(_accept, self.http_listener, self._http_endpoint(), background)
                 background.start_soon(self.loop_lag.run)
                 background.start_soon(self.fan_out.run)
                 background.start_soon(heartbeat, self.sessions, self.config)
@@ -117,7 +116,7 @@ class Daemon:
                                     "ready",
                                     control=str(self.config.socket),
                                     websocket=",".join(map(str, self.websocket_addresses)),
-                                    http=str(http.address) if http is not None else None,
+                                    http=self._http_address(),
                                     max_connections=self.sessions.max_connections,
                                 )
                             )
@@ -175,6 +174,7 @@ class Daemon:
             "allow_user": list(config.allow_user),
             "allow_group": list(config.allow_group),
             "websocket": [str(address) for address in self.websocket_addresses],
+            "http": self._http_address(),
             "limits": {
                 "max_message": config.max_message,
                 "max_inbound": config.max_inbound,
@@ -225,6 +225,9 @@ class Daemon:
             await Connection(stream, self.service).run()
         except Exception:
             log.exception(Event("internal error", client="publisher"))
+
+    def _http_address(self) -> str | None:
+        return str(self.http_listener.address) if self.http_listener is not None else None
 
     def _http_endpoint(self) -> Callable[[trio.SocketStream], Awaitable[None]]:
         # Only now: who does not ask for it spends no memory on it.

@@ -6,7 +6,6 @@ or comes in numbers is sent away, and the pages together never take more than a 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final, NamedTuple
@@ -106,10 +105,10 @@ class Endpoint:
         return _sentence(HTTPStatus.NOT_FOUND, "There are /healthz, /readyz and /metrics.")
 
     def _page(self) -> bytes:
-        began = time.monotonic()
+        began = trio.current_time()
         if began >= self._stale_at:
             self._metrics = self._make_metrics()
-            ended = time.monotonic()
+            ended = trio.current_time()
             self._stale_at = ended + (ended - began) / _SHARE
         return self._metrics
 

@@ -64,7 +64,8 @@ _LOG_SHOWN: Final = 50
 """Lines of a part's log that are shown when it fails."""
 
 _OURS: Final = re.compile(
-    r"REALTIME_|(SERVER_ADDRESS|ALLOWED_ORIGINS|PHP_FASTCGI|CERTIFICATE_PORT|CADDY_GLOBAL_OPTIONS|CADDY_ADMIN|NOTIFY_SOCKET)$"
+    r"REALTIME_|(SERVER_ADDRESS|ALLOWED_ORIGINS|METRICS_CLIENTS|PHP_FASTCGI|CERTIFICATE_PORT|CADDY_GLOBAL_OPTIONS"
+    r"|CADDY_ADMIN|NOTIFY_SOCKET|JOURNAL_STREAM)$"
 )
 """Variables that steer a part. What the caller's shell holds of them reaches no part unasked."""
 
