@@ -306,10 +306,11 @@ def _connection_limit(config: Config) -> int:
     if config.max_connections > possible:
         log.warning(
             Event(
-                "max-connections is above what open files allow: raise LimitNOFILE or ulimit -n",
+                "max-connections too high",
                 max_connections=config.max_connections,
                 open_files=hard,
                 allowed=possible,
+                advice="raise LimitNOFILE or ulimit -n",
             )
         )
     return min(config.max_connections, possible)

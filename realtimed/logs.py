@@ -85,10 +85,13 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _traceback(record: logging.LogRecord) -> list[str]:
-    """Return the lines of the exception that is logged, if there is one. What it quotes may come from a peer."""
+    """Return the lines of the exception that is logged, if there is one.
+
+    What it quotes may come from a peer: indented, no line of it looks like one of ours.
+    """
     if not record.exc_info:
         return []
-    return [printable(line) for line in logging.Formatter().formatException(record.exc_info).split("\n")]
+    return ["  " + printable(line) for line in logging.Formatter().formatException(record.exc_info).split("\n")]
 
 
 FORMATS: Final[Mapping[str, type[logging.Formatter]]] = {

@@ -27,15 +27,17 @@ from realtimed import __version__
 from realtimed.frames import CloseCode
 from realtimed.histogram import Histogram
 
-__all__ = ["CONTENT_TYPE", "METRICS", "Exposition", "Reading"]
+__all__ = ["CLOSE_REASONS", "CONTENT_TYPE", "METRICS", "Exposition", "Reading"]
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 
-_CLOSE_REASONS: Final = {
+CLOSE_REASONS: Final = {
     **{int(code): code.name.lower() for code in CloseCode},
     1005: "no_status_received",  # a Close without a code
     1006: "abnormal_closure",  # no Close at all
 }
+"""The values of the label `reason`, by close code."""
+
 _OTHER: Final = "other"
 """Stands for the close codes that clients and administrators choose for themselves."""
 
@@ -87,12 +89,12 @@ def _limit(name: str, help: str, reading: Reading) -> Metric:
 
 
 def _disconnects(name: str, help: str, reading: Reading) -> Metric:
-    counts = dict.fromkeys([*_CLOSE_REASONS, _OTHER], 0)
+    counts = dict.fromkeys([*CLOSE_REASONS, _OTHER], 0)
     for code, count in reading.stats["closed"].items():
-        counts[int(code) if int(code) in _CLOSE_REASONS else _OTHER] += count
+        counts[int(code) if int(code) in CLOSE_REASONS else _OTHER] += count
     family = CounterMetricFamily(name, help, labels=["code", "reason"])
     for known, count in counts.items():
-        family.add_metric([str(known), _CLOSE_REASONS.get(known, _OTHER) if isinstance(known, int) else _OTHER], count)
+        family.add_metric([str(known), CLOSE_REASONS.get(known, _OTHER) if isinstance(known, int) else _OTHER], count)
     return family
 
 
