@@ -100,7 +100,7 @@ class Daemon:
                 self.http_listener = await endpoint.enter_async_context(self._listening(self.config.http, _http_stream))
             async with trio.open_nursery() as background:
                 if self.http_listener is not None:
-                    background.start_soon(_accept, self.http_listener, self._http_endpoint(), background)
+                    background.start_soon(self._serve_http, self.http_listener, background)
                 background.start_soon(self.loop_lag.run)
                 background.start_soon(self.fan_out.run)
                 background.start_soon(heartbeat, self.sessions, self.config)
@@ -229,7 +229,7 @@ class Daemon:
     def _http_address(self) -> str | None:
         return str(self.http_listener.address) if self.http_listener is not None else None
 
-    def _http_endpoint(self) -> Callable[[trio.SocketStream], Awaitable[None]]:
+    async def _serve_http(self, listener: SocketListener[trio.SocketStream], nursery: trio.Nursery) -> None:
         # Only now: who does not ask for it spends no memory on it.
         from realtimed.endpoint import Endpoint  # noqa: PLC0415
         from realtimed.metrics import Exposition, Reading  # noqa: PLC0415
@@ -245,7 +245,7 @@ class Daemon:
             except Exception:
                 log.exception(Event("internal error", client="http"))
 
-        return serve
+        await _accept(listener, serve, nursery, endpoint.room)
 
     def _obstacle(self) -> str | None:
         """Return what keeps newcomers from being served, if there is anything."""
@@ -280,12 +280,15 @@ def _http_stream(sock: socket.socket) -> trio.SocketStream:
 
 
 async def _accept(
-    listener: SocketListener[_S], handler: Callable[[_S], Awaitable[None]], nursery: trio.Nursery
+    listener: SocketListener[_S],
+    handler: Callable[[_S], Awaitable[None]],
+    nursery: trio.Nursery,
+    room: Callable[[], Awaitable[int]] | None = None,
 ) -> None:
-    """Start a task in `nursery` for each connection, for ever."""
+    """Start a task in `nursery` for each connection, for ever, and as many at a time as there is `room` for."""
     while True:
         try:
-            streams = await listener.accept()
+            streams = await (listener.accept() if room is None else listener.accept(await room()))
         except OSError as error:
             # The connection stays in the kernel's queue. Trying again at once would only burn the processor.
             log.warning(Event("cannot accept", reason=error.strerror, listener=str(listener.address)))

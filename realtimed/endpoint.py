@@ -1,7 +1,8 @@
 """The HTTP endpoint for those who watch over the daemon: ``/healthz``, ``/readyz`` and ``/metrics``.
 
-It has a socket of its own, which the network does not reach. One request a connection; whoever is slow, talks too much
-or comes in numbers is sent away, and the pages together never take more than a small share of the daemon's time.
+It has a socket of its own, which the network does not reach. One request a connection; whoever is slow or talks too
+much is sent away, and whoever comes in numbers waits in the kernel's queue, so that all of them together never take
+more than a small share of the daemon's time.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ _HEAD_LIMIT: Final = 8 * 1024
 """Bytes of a request's head."""
 
 _CONNECTIONS: Final = 16
-"""Connections at a time; more are answered 503."""
+"""Connections at a time."""
+
+_PACE: Final = 0.01
+"""Seconds for each connection before another one is accepted."""
 
 _SHARE: Final = 0.05
 """How much of the time may go into making pages of metrics. Whoever asks more often gets the page made last."""
@@ -55,22 +59,29 @@ class Endpoint:
         self._metrics = b""
         self._stale_at = -1.0
         self._open = 0
+        self._next_turn = trio.current_time()
+        self._through = trio.lowlevel.ParkingLot()
+
+    async def room(self) -> int:
+        """Wait until more connections may be accepted; return how many."""
+        await trio.sleep_until(self._next_turn)
+        await trio.lowlevel.checkpoint()  # those accepted last have begun now
+        while self._open >= _CONNECTIONS:
+            await self._through.park()
+        return _CONNECTIONS - self._open
 
     async def serve(self, stream: trio.abc.Stream) -> None:
         """Answer the one request of a connection, and close it."""
         self._open += 1
+        self._next_turn = max(self._next_turn, trio.current_time()) + _PACE
         try:
             async with stream:
-                if self._open > _CONNECTIONS:
-                    busy = f"The limit is {_CONNECTIONS} connections at a time."
-                    answer = _sentence(HTTPStatus.SERVICE_UNAVAILABLE, busy, ("Retry-After", "1"))
-                    await _send(stream, h11.Connection(h11.SERVER), answer)
-                else:
-                    await self._serve(stream)
+                await self._serve(stream)
         except trio.BrokenResourceError:
             pass  # the peer has gone
         finally:
             self._open -= 1
+            self._through.unpark_all()
 
     async def _serve(self, stream: trio.abc.Stream) -> None:
         http = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD_LIMIT)

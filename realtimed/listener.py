@@ -46,15 +46,15 @@ class SocketListener(trio.abc.AsyncResource, Generic[StreamT]):
         host, port = self._socket.getsockname()[:2]
         return Address(host=host, port=port)
 
-    async def accept(self) -> list[StreamT]:
-        """Wait for connections and return those that are there, up to a limit; possibly none.
+    async def accept(self, limit: int = _BATCH) -> list[StreamT]:
+        """Wait for connections and return those that are there, up to `limit`; possibly none.
 
         Raises `OSError` when the process or the system can have no more of them for now.
         """
         await trio.lowlevel.wait_readable(self._socket)
         accepted: list[StreamT] = []
         try:
-            while len(accepted) < _BATCH:
+            while len(accepted) < limit:
                 sock, _ = self._socket.accept()
                 sock.setblocking(False)
                 if sock.family != socket.AF_UNIX:

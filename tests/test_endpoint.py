@@ -144,19 +144,32 @@ async def test_a_peer_that_hangs_up_is_nobodys_business() -> None:
                 await stream.send_all(sent)
 
 
-async def test_connections_are_bounded(autojump_clock: MockClock) -> None:  # noqa: ARG001
+async def test_connections_are_bounded_and_the_next_wait(autojump_clock: MockClock) -> None:  # noqa: ARG001
     server = endpoint()
     async with trio.open_nursery() as nursery:
-        for _ in range(16):
-            _, theirs = memory_stream_pair()
+        peers = []
+        for number in range(16):
+            assert await server.room() == 16 - number
+            ours, theirs = memory_stream_pair()
+            peers.append(ours)
             nursery.start_soon(server.serve, theirs)
-        await wait_all_tasks_blocked()
-        async with asking(server) as stream:
-            said = await everything(stream)
-    assert said.startswith(b"HTTP/1.1 503 ")
-    assert b"\r\nRetry-After: 1" in said
-    assert said.endswith(b"The limit is 16 connections at a time.\n")
-    assert (await answer(get("/healthz"), server))[0] == 200, "when they have gone there is room again"
+        with trio.move_on_after(1) as patience:
+            await server.room()
+        assert patience.cancelled_caught
+        await peers[3].aclose()
+        with trio.fail_after(1):
+            assert await server.room() == 1
+        await trio.sleep(5)  # the silent ones are sent away
+        assert await server.room() == 16
+
+
+async def test_connections_are_paced(autojump_clock: MockClock) -> None:  # noqa: ARG001
+    server = endpoint()
+    began = trio.current_time()
+    for _ in range(200):
+        assert await server.room() == 16
+        assert (await answer(get("/healthz"), server))[0] == 200
+    assert trio.current_time() - began == pytest.approx(1.99)
 
 
 async def test_pages_of_metrics_take_a_twentieth_of_the_time_at_most(mock_clock: MockClock) -> None:
