@@ -13,14 +13,14 @@ import os
 import pwd
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from realtimed.errors import ConfigurationError, quoted
 
-__all__ = ["SETTINGS", "Address", "Config", "Setting", "load"]
+__all__ = ["SETTINGS", "Address", "ChannelRule", "Config", "Setting", "load"]
 
 _SOCKET_PATH_LIMIT: Final = 107
 """Bytes of a Unix socket's path, without the closing zero byte (unix(7), sun_path)."""
@@ -40,6 +40,14 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+class ChannelRule(NamedTuple):
+    """What is different for the channels whose names match a pattern, in which ``*`` stands for any characters."""
+
+    match: str
+    history_size: int
+    history_age: float
+
+
 # Readers: what a text, or a value of the TOML file, means. Each raises ValueError with the rest of the sentence
 # "max-message: expected …".
 
@@ -51,6 +59,12 @@ def _path(value: object) -> Path:
     if len(os.fsencode(path)) > _SOCKET_PATH_LIMIT:
         raise ValueError(f"expected a path of at most {_SOCKET_PATH_LIMIT} bytes, as the kernel allows for a socket")
     return path
+
+
+def _file(value: object) -> Path:
+    if not isinstance(value, str) or not value:
+        raise ValueError("expected a path")
+    return Path(value).absolute()
 
 
 def _address(text: object) -> Address:
@@ -146,6 +160,21 @@ def _seconds(value: object) -> float:
     return seconds
 
 
+def _count_or_none(value: object) -> int:
+    if str(value) == "0" and not isinstance(value, bool):
+        return 0
+    try:
+        return _count(value)
+    except ValueError:
+        raise ValueError("expected a whole number, 0 for none") from None
+
+
+def _size_or_none(value: object) -> int:
+    if str(value) == "0" and not isinstance(value, bool):
+        return 0
+    return _size(value)
+
+
 def _rate(value: object) -> float:
     try:
         return _seconds(value)
@@ -165,8 +194,15 @@ def _log_format(value: object) -> str:
     raise ValueError("expected text, json or journal")
 
 
+def _auto_or_off(value: object) -> str:
+    if value in ("auto", "off"):
+        return str(value)
+    raise ValueError("expected auto or off")
+
+
 _METAVARS: Final[Mapping[Callable[[object], object], str]] = {
     _path: "PATH",
+    _file: "PATH",
     _addresses: "ADDRESS",
     _mode: "MODE",
     _group: "GROUP",
@@ -174,11 +210,14 @@ _METAVARS: Final[Mapping[Callable[[object], object], str]] = {
     _groups: "GROUP",
     _local_address: "ADDRESS",
     _size: "BYTES",
+    _size_or_none: "BYTES",
     _count: "NUMBER",
+    _count_or_none: "NUMBER",
     _rate: "NUMBER",
     _seconds: "SECONDS",
     _level: "LEVEL",
     _log_format: "FORMAT",
+    _auto_or_off: "CHOICE",
 }
 
 _T = TypeVar("_T")
@@ -191,6 +230,7 @@ def _setting(default: _T, read: Callable[[object], _T], panel: str, help: str) -
 _WHERE: Final = "Where to listen"
 _CLIENT: Final = "What one client may do"
 _PUBLISHER: Final = "What publishers may do"
+_HISTORY: Final = "What is kept for those who come back"
 _ALL: Final = "All together"
 
 
@@ -250,16 +290,36 @@ class Config:
         "Groups whose members may use it as well; all who can open it if neither this nor allow-user is given.",
     )
 
+    history_size: int = _setting(100, _count_or_none, _HISTORY, "Publications of a channel that are kept; 0 for none.")
+    history_age: float = _setting(300.0, _seconds, _HISTORY, "How long a publication is kept.")
+    history_total: int = _setting(
+        64 * 2**20, _size_or_none, _HISTORY, "Bytes of all history; beyond it the oldest is dropped. 0 for none."
+    )
+    state_file: Path | None = _setting(
+        None, _file, _HISTORY, "Where history is put at a clean stop, for the next start; nowhere if not given."
+    )
+    retry_window: float = _setting(
+        300.0, _seconds, _HISTORY, "How long a broadcast's idempotency key is known, so that a retry is not sent twice."
+    )
+
     max_connections: int | None = _setting(
         None, _count, _ALL, "WebSockets at a time; what open files allow if not given."
     )
     max_backlog_total: int = _setting(
         256 * 2**20, _size, _ALL, "Bytes waiting for all clients before publishers wait too."
     )
+    io_uring: str = _setting(
+        "auto",
+        _auto_or_off,
+        _ALL,
+        "Whether the fan-out sends through io_uring where the kernel allows it: auto or off.",
+    )
     log_level: str = _setting("info", _level, _ALL, "How much is logged: debug, info, warning or error.")
     log_format: str | None = _setting(
         None, _log_format, _ALL, "text, json or journal; if not given, journal under systemd, else text."
     )
+
+    channels: tuple[ChannelRule, ...] = ()
 
     def problems(self) -> list[str]:
         """Return what is wrong between settings that are right by themselves."""
@@ -269,6 +329,8 @@ class Config:
                 f"silence-timeout ({self.silence_timeout:g} s) must be longer than heartbeat ({self.heartbeat:g} s),"
                 " or every quiet client would be taken for dead"
             )
+        if self.state_file is not None and not self.state_file.parent.is_dir():
+            found.append(f"state-file is {self.state_file}, but there is no directory {self.state_file.parent}")
         sockets = [address.path for address in self.websocket if address.path is not None]
         if self.socket in sockets:
             found.append(f"socket and websocket are both {self.socket}; each needs a path of its own")
@@ -315,7 +377,10 @@ class Setting:
 SETTINGS: Final[Mapping[str, Setting]] = {
     each.name: Setting(each.name, each.metadata["read"], each.metadata["panel"], each.metadata["help"], each.default)
     for each in fields(Config)
+    if each.metadata
 }
+
+_RULE_READERS: Final = {"history_size": _count_or_none, "history_age": _seconds}
 
 
 def load(
@@ -329,6 +394,7 @@ def load(
     """
     wrong: list[str] = []
     values: dict[str, Any] = {}
+    rules: list[object] = []
 
     def take(setting: Setting, value: object, named: str) -> None:
         try:
@@ -337,7 +403,9 @@ def load(
             wrong.append(f"{named}: {error}, got {quoted(value)}")
 
     for key, value in _read_file(file).items() if file is not None else ():
-        if key in SETTINGS:
+        if key == "channels":
+            rules = value if isinstance(value, list) else [value]
+        elif key in SETTINGS:
             take(SETTINGS[key], value, f"{key} in {file}")
         else:
             wrong.append(f"{key} in {file}: there is no such setting")
@@ -346,12 +414,33 @@ def load(
             take(setting, environ[setting.variable], setting.variable)
     for name, value in (options or {}).items():
         take(SETTINGS[name], value, SETTINGS[name].option)
+    usual = Config(**values)
+    values["channels"] = tuple(_read_rules(rules, usual, f"channels in {file}", wrong))
     if not wrong:
         config = Config(**values)
         wrong = config.problems()
         if not wrong:
             return config
     raise ConfigurationError("\n".join(wrong))
+
+
+def _read_rules(rules: list[object], usual: Config, named: str, wrong: list[str]) -> Iterator[ChannelRule]:
+    """Read the tables ``[[channels]]``; what one does not say is as usual."""
+    for number, rule in enumerate(rules, 1):
+        where = f"{named}, number {number}"
+        if not isinstance(rule, dict) or not isinstance(rule.get("match"), str):
+            wrong.append(f'{where}: expected a table [[channels]] with match = "PATTERN", got {quoted(rule)}')
+            continue
+        read: dict[str, Any] = {"history_size": usual.history_size, "history_age": usual.history_age}
+        for key, value in rule.items():
+            if key in _RULE_READERS:
+                try:
+                    read[key] = _RULE_READERS[key](value)
+                except ValueError as error:
+                    wrong.append(f"{key} in {where}: {error}, got {quoted(value)}")
+            elif key != "match":
+                wrong.append(f"{key} in {where}: there is no such key; there are match, {', '.join(_RULE_READERS)}")
+        yield ChannelRule(rule["match"], **read)
 
 
 def _read_file(file: Path) -> dict[str, object]:

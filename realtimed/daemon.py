@@ -17,17 +17,21 @@ from typing import Final, TypeVar
 
 import trio
 
-from realtimed import __version__
+from realtimed import __version__, snapshot
 from realtimed.config import Address, Config
+from realtimed.control.idempotency import Answered
 from realtimed.control.server import Connection, Service
 from realtimed.fanout import FanOut
+from realtimed.history import History, Retention
 from realtimed.hub import Hub
 from realtimed.lag import LoopLag
 from realtimed.listener import SocketListener, open_listener
 from realtimed.logs import Event
 from realtimed.protocols import PROTOCOLS
-from realtimed.session import Session, Sessions, heartbeat
+from realtimed.session import Session, Sessions, heartbeat, relief
+from realtimed.snapshot import SnapshotError
 from realtimed.stream import Backlogs, ClientStream, QueuedStream
+from realtimed.uring import SendRing
 
 __all__ = ["Daemon", "run"]
 
@@ -43,6 +47,15 @@ _RETURNS_PER_SECOND: Final = 500
 _SHORTEST_RETURN: Final = 1.0
 """Seconds a client is told to stay away at least: about what a restart takes."""
 
+_EXPIRY_INTERVAL: Final = 1.0
+"""Seconds between two looks for history that has become too old; recovery itself looks at the age exactly."""
+
+_EXPIRED_AT_ONCE: Final = 1000
+"""Publications dropped before other tasks get their turn: a fraction of a millisecond."""
+
+_WRITTEN_AT_ONCE: Final = 2**20
+"""Bytes of history put together before they are written to the state file."""
+
 _ANSWERS_LIMIT: Final = 64 * 2**20
 """Bytes of answers that may wait for one publisher to read them; `clients` of a large daemon is a long answer."""
 
@@ -57,19 +70,29 @@ class Daemon:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.started = time.time()
-        self.hub = Hub(max_message=config.max_message, max_channels=config.max_channels)
+        self.history = History(
+            limit=config.history_total,
+            clock=time.monotonic,
+            default=Retention(config.history_size, config.history_age),
+            rules=[(rule.match, Retention(rule.history_size, rule.history_age)) for rule in config.channels],
+        )
+        self.hub = Hub(max_message=config.max_message, max_channels=config.max_channels, history=self.history)
         self.fan_out = FanOut(self.hub)
-        self.sessions = Sessions(_connection_limit(config))
         self.backlogs = Backlogs(
             limit=config.max_backlog, timeout=config.backlog_timeout, total_limit=config.max_backlog_total
         )
+        self.sessions = Sessions(_connection_limit(config), self.backlogs)
         self.answers = Backlogs(
             limit=_ANSWERS_LIMIT, timeout=config.backlog_timeout, total_limit=config.max_backlog_total
         )
-        self.service = Service(self.hub, self.sessions.members, config, self.stats, self.info, self._room)
+        self.answered = Answered(config.retry_window, time.monotonic)
+        self.service = Service(
+            self.hub, self.sessions.members, config, self.stats, self.info, self._room, self.answered
+        )
         self.websocket_addresses: list[Address] = []
         self.http_listener: SocketListener[trio.SocketStream] | None = None
         self.loop_lag = LoopLag()
+        self.io_uring = False
         self._stopping = trio.Event()
 
     def stop(self) -> None:
@@ -86,7 +109,12 @@ class Daemon:
             await self._serve(signals, task_status)
 
     async def _serve(self, signals: AsyncIterator[int], task_status: trio.TaskStatus[None]) -> None:
-        async with AsyncExitStack() as endpoint, AsyncExitStack() as sockets:
+        async with AsyncExitStack() as resources, AsyncExitStack() as endpoint, AsyncExitStack() as sockets:
+            self._use_io_uring(resources)
+            self._load_history()
+            if self.config.http is not None:
+                # It is there before the other listeners and after them: who watches over the daemon sees it stop.
+                self.http_listener = await endpoint.enter_async_context(self._listening(self.config.http, _http_stream))
             listeners = [
                 await sockets.enter_async_context(self._listening(address, self._client_stream))
                 for address in self.config.websocket
@@ -95,15 +123,14 @@ class Daemon:
                 self._listening(Address(path=self.config.socket), self._publisher_stream)
             )
             self.websocket_addresses = [listener.address for listener in listeners]
-            if self.config.http is not None:
-                # It outlives the other listeners: those who watch over the daemon see it stop.
-                self.http_listener = await endpoint.enter_async_context(self._listening(self.config.http, _http_stream))
             async with trio.open_nursery() as background:
                 if self.http_listener is not None:
                     background.start_soon(self._serve_http, self.http_listener, background)
                 background.start_soon(self.loop_lag.run)
                 background.start_soon(self.fan_out.run)
                 background.start_soon(heartbeat, self.sessions, self.config)
+                background.start_soon(relief, self.sessions)
+                background.start_soon(self._expire_history)
                 background.start_soon(self._heed_signals, signals, background.cancel_scope)
                 async with trio.open_nursery() as clients:
                     async with trio.open_nursery() as publishers:
@@ -130,6 +157,7 @@ class Daemon:
                     # All commands are answered. What they published goes out before anyone is sent away.
                     with trio.move_on_after(self.config.close_timeout):
                         await self.fan_out.settle()
+                    await self._save_history()
                     self._say_goodbye()
                     clients.cancel_scope.deadline = trio.current_time() + self.config.close_timeout
                 background.cancel_scope.cancel()
@@ -142,6 +170,9 @@ class Daemon:
             "clients": len(self.sessions.members),
             "channels": len(self.hub.channels),
             "subscriptions": self.hub.subscriptions,
+            "history_channels": self.history.channels,
+            "history_publications": self.history.publications,
+            "history_bytes": self.history.bytes,
             "publishers": len(self.service.connections),
             "watchers": len(self.hub.watchers),
             "backlogged": self.backlogs.streams,
@@ -173,6 +204,7 @@ class Daemon:
             "protocols": ["plain", *PROTOCOLS],
             "allow_user": list(config.allow_user),
             "allow_group": list(config.allow_group),
+            "io_uring": self.io_uring,
             "websocket": [str(address) for address in self.websocket_addresses],
             "http": self._http_address(),
             "limits": {
@@ -188,6 +220,19 @@ class Daemon:
                 "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
             },
         }
+
+    def _use_io_uring(self, resources: AsyncExitStack) -> None:
+        """Let the fan-out send through io_uring, if that is wanted and possible."""
+        if self.config.io_uring == "off":
+            return
+        try:
+            ring = SendRing()
+        except OSError as error:
+            log.info(Event("io_uring is not used", reason=error.strerror))
+        else:
+            resources.callback(ring.close)
+            self.hub.deliver = ring
+            self.io_uring = True
 
     @asynccontextmanager
     async def _listening(
@@ -255,6 +300,50 @@ class Daemon:
             return f"the limit, max-connections, is reached: {self.sessions.max_connections} connections"
         return None
 
+    def _load_history(self) -> None:
+        """Go on with the history of the daemon before, if it left one; its file is gone then."""
+        path = self.config.state_file
+        if path is None:
+            return
+        try:
+            data = path.read_bytes()
+            path.unlink()
+            count = snapshot.load(self.hub, data, time.time())
+        except FileNotFoundError:
+            log.info(Event("history begins anew", state_file=str(path), reason="there is no such file"))
+        except (OSError, SnapshotError) as error:
+            log.warning(Event("history begins anew", state_file=str(path), reason=str(error)))
+        else:
+            log.info(Event("history taken over", channels=count, bytes=self.history.bytes))
+
+    async def _save_history(self) -> None:
+        """Leave the history to the next daemon. Nothing is published any more."""
+        path = self.config.state_file
+        if path is None:
+            return
+        new = path.with_name(path.name + ".new")
+        try:
+            async with await trio.open_file(new, "wb", opener=_private) as file:
+                pending = bytearray()
+                for part in snapshot.dump(self.hub, time.time()):
+                    pending += part
+                    if len(pending) > _WRITTEN_AT_ONCE:
+                        await file.write(pending)
+                        pending.clear()
+                await file.write(pending)
+            new.replace(path)
+        except OSError as error:
+            log.warning(Event("history is lost", state_file=str(new), reason=error.strerror))
+        else:
+            log.info(Event("history saved", channels=self.history.channels, bytes=self.history.bytes))
+
+    async def _expire_history(self) -> None:
+        """Drop what has become too old, for ever: a little at a time, so that it never holds anyone up."""
+        while True:
+            await trio.sleep(_EXPIRY_INTERVAL)
+            while self.history.expire(_EXPIRED_AT_ONCE):
+                await trio.lowlevel.checkpoint()
+
     async def _room(self) -> None:
         await self.fan_out.room()
         await self.backlogs.room()
@@ -296,6 +385,10 @@ async def _accept(
         else:
             for stream in streams:
                 nursery.start_soon(handler, stream)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _connection_limit(config: Config) -> int:

@@ -12,8 +12,8 @@ from realtimed.hub import Hub
 
 __all__ = ["FanOut"]
 
-_SLICE: Final = 250
-"""Subscribers served in one go: a fraction of a millisecond, after which every other task may run."""
+_SLICE: Final = 1024
+"""Small sends made in one go: one to two milliseconds, after which every other task may run."""
 
 _LOG_LIMIT: Final = 4 * 2**20
 """Bytes of publications that may wait for the fan-out before publishers wait too."""
@@ -43,7 +43,8 @@ class FanOut:
                     await trio.lowlevel.checkpoint()
                 self.round_times.observe(time.perf_counter() - began)
                 self._through.unpark_all()
-                await trio.lowlevel.checkpoint()
+                if not self._hub.idle:
+                    await trio.lowlevel.checkpoint()
                 began = time.perf_counter()
 
     async def room(self) -> None:

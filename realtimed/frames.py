@@ -116,14 +116,19 @@ class Publication:
     `payload` is the message in bytes, UTF-8 if `text`. `offset` counts the channel's publications from 1.
     """
 
-    __slots__ = ("_encoded", "channel", "offset", "payload", "text")
+    __slots__ = ("_bytes", "_form", "_others", "channel", "offset", "payload", "text")
+
+    # Invariant: `_bytes` is this in the format `_form`, the first anyone needed; `_others` has the other formats. Most
+    # publications need one only, and a dictionary for each would cost as much as to encode it.
 
     def __init__(self, channel: str, payload: bytes, text: bool, offset: int) -> None:
         self.channel = channel
         self.payload = payload
         self.text = text
         self.offset = offset
-        self._encoded: dict[WireFormat, bytes] = {}
+        self._form: WireFormat | None = None
+        self._bytes = b""
+        self._others: dict[WireFormat, bytes] | None = None
 
     @property
     def message(self) -> str | bytes:
@@ -132,11 +137,18 @@ class Publication:
 
     def encoded(self, form: WireFormat) -> bytes:
         """Return this publication in `form`, encoding it when the first subscriber needs it."""
-        try:
-            return self._encoded[form]
-        except KeyError:
-            encoded = self._encoded[form] = form.encode(self)
-            return encoded
+        if self._form is form:
+            return self._bytes
+        if self._form is None:
+            self._form = form
+            self._bytes = form.encode(self)
+            return self._bytes
+        if self._others is None:
+            self._others = {}
+        encoded = self._others.get(form)
+        if encoded is None:
+            encoded = self._others[form] = form.encode(self)
+        return encoded
 
 
 class InboundMeter:

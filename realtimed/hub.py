@@ -18,14 +18,28 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from realtimed.errors import RefusedError, quoted
 from realtimed.frames import Publication, WireFormat
+from realtimed.history import History, Kept, Retention, Ring
 from realtimed.watch import Watchers
 
-__all__ = ["Channel", "Hub", "Receipt", "Round", "Subscriber", "check_channel_name", "encode_message"]
+__all__ = [
+    "Batch",
+    "Channel",
+    "Hub",
+    "Joined",
+    "Position",
+    "Receipt",
+    "Round",
+    "SavedChannel",
+    "Subscriber",
+    "check_channel_name",
+    "encode_message",
+    "send_each",
+]
 
 _ROUND_PUBLICATIONS: Final = 512
 """How many publications one round takes: so many channels are sorted out before other tasks get their turn."""
@@ -35,6 +49,9 @@ _ROUND_BYTES: Final = 256 * 1024
 
 _ROUND_MEMBERS: Final = 50_000
 """How many subscriptions the channels of one round have together: sorting them out takes some milliseconds at most."""
+
+_SMALL_SEND: Final = 4096
+"""Bytes up to which the length of a send hardly matters; a larger one counts as several, so that no step is long."""
 
 _MIXES_KEPT: Final = 2**20
 """Bytes of mixes that a round keeps for other subscribers of the same channels."""
@@ -54,6 +71,10 @@ class Subscriber(Protocol):
         """What it is subscribed to. Only the hub writes it."""
 
     @property
+    def fd(self) -> int:
+        """The descriptor that bytes may be sent to at once instead of by `transmit`; -1 while they may not."""
+
+    @property
     def transmit(self) -> Callable[[bytes], int]:
         """Takes as many of the bytes as it can at once and returns how many; raises OSError if it can take none."""
 
@@ -67,6 +88,10 @@ class Subscriber(Protocol):
         """Send or keep `data`: `transmit` and what may have to follow it, in one."""
 
 
+Batch: TypeAlias = Sequence[tuple[bytes, Sequence[Subscriber]]]
+"""Bytes, and who gets them; nobody is in it twice."""
+
+
 class Receipt(NamedTuple):
     """What a publisher learns: how many clients the message was queued for, and its place in the channel."""
 
@@ -75,24 +100,64 @@ class Receipt(NamedTuple):
     offset: int
 
 
+class Position(NamedTuple):
+    """A place in a channel's sequence of publications: behind the one with this offset."""
+
+    epoch: str
+    offset: int
+
+
 class Channel:
-    """A channel that somebody is subscribed to.
+    """A channel that somebody is subscribed to, or that has a history.
 
     `offset` is that of the newest publication, 0 before the first; `epoch` is different for every time that offsets
     began at 1.
     """
 
-    __slots__ = ("count", "epoch", "name", "offset", "subscribers")
+    __slots__ = ("count", "epoch", "name", "offset", "plural", "ring", "rosters", "subscribers")
 
-    # Invariant: `count` is the number of members of all sets in `subscribers`; none of these sets is empty. The
-    # channel is in a subscriber's `channels` exactly if the subscriber is in the set of its form.
+    # Invariants: `count` is the number of members of all sets in `subscribers`; none of these sets is empty. The
+    # channel is in a subscriber's `channels` exactly if the subscriber is in the set of its form. A list in `rosters`
+    # has the members of the set of that form; it is never changed, only thrown away. `plural` is how many of the
+    # subscribers have other channels as well. `ring` is None if no history is kept of this channel; otherwise its
+    # newest entry, if it has any, is the publication with `offset`.
 
-    def __init__(self, name: str, epoch: str) -> None:
+    def __init__(self, name: str, epoch: str, ring: Ring | None) -> None:
         self.name = name
         self.epoch = epoch
+        self.ring = ring
         self.offset = 0
         self.count = 0
+        self.plural = 0
         self.subscribers: dict[WireFormat, set[Subscriber]] = {}
+        self.rosters: dict[WireFormat, list[Subscriber]] = {}
+
+    def roster(self, form: WireFormat) -> list[Subscriber]:
+        """Return who gets `form`, as a list that stays as it is whoever comes or goes."""
+        roster = self.rosters[form] = list(self.subscribers[form])
+        return roster
+
+
+class SavedChannel(NamedTuple):
+    """A channel's history without the hub: `entries` are (age in seconds, payload, is text), the last has `offset`."""
+
+    name: str
+    epoch: str
+    offset: int
+    entries: list[tuple[float, bytes, bool]]
+
+
+class Joined(NamedTuple):
+    """What a subscriber learns: where the channel is, and what of it was missed.
+
+    `recovered` is None if nothing was asked for; True if `missed` is all that was published since then, in order; False
+    if it is not known any more, and then `missed` is empty.
+    """
+
+    epoch: str
+    offset: int
+    recovered: bool | None
+    missed: list[Publication]
 
 
 def encode_message(message: object, limit: int) -> bytes:
@@ -117,22 +182,25 @@ def encode_message(message: object, limit: int) -> bytes:
 
 
 class Hub:
-    """All channels, their subscribers, and the publications on their way to them."""
+    """All channels, their subscribers, and the publications on their way to them. Without `history` nothing is kept."""
 
     # Invariants:
-    # - `channels` holds exactly the channels that have a subscriber.
+    # - `channels` holds exactly the channels that have a subscriber or something in their history.
     # - `_log` is what has been published and is in no round yet, each with the channel it went to. The first entry is
     #   publication number `_log_start` of this hub; `log_bytes` is the sum of the payloads.
     # - `_caught_up[s] = n` says that `s` has everything below number n already. Entries that no longer matter to
     #   the log are gone when the next round is taken.
     # - `_round`, while set, is the one round that is under way.
 
-    def __init__(self, *, max_message: int, max_channels: int) -> None:
+    def __init__(self, *, max_message: int, max_channels: int, history: History | None = None) -> None:
         self.max_message = max_message
         self.max_channels = max_channels
+        self.history = history or History(limit=0, clock=float, default=Retention(0, 0))
+        self.history.emptied = self._forget_if_unused
         self.channels: dict[str, Channel] = {}
         self.watchers = Watchers(max_patterns=max_channels)
         self.wake: Callable[[], None] = lambda: None
+        self.deliver: Callable[[Batch], None] = send_each
         self.log_bytes = 0
         self.publications = 0
         self.deliveries = 0
@@ -161,10 +229,16 @@ class Hub:
         channel = self._find(name)
         self.publications += 1
         if channel is None:
-            if not self.watchers:
-                return Receipt(0, self._new_epoch(), 1)
-            channel = Channel(str(name), self._new_epoch())  # nobody's, but it is seen to pass
+            channel = self._make(str(name))
+            if channel.ring is not None:
+                self.channels[channel.name] = channel
+            elif not self.watchers:
+                return Receipt(0, channel.epoch, 1)
         channel.offset += 1
+        if channel.ring is not None:
+            self.history.keep(channel.ring, channel.offset, payload, isinstance(message, str))
+        if not channel.count and not self.watchers:
+            return Receipt(0, channel.epoch, channel.offset)
         publication = Publication(channel.name, payload, isinstance(message, str), channel.offset)
         self._log.append((channel, publication))
         self.log_bytes += len(payload)
@@ -173,27 +247,38 @@ class Hub:
             self.wake()
         return Receipt(channel.count, channel.epoch, channel.offset)
 
-    def subscribe(self, subscriber: Subscriber, name: object) -> Channel:
+    def subscribe(self, subscriber: Subscriber, name: object, since: Position | None = None) -> Joined:
         """Let `subscriber` have all that is published on `name` from now on; a second time changes nothing.
+
+        With `since`, the answer has what was published between then and now, or says that it cannot be known. The
+        caller writes it to the subscriber before anything else happens: then nothing is lost between it and what
+        follows.
 
         Raises `RefusedError`, with the code ``invalid_channel`` or ``too_many_channels``.
         """
         channel = self._find(name)
-        if channel is not None and channel in subscriber.channels:
+        if channel is None or channel not in subscriber.channels:
+            channel = self._join(subscriber, channel, str(name))
+        else:
             self.catch_up(subscriber)
-            return channel
+        missed = self._since(channel, since) if since is not None else None
+        recovered = None if since is None else missed is not None
+        return Joined(channel.epoch, channel.offset, recovered, missed or [])
+
+    def _join(self, subscriber: Subscriber, channel: Channel | None, name: str) -> Channel:
         if len(subscriber.channels) >= self.max_channels:
             raise RefusedError(
                 "too_many_channels", f"the limit, max-channels, is {self.max_channels} channels a client"
             )
         self.catch_up(subscriber)
         if channel is None:
-            channel = Channel(str(name), self._new_epoch())
-            self.channels[channel.name] = channel
+            channel = self.channels[name] = self._make(name)
         channel.subscribers.setdefault(subscriber.form, set()).add(subscriber)
+        channel.rosters.pop(subscriber.form, None)
         channel.count += 1
         subscriber.channels.add(channel)
         self.subscriptions += 1
+        self._count_plural(subscriber, channel, 1)
         return channel
 
     def unsubscribe(self, subscriber: Subscriber, name: object) -> bool:
@@ -247,12 +332,48 @@ class Hub:
         return self._round
 
     def describe_channels(self, prefix: str = "") -> dict[str, dict[str, object]]:
-        """Return what the ``channels`` command shows of the channels whose names begin with `prefix`."""
+        """Return what the ``channels`` command shows: who is listened to, of the names that begin with `prefix`."""
         return {
-            channel.name: {"subscribers": channel.count, "epoch": channel.epoch, "offset": channel.offset}
+            channel.name: {
+                "subscribers": channel.count,
+                "epoch": channel.epoch,
+                "offset": channel.offset,
+                "history": len(channel.ring.entries) if channel.ring is not None else 0,
+            }
             for channel in self.channels.values()
-            if channel.name.startswith(prefix)
+            if channel.count and channel.name.startswith(prefix)
         }
+
+    def recent(self, name: object, count: int) -> tuple[Position, list[Publication]]:
+        """Return where a channel is, and its last `count` publications that are kept, oldest first.
+
+        Raises `RefusedError` if `name` cannot be a channel.
+        """
+        channel = self._find(name)
+        if channel is None:
+            return Position("", 0), []
+        kept = self.history.latest(channel.ring, count) if channel.ring is not None else []
+        return Position(channel.epoch, channel.offset), _publications(channel, kept)
+
+    def saved(self) -> Iterator[SavedChannel]:
+        """Yield every channel that has a history. Nothing may be published meanwhile."""
+        for channel in list(self.channels.values()):
+            if channel.ring is not None and (entries := self.history.ages(channel.ring)):
+                yield SavedChannel(channel.name, channel.epoch, channel.offset, entries)
+
+    def restore(self, channels: Iterable[SavedChannel], later: float) -> None:
+        """Take over what `saved` gave, `later` seconds after that, into a hub without channels.
+
+        Epochs and offsets go on, so who comes back finds what was missed.
+        """
+        rings = []
+        for saved in channels:
+            channel = Channel(saved.name, saved.epoch, self.history.ring(saved.name))
+            if channel.ring is not None:
+                channel.offset = saved.offset
+                self.channels[channel.name] = channel
+                rings.append((channel.ring, saved.offset, saved.entries))
+        self.history.restore(rings, later)
 
     def round_over(self, sends: int, sent_bytes: int) -> None:
         """Take note that the round at hand is through."""
@@ -266,6 +387,24 @@ class Hub:
         if channel is None:
             check_channel_name(name)
         return channel
+
+    def _since(self, channel: Channel, since: Position) -> list[Publication] | None:
+        """Return what was published after `since`, or None if that is not known any more."""
+        if since.epoch != channel.epoch or since.offset > channel.offset:
+            return None
+        if since.offset == channel.offset:
+            return []
+        kept = self.history.after(channel.ring, since.offset) if channel.ring is not None else None
+        return _publications(channel, kept) if kept is not None else None
+
+    def _make(self, name: str) -> Channel:
+        return Channel(name, self._new_epoch(), self.history.ring(name))
+
+    def _forget_if_unused(self, name: str) -> None:
+        """Forget a channel that has neither subscribers nor history."""
+        channel = self.channels[name]
+        if not channel.count and (channel.ring is None or not channel.ring.entries):
+            del self.channels[name]
 
     def _take(self) -> list[tuple[Channel, Publication]]:
         """Cut from the log what one round may hold: at least one publication, if there is one."""
@@ -287,15 +426,24 @@ class Hub:
         return taken
 
     def _remove(self, subscriber: Subscriber, channel: Channel) -> None:
+        self._count_plural(subscriber, channel, -1)
         members = channel.subscribers[subscriber.form]
         members.remove(subscriber)
+        channel.rosters.pop(subscriber.form, None)
         if not members:
             del channel.subscribers[subscriber.form]
         channel.count -= 1
         subscriber.channels.remove(channel)
         self.subscriptions -= 1
-        if not channel.count:
-            del self.channels[channel.name]
+        self._forget_if_unused(channel.name)
+
+    def _count_plural(self, subscriber: Subscriber, channel: Channel, change: int) -> None:
+        """Keep `Channel.plural` right: `channel` was added to the subscriber's channels, or is about to be removed."""
+        if len(subscriber.channels) == 2:
+            for each in subscriber.channels:
+                each.plural += change
+        elif len(subscriber.channels) > 2:
+            channel.plural += change
 
     def _new_epoch(self) -> str:
         """Return an epoch that no channel of this or of another run of the daemon has had."""
@@ -322,13 +470,19 @@ class Round:
         self._late = late
         self._entries: dict[Channel, list[tuple[int, Publication]]] = {}
         for number, (channel, publication) in enumerate(log, start):
-            self._entries.setdefault(channel, []).append((number, publication))
-        mixed = _in_several(self._entries) if len(self._entries) > 1 else set()
+            if channel in self._entries:
+                self._entries[channel].append((number, publication))
+            else:
+                self._entries[channel] = [(number, publication)]
+        mixed = _in_several([channel for channel in self._entries if channel.plural])
         mixed.update(each for each in late if not each.channels.isdisjoint(self._entries))
         self._parts: list[tuple[bytes | None, Sequence[Subscriber]]] = []
         for channel, entries in self._entries.items():
             for form, subscribers in channel.subscribers.items():
-                roster = list(subscribers - mixed) if mixed else list(subscribers)
+                if mixed and not mixed.isdisjoint(subscribers):
+                    roster = list(subscribers - mixed)
+                else:
+                    roster = channel.rosters.get(form) or channel.roster(form)
                 if roster:
                     self._parts.append((_joined(entries, form), roster))
         if mixed:
@@ -342,25 +496,35 @@ class Round:
         self._sent_bytes = 0
 
     def step(self, budget: int) -> bool:
-        """Serve up to `budget` subscribers; return whether some are left."""
+        """Serve as many subscribers as are worth `budget` small sends; return whether some are left."""
+        batch: list[tuple[bytes, Sequence[Subscriber]]] = []
         while budget > 0 and self._part < len(self._parts):
             data, roster = self._parts[self._part]
-            served = roster[self._at : self._at + budget]
-            budget -= len(served)
-            self._at += len(served)
+            size = len(data) if data is not None else 0
+            worth = 1 + size // _SMALL_SEND
+            if self._at == 0 and len(roster) * worth <= budget:
+                served = roster
+            else:
+                served = roster[self._at : self._at - (-budget // worth)]
+            receivers = len(served)
+            budget -= receivers * worth
+            self._at += receivers
             if self._at >= len(roster):
                 self._part += 1
                 self._at = 0
             if self._early:
                 served = [each for each in served if each not in self._early]
-            if data is None:
-                for subscriber in served:
-                    self._send_to_one(subscriber, self._mix_for(subscriber))
-            else:
                 receivers = len(served)
+            if data is not None:
+                batch.append((data, served))
                 self._sends += receivers
-                self._sent_bytes += receivers * len(data)
-                _send_to_all(served, data)
+                self._sent_bytes += receivers * size
+            else:
+                mixes = self._mixes_for(served)
+                batch += mixes
+                self._sends += sum(len(each) for _, each in mixes)
+                self._sent_bytes += sum(len(mix) * len(each) for mix, each in mixes)
+        self._hub.deliver(batch)
         if self._part < len(self._parts):
             return True
         self._hub.round_over(self._sends, self._sent_bytes)
@@ -384,6 +548,14 @@ class Round:
             self._sent_bytes += len(data)
             subscriber.write(data)
 
+    def _mixes_for(self, subscribers: Iterable[Subscriber]) -> Batch:
+        """Return the mixes for these subscribers, each with all who get it."""
+        receivers: dict[bytes, list[Subscriber]] = {}
+        for subscriber in subscribers:
+            receivers.setdefault(self._mix_for(subscriber), []).append(subscriber)
+        receivers.pop(b"", None)  # who has been handed all of it already
+        return list(receivers.items())
+
     def _mix_for(self, subscriber: Subscriber) -> bytes:
         """Return what the round holds for a subscriber of several channels.
 
@@ -404,17 +576,22 @@ class Round:
         return mix
 
 
-def _send_to_all(subscribers: Iterable[Subscriber], data: bytes) -> None:
+def send_each(batch: Batch) -> None:
     """Make one send a subscriber: the loop that everything else is built around."""
-    size = len(data)
-    for subscriber in subscribers:
-        try:
-            sent = subscriber.transmit(data)
-        except OSError as error:
-            subscriber.transmit_failed(data, error)
-        else:
-            if sent != size:
-                subscriber.hold(data, sent)
+    for data, subscribers in batch:
+        size = len(data)
+        for subscriber in subscribers:
+            try:
+                sent = subscriber.transmit(data)
+            except OSError as error:
+                subscriber.transmit_failed(data, error)
+            else:
+                if sent != size:
+                    subscriber.hold(data, sent)
+
+
+def _publications(channel: Channel, kept: Iterable[Kept]) -> list[Publication]:
+    return [Publication(channel.name, each.payload, each.text, each.offset) for each in kept]
 
 
 def check_channel_name(name: object) -> None:
@@ -426,12 +603,16 @@ def check_channel_name(name: object) -> None:
         )
 
 
-def _joined(entries: Iterable[tuple[int, Publication]], form: WireFormat) -> bytes:
+def _joined(entries: Sequence[tuple[int, Publication]], form: WireFormat) -> bytes:
+    if len(entries) == 1:
+        return entries[0][1].encoded(form)
     return b"".join([publication.encoded(form) for _, publication in entries])
 
 
-def _in_several(dirty: Iterable[Channel]) -> set[Subscriber]:
+def _in_several(dirty: Sequence[Channel]) -> set[Subscriber]:
     """Return who is subscribed to more than one of the channels: their frames have to be put in order."""
+    if len(dirty) < 2:
+        return set()
     seen: set[Subscriber] = set()
     several: set[Subscriber] = set()
     for channel in dirty:

@@ -24,9 +24,9 @@ from realtimed.frames import PING, CloseCode, close_frame
 from realtimed.hub import Hub
 from realtimed.logs import Event
 from realtimed.protocols import Conversation, ViolationError, choose
-from realtimed.stream import ClientStream
+from realtimed.stream import Backlogs, ClientStream
 
-__all__ = ["Session", "Sessions", "heartbeat"]
+__all__ = ["Session", "Sessions", "heartbeat", "relief"]
 
 _PATH: Final = "/ws"
 _HEAD_LIMIT: Final = 16 * 1024
@@ -44,6 +44,9 @@ _FOLDED: Final = re.compile(rb"\n[ \t]")
 
 _SWEEP: Final = 1000
 """Clients that are looked at in one go before other tasks get their turn."""
+
+_RELIEF_INTERVAL: Final = 1.0
+"""Seconds between two looks at whether too much waits for slow clients: so long everyone has a chance to catch up."""
 
 log = logging.getLogger(__name__)
 
@@ -255,14 +258,15 @@ class Session:
         try:
             while conversation is not None:
                 message = await websocket.get_message()
+                await self._sessions.backlogs.room()
+                await self.stream.flush_replay()
                 if self._closed is None:
                     try:
                         answer = conversation.receive(message)
                     except ViolationError as violation:
                         self.close(violation.code, violation.reason)
                     else:
-                        if answer:
-                            self.stream.write(answer)
+                        self.stream.write_frames(answer)
         except ConnectionClosed:
             self._follow_library()
 
@@ -311,8 +315,9 @@ class Sessions:
     # Invariant: `members` holds those whose handshake has been answered with 101, until their stream is shut. `refused`
     # counts the other answers by HTTP status, `closed` the ends of WebSockets by close code.
 
-    def __init__(self, max_connections: int) -> None:
+    def __init__(self, max_connections: int, backlogs: Backlogs) -> None:
         self.max_connections = max_connections
+        self.backlogs = backlogs
         self.members: dict[str, Session] = {}
         self.connections = 0
         self.refused: dict[int, int] = {}
@@ -339,6 +344,26 @@ async def heartbeat(sessions: Sessions, config: Config) -> None:
                 session.stream.write(PING)
             if count % _SWEEP == 0:
                 await trio.lowlevel.checkpoint()
+
+
+async def relief(sessions: Sessions) -> None:
+    """As long as publishers have to wait because too much waits for slow clients, end those that most waits for.
+
+    Without this, a few clients that read nothing could hold everyone up until their backlogs' deadline, and again.
+    """
+    backlogs = sessions.backlogs
+    while True:
+        await trio.sleep(_RELIEF_INTERVAL)
+        if backlogs.total <= backlogs.total_limit:
+            continue
+        behind = [session for session in sessions.members.values() if session.stream.pending]
+        for session in sorted(behind, key=lambda session: session.stream.pending, reverse=True):
+            if backlogs.total <= backlogs.total_limit:
+                break
+            session.slow(
+                f"{session.stream.pending} bytes are waiting, and {backlogs.total} for all clients;"
+                f" the limit, max-backlog-total, is {backlogs.total_limit}"
+            )
 
 
 def _normal_path(target: str) -> str:

@@ -1,6 +1,6 @@
 """Sockets as the hub and trio-websocket see them: sends that never wait, and a bounded backlog.
 
-A stream is in one of four states, and `transmit` is the function that fits it:
+A stream is in one of four states, and `transmit` is the function that fits it (`fd` is -1 in all but the first):
 
     open        `socket.send`: what the kernel takes now is gone in one call, without a queue
     backlogged  `_append`: the kernel took less; the rest waits in the queue, and one task drains it
@@ -16,7 +16,7 @@ import math
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Final, Protocol
@@ -30,6 +30,8 @@ __all__ = ["Backlogs", "ClientStream", "Owner", "QueuedStream"]
 
 _BUFFERS_PER_SEND: Final = 64
 _RECEIVE_BYTES: Final = 4096
+_received: Final = memoryview(bytearray(64 * 2**10))
+_REPLAY_BYTES: Final = 64 * 2**10
 _CLOSE_BYTE: Final = 0x88
 _SO_PEERGROUPS: Final = 59
 """The socket option that returns the peer's supplementary groups (socket(7)); Python has no name for it."""
@@ -46,10 +48,6 @@ class Backlogs:
         self.streams = 0
         self._waiting = trio.lowlevel.ParkingLot()
 
-    def add(self, size: int) -> None:
-        """Take note of `size` more bytes."""
-        self.total += size
-
     def remove(self, size: int) -> None:
         """Take note of `size` bytes less, and let waiting publishers go on when there is room again."""
         self.total -= size
@@ -65,15 +63,17 @@ class Backlogs:
 class _Backlog:
     """What one client has not taken yet, in the order written."""
 
-    __slots__ = ("drained", "entries", "sent", "size")
+    __slots__ = ("drained", "entries", "replay", "sent", "size")
 
-    # Invariants: `entries` holds (time of arrival, bytes); the first `sent` bytes of its head are gone already. `size`
-    # is the number of bytes that still wait. `drained` is set when the stream has let go of this backlog.
+    # Invariants: `entries` holds (time from which it has been waiting, bytes); the first `sent` bytes of its head are
+    # gone already. `size` is the number of bytes that still wait, and `replay` how many of them, at most, the client
+    # has asked for itself. `drained` is set when the stream has let go of this backlog.
 
     def __init__(self) -> None:
         self.entries: deque[tuple[float, bytes]] = deque()
         self.sent = 0
         self.size = 0
+        self.replay = 0
         self.drained = trio.Event()
 
     def add(self, data: bytes, sent: int) -> int:
@@ -84,6 +84,19 @@ class _Backlog:
         self.size += len(data) - sent
         return len(data) - sent
 
+    def add_replay(self, frames: Sequence[bytes], pace: float) -> int:
+        """Append frames that the client has asked for; return by how much the size has grown.
+
+        It gets `pace` seconds a byte for them, beside the time that every message has.
+        """
+        time, before = trio.current_time(), self.size
+        for data in frames:
+            time += len(data) * pace
+            self.entries.append((time, data))
+            self.size += len(data)
+        self.replay += self.size - before
+        return self.size - before
+
     def buffers(self) -> list[bytes | memoryview]:
         """Return what to send next."""
         buffers: list[bytes | memoryview] = [data for _, data in islice(self.entries, _BUFFERS_PER_SEND)]
@@ -93,6 +106,7 @@ class _Backlog:
     def took(self, count: int) -> None:
         """Take note that the first `count` bytes of `buffers` are gone."""
         self.size -= count
+        self.replay = min(self.replay, self.size)
         self.sent += count
         while self.entries and self.sent >= len(self.entries[0][1]):
             self.sent -= len(self.entries.popleft()[1])
@@ -103,6 +117,7 @@ class _Backlog:
         end = frame_boundary(data, self.sent)
         dropped = self.size - (end - self.sent)
         self.size -= dropped
+        self.replay = 0
         self.entries.clear()
         if self.size:
             self.entries.append((arrived, data[:end]))
@@ -139,14 +154,17 @@ class QueuedStream(trio.abc.Stream):
         "_sealed",
         "_socket",
         "channels",
+        "fd",
         "form",
         "heard_at",
         "transmit",
     )
 
-    # Invariant: `_backlog` is there while something waits, and so is its drain task.
+    # Invariants: `_backlog` is there while something waits, and so is its drain task. `fd` is the socket's descriptor
+    # while `transmit` is the socket's `send`, otherwise -1.
 
     channels: set[Channel]
+    fd: int
     form: WireFormat
     transmit: Callable[[bytes], int]
 
@@ -159,7 +177,7 @@ class QueuedStream(trio.abc.Stream):
         self._sealed = False
         self.channels = set()
         self.heard_at = trio.current_time()
-        self.transmit = sock.send
+        self._open_up()
 
     def attach(self, nursery: trio.Nursery, owner: Owner) -> None:
         """Give the stream the nursery its drain task runs in, and who is told of its troubles."""
@@ -207,6 +225,22 @@ class QueuedStream(trio.abc.Stream):
             if sent != len(data):
                 self.hold(data, sent)
 
+    def write_frames(self, frames: Sequence[bytes]) -> None:
+        """Write what the peer has asked for. What must wait does not count against `Backlogs.limit`."""
+        if len(frames) == 1:
+            self.write(frames[0])
+            return
+        at = 0
+        while at < len(frames) and self._backlog is None:
+            end, size = at, 0
+            while end < len(frames) and (size < _REPLAY_BYTES or end == at):
+                size += len(frames[end])
+                end += 1
+            self.write(b"".join(frames[at:end]))
+            at = end
+        if self._backlog is not None and not self._sealed:
+            self._backlogs.total += self._backlog.add_replay(frames[at:], self._backlogs.timeout / self._backlogs.limit)
+
     def transmit_failed(self, data: bytes, error: OSError) -> None:
         """See `realtimed.hub.Subscriber`."""
         if isinstance(error, BlockingIOError):
@@ -218,6 +252,7 @@ class QueuedStream(trio.abc.Stream):
         """See `realtimed.hub.Subscriber`."""
         self._backlog = _Backlog()
         self._backlogs.streams += 1
+        self.fd = -1
         self.transmit = self._append
         self._nursery.start_soon(self._drain, self._backlog)
         self._append(data, sent)
@@ -225,7 +260,13 @@ class QueuedStream(trio.abc.Stream):
     def seal(self) -> None:
         """Take nothing more: what has been written still goes out."""
         self._sealed = True
+        self.fd = -1
         self.transmit = len
+
+    async def flush_replay(self) -> None:
+        """Wait until nothing is left of what the peer has asked for: it may ask for more then."""
+        while self._backlog is not None and self._backlog.replay:
+            await self._backlog.drained.wait()
 
     async def flush(self) -> None:
         """Wait until nothing is left to send."""
@@ -270,8 +311,12 @@ class QueuedStream(trio.abc.Stream):
 
         Whoever calls this has waited, which lets other tasks run however much this peer sends.
         """
+        size = max_bytes or _RECEIVE_BYTES
         try:
-            data = self._socket.recv(max_bytes or _RECEIVE_BYTES)
+            if size <= _RECEIVE_BYTES:
+                data = self._socket.recv(size)
+            else:  # `recv` allocates all it might need: for a lot, that costs more than to copy what came
+                data = bytes(_received[: self._socket.recv_into(_received, min(size, len(_received)))])
         except BlockingIOError:
             return None
         except OSError as error:
@@ -286,9 +331,10 @@ class QueuedStream(trio.abc.Stream):
 
     def _append(self, data: bytes, sent: int = 0) -> int:
         """Queue what was sent in part or not at all; take it all, as far as the caller is concerned."""
-        if self._backlog is not None:
-            self._backlogs.add(self._backlog.add(data, sent))
-            if self._backlog.size > self._backlogs.limit:
+        backlog = self._backlog
+        if backlog is not None:
+            self._backlogs.total += backlog.add(data, sent)
+            if backlog.size - backlog.replay > self._backlogs.limit:
                 self._owner.slow(f"{self.pending} bytes are waiting; the limit, max-backlog, is {self._backlogs.limit}")
         return len(data)
 
@@ -313,6 +359,7 @@ class QueuedStream(trio.abc.Stream):
         except OSError:
             self._break()
             return
+        self.heard_at = trio.current_time()  # who reads is alive, even if it has nothing to say
         backlog.took(sent)
         self._backlogs.remove(sent)
 
@@ -331,7 +378,12 @@ class QueuedStream(trio.abc.Stream):
             self._backlog.drained.set()
             self._backlog = None
         if not self._sealed:
-            self.transmit = self._socket.send
+            self._open_up()
+
+    def _open_up(self) -> None:
+        """Let what is written go straight to the socket."""
+        self.fd = self._socket.fileno()
+        self.transmit = self._socket.send
 
 
 class ClientStream(QueuedStream):

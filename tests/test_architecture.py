@@ -18,7 +18,7 @@ STOREYS = (
     {"frames", "history"},
     {"watch"},
     {"hub"},
-    {"protocols", "stream", "listener", "fanout", "lag", "metrics", "control.wire"},
+    {"protocols", "snapshot", "stream", "uring", "listener", "fanout", "lag", "metrics", "control.wire"},
     {"session", "control", "endpoint"},
     {"daemon"},
     {"cli", "__main__"},

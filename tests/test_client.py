@@ -51,7 +51,7 @@ SHORT = 0.2
 
 @pytest.fixture(scope="module", name="daemon")
 def shared_daemon() -> Iterator[Daemon]:
-    with runtime_directory() as directory, daemon_in_thread(directory) as running:
+    with runtime_directory() as directory, daemon_in_thread(directory, "--history-size", "0") as running:
         yield running
 
 

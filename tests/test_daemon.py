@@ -11,6 +11,7 @@ import socket
 import stat
 import subprocess
 import sys
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 from wsproto.events import CloseConnection, Ping, Pong, TextMessage
 
-from realtimed.control.wire import Decoder, Message, Notification, encode_notification, encode_request
+from realtimed.control.wire import Decoder, Message, Notification, Response, encode_notification, encode_request
 from realtimed.frames import CloseCode
 from tests.clients import Publisher, RawClient, closing, publisher, raw_client, subscribe, unsubscribe, websocket
 from tests.stack import Daemon, PartFailedError, running_daemon
@@ -499,3 +500,39 @@ async def test_pongs_keep_a_client(runtime_dir: Path) -> None:
             for _ in range(10):
                 assert await client.stream.receive_some(2) == b"\x89\x00"
                 await client.send(Pong())
+
+
+async def test_what_a_publisher_watches_never_overtakes_its_answers(daemon: Daemon) -> None:
+    """All in one write: the message is on its way when the subscription ends, and is handed over then."""
+    commands = [("subscribe", ["own"]), ("broadcast", ["own", "x"]), ("unsubscribe", ["own"]), ("ping", [])]
+    requests = b"".join(encode_request(id, method, params) for id, (method, params) in enumerate(commands))
+    decoder, heard = Decoder(2**20), list[object]()
+    with trio.fail_after(30):
+        async with await trio.open_unix_socket(daemon.control_socket) as stream:
+            await stream.send_all(requests)
+            while "pong" not in heard:
+                for message in decoder.feed(await stream.receive_some()):
+                    heard.append(message.params if isinstance(message, Notification) else message.id)
+                    if isinstance(message, Response) and message.result == "pong":
+                        heard.append("pong")
+    assert heard == [0, 1, ["own", "x", 1], 2, 3, "pong"]
+
+
+async def test_clients_that_read_nothing_hold_publishers_up_for_a_moment_only(runtime_dir: Path) -> None:
+    """Six of them, each within its own limit and deadline, take more memory together than there is for all."""
+    options = ("--max-backlog-total", "2M", "--max-backlog", "1M", "--backlog-timeout", "600")
+    with trio.fail_after(PATIENCE):
+        async with AsyncExitStack() as stack:
+            daemon = await stack.enter_async_context(running_daemon(runtime_dir, *options))
+            sender = await stack.enter_async_context(publisher(daemon.control_socket))
+            for _ in range(6):
+                client = await stack.enter_async_context(raw_client(daemon.websocket_socket))
+                await client.send(TextMessage(data=subscribe("news")))
+            await until_subscribed(sender, "news", 6)
+            message = "x" * 50_000
+            for number in range(24):  # 208 KiB of each client's are in the kernel, 1 MiB may wait
+                assert (await sender.call("broadcast", "news", message))["offset"] == number + 1
+            while (stats := await sender.call("stats"))["closed"].get("4409", 0) < 4:
+                pass
+            assert stats["backlog_bytes"] <= 2 * 2**20
+            assert stats["closed"] == {"4409": 4}

@@ -166,7 +166,7 @@ def literal(text: str | bytes) -> str:
 
 @pytest.fixture(scope="module")
 def shared_daemon() -> Iterator[Daemon]:
-    with runtime_directory() as directory, daemon_in_thread(directory) as running:
+    with runtime_directory() as directory, daemon_in_thread(directory, "--history-size", "0") as running:
         yield running
 
 

@@ -10,29 +10,31 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, TextMessage
 
 from realtimed.frames import CloseCode, Publication
+from realtimed.history import History, Retention
 from realtimed.hub import Hub
 from realtimed.protocols import Conversation, ViolationError, choose
 from realtimed.protocols.plain import Plain
 from realtimed.protocols.v1 import RealtimeV1
 from tests.clients import subscribe, unsubscribe
-from tests.test_hub import Listener
+from tests.test_hub import Listener, fan_out
 
 
 def converse(protocol: type[Conversation], **limits: int) -> tuple[Conversation, Hub, Listener]:
-    hub = Hub(**{"max_message": 1000, "max_channels": 3, **limits})
+    history = History(limit=2**20, clock=lambda: 0.0, default=Retention(3, 60))
+    hub = Hub(max_message=1000, max_channels=limits.get("max_channels", 3), history=history)
     listener = Listener(form=protocol.form)
     return protocol(hub, listener), hub, listener
 
 
-def read(frames: bytes) -> list[Any]:
+def read(*frames: bytes) -> list[Any]:
     """Return a server's frames as a client reads them: parsed JSON for text."""
     client = Connection(ConnectionType.CLIENT)
-    client.receive_data(frames)
+    client.receive_data(b"".join(frames))
     return [json.loads(event.data) for event in client.events() if isinstance(event, TextMessage)]
 
 
 def ask(conversation: Conversation, message: str | bytes) -> dict[str, Any]:
-    [answer] = read(conversation.receive(message))
+    [answer] = read(*conversation.receive(message))
     assert isinstance(answer, dict)
     return answer
 
@@ -47,9 +49,9 @@ class TestPlain:
     def test_subscribing_and_unsubscribing_have_no_answer(self) -> None:
         conversation, hub, _ = converse(Plain)
         assert conversation.greeting("c-1", 25) == b""
-        assert conversation.receive(subscribe("news")) == b""
+        assert not conversation.receive(subscribe("news"))
         assert set(hub.channels) == {"news"}
-        assert conversation.receive(unsubscribe("news")) == b""
+        assert not conversation.receive(unsubscribe("news"))
         assert hub.channels == {}
 
     def test_messages_arrive_as_they_were_published(self) -> None:
@@ -171,3 +173,44 @@ class TestRealtimeV1:
         conversation, _, _ = converse(RealtimeV1, max_channels=1)
         ask(conversation, subscribe("a"))
         assert ask(conversation, subscribe("b", id=2))["code"] == "too_many_channels"
+
+    def test_since_brings_what_was_missed_behind_the_answer_and_before_anything_newer(self) -> None:
+        conversation, hub, listener = converse(RealtimeV1)
+        epoch = hub.publish("news", "1").epoch
+        for message in ("2", b"\x00\x01", "4"):
+            hub.publish("news", message)
+        command = subscribe("news", id=7, since={"epoch": epoch, "offset": 1})
+        assert read(*conversation.receive(command)) == [
+            {"event": "subscribed", "channel": "news", "id": 7, "epoch": epoch, "offset": 4, "recovered": True},
+            {"event": "message", "channel": "news", "offset": 2, "data": "2"},
+            {"event": "message", "channel": "news", "offset": 3, "base64": "AAE="},
+            {"event": "message", "channel": "news", "offset": 4, "data": "4"},
+        ]
+        hub.publish("news", "5")
+        fan_out(hub)
+        assert [message["offset"] for message in read(listener.received)] == [5]
+
+    @pytest.mark.parametrize("since", [{"offset": 0}, {"offset": 5}, {"epoch": "another", "offset": 4}])
+    def test_what_is_not_known_any_more_is_said_and_nothing_is_replayed(self, since: dict[str, object]) -> None:
+        conversation, hub, _ = converse(RealtimeV1)
+        for message in "1234":
+            epoch = hub.publish("news", message).epoch
+        answer = ask(conversation, subscribe("news", since={"epoch": epoch, **since}))
+        assert answer == {
+            "event": "subscribed", "channel": "news", "epoch": epoch, "offset": 4, "recovered": False
+        }  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("since", "sentence"),
+        [
+            ({"epoch": "e", "offset": -1}, "Expected `int` >= 0 - at `$.since.offset`"),
+            ({"epoch": "e"}, "Object missing required field `offset` - at `$.since`"),
+            ({"epoch": 5, "offset": 1}, "Expected `str`, got `int` - at `$.since.epoch`"),
+            (41, "Expected `object | null`, got `int` - at `$.since`"),
+        ],
+    )
+    def test_a_wrong_since_is_told_which_field_and_what_was_expected(self, since: object, sentence: str) -> None:
+        conversation, hub, _ = converse(RealtimeV1)
+        answer = ask(conversation, subscribe("news", id="a", since=since))
+        assert answer == {"event": "error", "id": "a", "code": "invalid_message", "message": sentence}
+        assert not hub.channels

@@ -31,7 +31,7 @@ OK, REFUSED, USAGE, NO_DAEMON, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 3, 130, 141
 
 @pytest.fixture(scope="module", name="daemon")
 def shared_daemon() -> Iterator[Daemon]:
-    with runtime_directory() as directory, daemon_in_thread(directory) as running:
+    with runtime_directory() as directory, daemon_in_thread(directory, "--history-size", "0") as running:
         yield running
 
 

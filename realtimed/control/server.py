@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 import trio
 
 from realtimed.config import Config
+from realtimed.control.idempotency import Answered
 from realtimed.control.wire import (
     BadBytesError,
     Decoder,
@@ -29,13 +30,14 @@ from realtimed.control.wire import (
 )
 from realtimed.errors import RefusedError, quoted
 from realtimed.frames import CloseCode, Publication, WireFormat
-from realtimed.hub import Hub, Receipt, check_channel_name, encode_message
+from realtimed.hub import Hub, Joined, Position, Receipt, check_channel_name, encode_message
 from realtimed.logs import Event
 from realtimed.stream import QueuedStream
 
 __all__ = ["Client", "Connection", "Service"]
 
 _READ_BYTES: Final = 64 * 2**10
+_HISTORY_SHOWN: Final = 100
 _PARAMS_ROOM: Final = 2**20
 """Bytes a command may have beside its message: names of channels, above all."""
 
@@ -67,6 +69,7 @@ class Service:
     stats: Callable[[], dict[str, object]]
     info: Callable[[], dict[str, object]]
     room: Callable[[], Awaitable[None]]
+    answered: Answered
     connections: set[Connection] = field(default_factory=set)
     commands: int = 0
     refused: dict[str, int] = field(default_factory=dict)
@@ -139,13 +142,15 @@ class Connection:
     async def _serve(self) -> None:
         begun = math.inf  # when the command that is arriving in pieces began to
         while True:
-            deadline = begun + self._service.config.command_timeout
-            with trio.CancelScope(deadline=deadline) as patience:
-                try:
+            try:
+                if begun == math.inf:
                     data = await self.stream.receive_some(_READ_BYTES)
-                except trio.BrokenResourceError:
-                    return
-            if patience.cancelled_caught:
+                else:
+                    with trio.fail_at(begun + self._service.config.command_timeout):
+                        data = await self.stream.receive_some(_READ_BYTES)
+            except trio.BrokenResourceError:
+                return
+            except trio.TooSlowError:
                 limit = f"{self._service.config.command_timeout:g} s"
                 self._end("timeout", f"a command has begun and not ended; the limit, command-timeout, is {limit}")
                 return
@@ -172,10 +177,14 @@ class Connection:
         self.stream.write(encode_response(None, {"code": code, "message": message}, None))
 
     def _carry_out(self, messages: list[Message]) -> None:
-        answers = []
+        answers: list[bytes] = []
         work = self._result if self._forbidden is None else self._forbid
         self._service.commands += len(messages)
         for message in messages:
+            if answers and self.stream.channels:
+                # What this connection watches may be handed to it while a command is carried out. That comes later.
+                self._write(answers)
+                answers = []
             try:
                 result = work(message)
             except RefusedError as error:
@@ -187,7 +196,14 @@ class Connection:
                     self._complain(error)
             else:
                 if isinstance(message, Request):
-                    answers.append(encode_response(message.id, None, result))
+                    answers.append(encode_response(message.id, None, _shown(result)))
+                if isinstance(result, Joined):
+                    answers += [missed.encoded(self.form) for missed in result.missed]
+                    self._write(answers)  # before anything newer on that channel
+                    answers = []
+        self._write(answers)
+
+    def _write(self, answers: Sequence[bytes]) -> None:
         if answers:
             self.stream.write(b"".join(answers))
 
@@ -220,11 +236,11 @@ class Connection:
         raise RefusedError("not_allowed", self._forbidden or "")
 
     def _result(self, message: Message) -> object:
+        if isinstance(message, (Notification, Request)):
+            if message.method == "broadcast" and len(message.params) == 2:  # first, and without matching of patterns
+                return self._hub.publish(*message.params)
+            return self._other(message.method, message.params)
         match message:
-            case Request(_, "broadcast", [channel, content]) | Notification("broadcast", [channel, content]):
-                return _receipt(self._hub.publish(channel, content))
-            case Request(_, method, params) | Notification(method, params):
-                return self._other(method, params)
             case Oversized(_, limit):
                 raise RefusedError(
                     "message_too_large",
@@ -236,12 +252,24 @@ class Connection:
 
     def _other(self, method: str, params: list[object]) -> object:
         match method, params:
+            case "broadcast", [channel, content, key]:
+                check_channel_name(channel)
+                return self._once(str(channel), key, lambda: [self._hub.publish(channel, content)])[0]
             case "broadcast_many", [[*channels], content]:
-                return self._broadcast_many(channels, content)
+                return list(map(_shown, self._publish_on_all(channels, content)))
+            case "broadcast_many", [[*channels], content, key]:
+                for channel in channels:
+                    check_channel_name(channel)
+                names = tuple(map(str, channels))
+                return self._once(names, key, lambda: self._publish_on_all(channels, content))
             case "channels", []:
                 return self._hub.describe_channels()
             case "channels", [str(prefix)]:
                 return self._hub.describe_channels(prefix)
+            case "history", [channel]:
+                return self._history(channel, _HISTORY_SHOWN)
+            case "history", [channel, int(count)]:
+                return self._history(channel, count)
             case "clients", []:
                 return [client.describe() for client in self._service.clients.values()]
             case "disconnect", [str(client)]:
@@ -251,8 +279,9 @@ class Connection:
             case "disconnect", [str(client), int(code), str(reason)]:
                 return self._disconnect(client, code, reason)
             case "subscribe", [channel]:
-                joined = self._hub.subscribe(self.stream, channel)
-                return {"epoch": joined.epoch, "offset": joined.offset}
+                return self._hub.subscribe(self.stream, channel)
+            case "subscribe", [channel, {"epoch": str(epoch), "offset": int(offset)}]:
+                return self._hub.subscribe(self.stream, channel, Position(epoch, offset))
             case "unsubscribe", [channel]:
                 return {"unsubscribed": self._hub.unsubscribe(self.stream, channel)}
             case "watch", [pattern]:
@@ -270,12 +299,27 @@ class Connection:
             raise RefusedError("invalid_params", f"{method} takes {_PARAMS[method]}, not {quoted(params)}")
         raise RefusedError("unknown_method", f"there is no method {quoted(method)}; there are {', '.join(_PARAMS)}")
 
-    def _broadcast_many(self, channels: list[object], content: object) -> list[dict[str, object]]:
+    def _publish_on_all(self, channels: Sequence[object], content: object) -> list[Receipt]:
         """Publish on all channels, or on none if one of them is wrong."""
         encode_message(content, self._hub.max_message)
         for channel in channels:
             check_channel_name(channel)
-        return [_receipt(self._hub.publish(channel, content)) for channel in channels]
+        return [self._hub.publish(channel, content) for channel in channels]
+
+    def _once(
+        self, channels: str | tuple[str, ...], key: object, publish: Callable[[], list[Receipt]]
+    ) -> list[dict[str, object]]:
+        """Publish unless that was done with the same key before."""
+        receipts, repeated = self._service.answered.once(channels, key, publish)
+        return [_shown(receipt) | ({"repeated": True} if repeated else {}) for receipt in receipts]
+
+    def _history(self, channel: object, count: int) -> dict[str, object]:
+        position, publications = self._hub.recent(channel, count)
+        return {
+            "epoch": position.epoch,
+            "offset": position.offset,
+            "messages": [(publication.offset, publication.message) for publication in publications],
+        }
 
     def _disconnect(
         self, id: str, code: int = CloseCode.NOT_ALLOWED, reason: str = "disconnected by an administrator"
@@ -289,12 +333,13 @@ class Connection:
 
 
 _PARAMS: Final = {
-    "broadcast": "[channel, message]",
-    "broadcast_many": "[[channel, …], message]",
+    "broadcast": "[channel, message, key?]",
+    "broadcast_many": "[[channel, …], message, key?]",
     "channels": "[prefix?]",
+    "history": "[channel, count?]",
     "clients": "[]",
     "disconnect": "[client id, code?, reason?]",
-    "subscribe": "[channel]",
+    "subscribe": "[channel, {epoch, offset}?]",
     "unsubscribe": "[channel]",
     "watch": "[pattern]",
     "unwatch": "[pattern]",
@@ -304,5 +349,11 @@ _PARAMS: Final = {
 }
 
 
-def _receipt(receipt: Receipt) -> dict[str, object]:
-    return {"recipients": receipt.recipients, "epoch": receipt.epoch, "offset": receipt.offset}
+def _shown(result: object) -> Any:
+    """Return a result as it is said over the socket."""
+    if isinstance(result, Receipt):
+        return {"recipients": result.recipients, "epoch": result.epoch, "offset": result.offset}
+    if isinstance(result, Joined):
+        recovered = {} if result.recovered is None else {"recovered": result.recovered}
+        return {"epoch": result.epoch, "offset": result.offset, **recovered}
+    return result

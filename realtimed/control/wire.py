@@ -211,22 +211,27 @@ class BadBytesError(ProtocolError):
 
 def _classify(value: object) -> Message:
     """Check that a decoded value is RPC, or raise `ProtocolError`."""
-    match value:
-        case [0, int(id), str(method), list(params)] if _valid_id(id) and value[0] is not False:
-            return Request(id, method, params)
-        case [1, int() | None as id, error, result] if (id is None or _valid_id(id)) and value[0] is not True:
-            return Response(id, error, result)
-        case [2, str(method), list(params)]:
-            return Notification(method, params)
-        case _:
-            raise ProtocolError(
-                f"this is MessagePack but not MessagePack-RPC: {quoted(value)}; expected [0, id, method, params]"
-                " or [2, method, params]"
-            )
+    # By hand, as every command passes here and matching patterns takes five times as long. `type(…) is int` leaves out
+    # bool, and the decoder makes no other subclasses.
+    if type(value) is list and value and type(value[0]) is int:
+        if len(value) == 3:
+            kind, method, params = value
+            if kind == _NOTIFICATION and type(method) is str and type(params) is list:
+                return Notification(method, params)
+        elif len(value) == 4:
+            kind, id, method, params = value
+            if kind == _REQUEST and _valid_id(id) and type(method) is str and type(params) is list:
+                return Request(id, method, params)
+            if kind == _RESPONSE and (id is None or _valid_id(id)):
+                return Response(id, method, params)
+    raise ProtocolError(
+        f"this is MessagePack but not MessagePack-RPC: {quoted(value)}; expected [0, id, method, params]"
+        " or [2, method, params]"
+    )
 
 
-def _valid_id(id: int) -> bool:
-    return not isinstance(id, bool) and 0 <= id < ID_LIMIT
+def _valid_id(id: object) -> bool:
+    return type(id) is int and 0 <= id < ID_LIMIT
 
 
 # The first byte of a value → how many bytes of length follow it, or how long its payload is. What a first byte says

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 from realtimed.frames import WireFormat
@@ -37,8 +38,8 @@ class Conversation(ABC):
         return b""
 
     @abstractmethod
-    def receive(self, message: str | bytes) -> bytes:
-        """Do what a client's message asks for and return the frames that answer it.
+    def receive(self, message: str | bytes) -> Sequence[bytes]:
+        """Do what a client's message asks for and return the frames that answer it, to be written at once.
 
         Raises `ViolationError` when the connection has to end.
         """

@@ -9,6 +9,7 @@ There are no answers; a mistake closes the connection with a code and a reason.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Final, Literal
 
 import msgspec
@@ -43,7 +44,7 @@ class Plain(Conversation):
     name = ""
     form: ClassVar[WireFormat] = _AsPublished()
 
-    def receive(self, message: str | bytes) -> bytes:
+    def receive(self, message: str | bytes) -> Sequence[bytes]:
         """See `Conversation.receive`."""
         if isinstance(message, bytes):
             raise ViolationError(CloseCode.BAD_MESSAGE, "expected a text frame with a JSON object, got a binary frame")
@@ -61,4 +62,4 @@ class Plain(Conversation):
         except RefusedError as error:
             code = CloseCode.TOO_MANY if error.code == "too_many_channels" else CloseCode.BAD_MESSAGE
             raise ViolationError(code, error.message) from None
-        return b""
+        return ()

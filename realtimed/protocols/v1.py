@@ -1,8 +1,8 @@
 """The protocol `realtime.v1`: JSON envelopes, for applications.
 
     ← {"event":"welcome","client":"c-1f2e","heartbeat":25}
-    → {"action":"subscribe","channel":"news","id":7}
-    ← {"event":"subscribed","channel":"news","id":7,"epoch":"k3f","offset":44}
+    → {"action":"subscribe","channel":"news","id":7,"since":{"epoch":"k3f","offset":41}}
+    ← {"event":"subscribed","channel":"news","id":7,"epoch":"k3f","offset":44,"recovered":true}
     ← {"event":"message","channel":"news","offset":45,"data":"…"}     (binary: "base64" in place of "data")
     → {"action":"unsubscribe","channel":"news","id":8}
     ← {"event":"unsubscribed","channel":"news","id":8}
@@ -10,18 +10,21 @@
     ← {"event":"error","id":7,"code":"invalid_channel","message":"…"}
     ← {"event":"goodbye","reason":"restart","retry_after_ms":1740}
 
-A mistake is answered with an error and ends nothing.
+A mistake is answered with an error and ends nothing. `since` asks for what was published after that position: with
+``"recovered":true`` all of it follows, in order, before anything newer; with ``false`` nothing of it does.
 """
 
 from __future__ import annotations
 
 import base64
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Annotated, ClassVar
 
 import msgspec
 
 from realtimed.errors import RefusedError
 from realtimed.frames import Publication, WireFormat, text_frame
+from realtimed.hub import Position
 from realtimed.protocols.base import Conversation
 
 __all__ = ["RealtimeV1"]
@@ -29,9 +32,15 @@ __all__ = ["RealtimeV1"]
 _Id = int | str | None
 
 
+class _Since(msgspec.Struct):
+    epoch: str
+    offset: Annotated[int, msgspec.Meta(ge=0)]
+
+
 class _Subscribe(msgspec.Struct, tag_field="action", tag="subscribe"):
     channel: str
     id: _Id = None
+    since: _Since | None = None
 
 
 class _Unsubscribe(msgspec.Struct, tag_field="action", tag="unsubscribe"):
@@ -79,35 +88,39 @@ class RealtimeV1(Conversation):
         """See `Conversation.greeting`."""
         return _event("welcome", client=client, heartbeat=heartbeat)
 
-    def receive(self, message: str | bytes) -> bytes:
+    def receive(self, message: str | bytes) -> Sequence[bytes]:
         """See `Conversation.receive`."""
         if isinstance(message, bytes):
-            return _error(None, "invalid_message", "expected a text frame with a JSON object, got a binary frame")
+            return [_error(None, "invalid_message", "expected a text frame with a JSON object, got a binary frame")]
         try:
             command = _decode(message)
         except msgspec.ValidationError as error:
-            return _error(_id_of(message), "invalid_message", str(error))
+            return [_error(_id_of(message), "invalid_message", str(error))]
         except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
-            return _error(None, "invalid_message", f"not JSON: {error}")
+            return [_error(None, "invalid_message", f"not JSON: {error}")]
         try:
             return self._answer(command)
         except RefusedError as error:
-            return _error(None if isinstance(command, _Ping) else command.id, error.code, error.message)
+            return [_error(command.id, error.code, error.message)]
 
     def farewell(self, reason: str, retry_after: float) -> bytes:
         """See `Conversation.farewell`."""
         return _event("goodbye", reason=reason, retry_after_ms=round(retry_after * 1000))
 
-    def _answer(self, command: _Subscribe | _Unsubscribe | _Ping) -> bytes:
+    def _answer(self, command: _Subscribe | _Unsubscribe | _Ping) -> Sequence[bytes]:
         match command:
-            case _Subscribe(channel=name):
-                channel = self.hub.subscribe(self.subscriber, name)
-                return _event("subscribed", channel=name, **_id(command), epoch=channel.epoch, offset=channel.offset)
+            case _Subscribe(channel=name, since=since):
+                position = Position(since.epoch, since.offset) if since is not None else None
+                joined = self.hub.subscribe(self.subscriber, name, position)
+                recovered = {} if joined.recovered is None else {"recovered": joined.recovered}
+                where = {"epoch": joined.epoch, "offset": joined.offset}
+                answer = _event("subscribed", channel=name, **_id(command), **where, **recovered)
+                return [answer, *(missed.encoded(self.form) for missed in joined.missed)]
             case _Unsubscribe(channel=name):
                 self.hub.unsubscribe(self.subscriber, name)
-                return _event("unsubscribed", channel=name, **_id(command))
+                return [_event("unsubscribed", channel=name, **_id(command))]
             case _Ping():
-                return _event("pong", **_id(command))
+                return [_event("pong", **_id(command))]
 
 
 def _id(command: _Subscribe | _Unsubscribe | _Ping) -> dict[str, int | str]:

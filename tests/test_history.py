@@ -1,0 +1,326 @@
+"""History and recovery: everything that was missed, in order, once, or a plain no."""
+
+from __future__ import annotations
+
+import random
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from realtimed.history import ENTRY_BYTES, RING_BYTES, History, Retention
+from realtimed.hub import Hub, Joined, Position, Round
+from tests.test_hub import LINES, MODEL_RUNS, OTHER_LINES, Listener, fan_out
+
+AMPLE = 2**30
+
+
+@dataclass
+class Clock:
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def make_hub(
+    size: int = 100,
+    age: float = 300,
+    limit: int = AMPLE,
+    clock: Callable[[], float] | None = None,
+    **rules: tuple[int, float],
+) -> Hub:
+    history = History(
+        limit=limit,
+        clock=clock or Clock(),
+        default=Retention(size, age),
+        rules=[(pattern.replace("_", "*"), Retention(*retention)) for pattern, retention in rules.items()],
+    )
+    return Hub(max_message=100_000, max_channels=128, history=history)
+
+
+def publish(hub: Hub, name: str, count: int) -> Position:
+    """Publish "1", "2" and so on; return where the channel was before."""
+    receipts = [hub.publish(name, str(number)) for number in range(1, count + 1)]
+    return Position(receipts[0].epoch, receipts[0].offset - 1)
+
+
+def come_back(hub: Hub, name: str, since: Position) -> Joined:
+    return hub.subscribe(Listener(), name, since)
+
+
+def missed(joined: Joined) -> list[str]:
+    return [publication.payload.decode() for publication in joined.missed]
+
+
+# Never a part of it: just inside and just outside of each bound.
+
+
+def test_cut_by_number() -> None:
+    hub = make_hub(size=10)
+    start = publish(hub, "news", 25)
+    inside = come_back(hub, "news", start._replace(offset=15))
+    assert (inside.recovered, missed(inside)) == (True, [str(number) for number in range(16, 26)])
+    outside = come_back(hub, "news", start._replace(offset=14))
+    assert (outside.recovered, missed(outside), outside.offset) == (False, [], 25)
+
+
+def test_cut_by_age() -> None:
+    clock = Clock()
+    hub = make_hub(age=60, clock=clock)
+    start = publish(hub, "news", 1)
+    clock.now += 30
+    publish(hub, "news", 1)
+    clock.now += 29.9
+    assert come_back(hub, "news", start).recovered
+    clock.now += 0.1
+    assert come_back(hub, "news", start).recovered is False
+    assert missed(come_back(hub, "news", start._replace(offset=1))) == ["1"]
+    clock.now += 30
+    assert come_back(hub, "news", start._replace(offset=1)).recovered is False
+    assert come_back(hub, "news", start._replace(offset=2)).recovered, "nothing was missed, so nothing is needed"
+
+
+def test_cut_by_bytes_oldest_of_all_channels_first() -> None:
+    each = RING_BYTES + ENTRY_BYTES + 100
+    hub = make_hub(limit=3 * each)
+    starts = {}
+    for name in "abcd":
+        receipt = hub.publish(name, "x" * 100)
+        starts[name] = Position(receipt.epoch, 0)
+    assert hub.history.bytes == 3 * each
+    assert set(hub.channels) == set("bcd")
+    assert [come_back(hub, name, starts[name]).recovered for name in "abcd"] == [False, True, True, True]
+
+
+def test_cut_by_a_restart() -> None:
+    start = publish(make_hub(), "news", 3)
+    after = make_hub()
+    publish(after, "news", 3)
+    assert come_back(after, "news", start).recovered is False
+
+
+def test_a_position_ahead_of_the_channel_is_not_recovered() -> None:
+    hub = make_hub()
+    start = publish(hub, "news", 3)
+    assert come_back(hub, "news", start._replace(offset=3)).recovered
+    assert come_back(hub, "news", start._replace(offset=4)).recovered is False
+
+
+def test_a_single_message_above_the_limit_is_delivered_and_not_kept() -> None:
+    hub = make_hub(limit=2000)
+    listener = Listener()
+    hub.subscribe(listener, "news")
+    receipt = hub.publish("news", "x" * 5000)
+    fan_out(hub)
+    assert (receipt.recipients, len(listener.messages), hub.history.bytes) == (1, 1, 0)
+    assert come_back(hub, "news", Position(receipt.epoch, 0)).recovered is False
+
+
+def test_what_is_kept_depends_on_the_channels_name() -> None:
+    hub = make_hub(size=5, chat_=(2, 60.0), none=(0, 60.0))
+    kept = {}
+    for name in ("chat:1", "none", "nones", "other"):
+        publish(hub, name, 10)
+        kept[name] = len(hub.recent(name, 100)[1])
+    assert kept == {"chat:1": 2, "none": 0, "nones": 5, "other": 5}
+
+
+def test_patterns_match_whole_names_and_nothing_in_them_is_special_but_the_star() -> None:
+    def size(pattern: str, name: str) -> int:
+        return History(
+            limit=AMPLE, clock=Clock(), default=Retention(1, 1), rules=[(pattern, Retention(2, 1))]
+        ).retention(name).size  # fmt: skip
+
+    assert [size("a.*=", name) for name in ("a.=", "a.b=", "axb=", "a.b=c", "xa.b=")] == [2, 2, 1, 1, 1]
+    assert size("*", "anything") == 2
+
+
+def test_a_channel_without_history_is_forgotten_with_its_last_subscriber() -> None:
+    hub = make_hub(size=0)
+    assert hub.publish("news", "x").recipients == 0
+    listener = Listener()
+    hub.subscribe(listener, "news")
+    hub.publish("news", "x")
+    hub.leave(listener)
+    assert not hub.channels
+
+
+def test_idle_channels_are_forgotten_when_their_last_publication_has_expired() -> None:
+    clock = Clock()
+    hub = make_hub(age=60, clock=clock, short_=(100, 10.0))
+    for number in range(1000):
+        hub.publish(f"short:{number}", "x")
+        hub.publish(f"long:{number}", "x")
+    watched = Listener()
+    hub.subscribe(watched, "short:5")
+    clock.now += 10
+    passes = 1
+    while hub.history.expire(300):
+        passes += 1
+    assert passes == 4, "a bounded amount of work at a time"
+    assert sum(name.startswith("short") for name in hub.channels) == 1
+    clock.now += 50
+    hub.history.expire(10_000)
+    assert set(hub.channels) == {"short:5"}
+    assert (hub.history.bytes, hub.history.publications, hub.history.channels) == (0, 0, 0)
+    hub.leave(watched)
+    assert not hub.channels
+
+
+def test_the_queue_stays_in_proportion_to_what_is_kept() -> None:
+    hub = make_hub(size=3)
+    publish(hub, "quiet", 1)
+    publish(hub, "busy", 10_000)
+    [shelf] = {id(channel.ring.shelf): channel.ring.shelf for channel in hub.channels.values() if channel.ring}.values()
+    assert shelf.live == 4
+    assert len(shelf.queue) < 100
+
+
+def test_a_hundred_thousand_channels_stay_within_the_configured_bytes() -> None:
+    limit = 32 * 2**20
+    hub = make_hub(limit=limit)
+    tracemalloc.start()
+    for number in range(100_000):
+        hub.publish(f"channel:{number}:with-a-name-of-usual-length", "x" * 100)
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert hub.history.bytes <= limit
+    assert limit / 2 < used <= limit, "what is counted is about what is used, and no less"
+
+
+# Atomic with the live stream.
+
+
+def test_nothing_falls_between_replay_and_live_nor_comes_twice() -> None:
+    hub = make_hub()
+    start = publish(hub, "news", 3)  # in the history only: nobody is there
+    other = Listener()
+    hub.subscribe(other, "news")
+    publish(hub, "news", 2)  # in the history and in the log
+    back = Listener()
+    joined = hub.subscribe(back, "news", start)
+    assert [publication.offset for publication in joined.missed] == [1, 2, 3, 4, 5]
+    publish(hub, "news", 2)
+    fan_out(hub)
+    assert back.received.decode() == "news/6/1;news/7/2;"
+    assert other.received.decode() == "news/4/1;news/5/2;news/6/1;news/7/2;"
+
+
+def test_recent_publications_can_be_looked_at_without_subscribing() -> None:
+    hub = make_hub(size=5)
+    start = publish(hub, "news", 9)
+    position, publications = hub.recent("news", 2)
+    assert position == (start.epoch, 9)
+    assert [(each.offset, each.message) for each in publications] == [(8, "8"), (9, "9")]
+    assert len(hub.recent("news", 1000)[1]) == 5
+    assert hub.recent("news", 0)[1] == []
+    assert hub.recent("nothing-here", 10) == (("", 0), [])
+
+
+# The model: a list of all that was ever published, and no rounds.
+
+
+@dataclass
+class Reader:
+    """A client that goes away and comes back, and knows where it was."""
+
+    listener: Listener
+    since: Position | None = None
+    seen: list[str] = field(default_factory=list)
+    connected: bool = False
+
+
+class Model:
+    """What a hub does that delivers at once and searches a list of everything that was published."""
+
+    def __init__(self, clock: Clock, size: int, age: float) -> None:
+        self.clock = clock
+        self.size = size
+        self.age = age
+        self.published: list[tuple[float, str]] = []
+
+    def recoverable(self, offset: int) -> bool:
+        gone = [
+            number
+            for number, (time, _) in enumerate(self.published, 1)
+            if number <= len(self.published) - self.size or time <= self.clock.now - self.age
+        ]
+        return offset >= max(gone, default=0)
+
+
+def lines(listener: Listener) -> list[str]:
+    return listener.received.decode().split(";")[:-1]
+
+
+@settings(max_examples=MODEL_RUNS, deadline=None)
+@given(seed=st.integers(0, 2**32), steps=st.integers(1, 300), size=st.integers(1, 8))
+def test_recovery_agrees_with_the_model(seed: int, steps: int, size: int) -> None:
+    """Readers come and go, in mid-round too; each has exactly what it should, or was told that it does not."""
+    chance, clock = random.Random(seed), Clock()
+    hub, model = make_hub(size=size, age=20, clock=clock), Model(clock, size, 20)
+    keeper = Listener()  # keeps the channel and its epoch in being
+    hub.subscribe(keeper, "news")
+    readers = [Reader(Listener(form=chance.choice([LINES, OTHER_LINES]))) for _ in range(5)]
+    turn: Round | None = None
+    for number in range(steps):
+        reader = chance.choice(readers)
+        match chance.choice(["come", "go", "publish", "publish", "publish", "elsewhere", "step", "step", "wait"]):
+            case "come" if not reader.connected:
+                joined = hub.subscribe(reader.listener, "news", reader.since)
+                if reader.since is not None:
+                    assert joined.recovered == model.recoverable(reader.since.offset)
+                    expected = model.published[reader.since.offset :] if joined.recovered else []
+                    assert missed(joined) == [message for _, message in expected]
+                assert joined.offset == len(model.published)
+                reader.connected = True
+                reader.since = Position(joined.epoch, joined.offset)
+            case "go" if reader.connected and reader.since is not None:
+                hub.catch_up(reader.listener)
+                hub.leave(reader.listener)
+                new = lines(reader.listener)
+                assert new == [
+                    f"news/{offset}/{message}"
+                    for offset, (_, message) in enumerate(model.published, 1)
+                    if offset > reader.since.offset
+                ]
+                reader.listener.received = b""
+                reader.connected = False
+                reader.since = Position(reader.since.epoch, chance.randint(reader.since.offset, len(model.published)))
+            case "publish":
+                hub.publish("news", str(number))
+                model.published.append((clock.now, str(number)))
+            case "elsewhere":
+                hub.publish(f"other:{number % 3}", "x")
+            case "wait":
+                clock.now += chance.choice([0.5, 5, 20])
+                hub.history.expire(chance.randint(1, 10))
+            case "step":
+                turn = turn or hub.next_round()
+                if turn is not None and not turn.step(chance.randint(1, 3)):
+                    turn = None
+    while turn is not None and turn.step(100):
+        pass
+    fan_out(hub)
+    assert lines(keeper) == [f"news/{offset}/{message}" for offset, (_, message) in enumerate(model.published, 1)]
+    clock.now += 20
+    hub.history.expire(10_000)
+    for reader in readers:
+        hub.leave(reader.listener)
+    hub.leave(keeper)
+    assert not hub.channels
+    assert hub.history.bytes == 0
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_subscribing_twice_with_since_answers_each_time(again: bool) -> None:
+    hub = make_hub()
+    start = publish(hub, "news", 2)
+    listener = Listener()
+    hub.subscribe(listener, "news")
+    if again:
+        assert missed(hub.subscribe(listener, "news", start)) == ["1", "2"]
+    assert hub.channels["news"].count == 1

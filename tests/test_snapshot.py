@@ -1,0 +1,154 @@
+"""History that outlives a clean restart, and none that is not true any more."""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from realtimed.hub import Hub, Position
+from realtimed.snapshot import SnapshotError, dump, load
+from tests.clients import publisher
+from tests.stack import running_daemon
+from tests.test_history import Clock, come_back, make_hub, missed, publish
+
+
+def handed_over(hub: Hub, seconds: float = 0, **options: Any) -> Hub:
+    """Return the hub of the daemon after this one, which starts so many seconds later."""
+    after = make_hub(clock=Clock(5.0), **options)
+    load(after, b"".join(dump(hub, 1_000_000)), 1_000_000 + seconds)
+    return after
+
+
+def test_who_comes_back_after_a_restart_has_what_was_missed() -> None:
+    hub = make_hub()
+    start = publish(hub, "news", 5)
+    hub.publish("news", b"\x00\xff")
+    after = handed_over(hub)
+    joined = come_back(after, "news", start._replace(offset=3))
+    assert (joined.epoch, joined.offset, joined.recovered) == (start.epoch, 6, True)
+    assert [(each.offset, each.message) for each in joined.missed] == [(4, "4"), (5, "5"), (6, b"\x00\xff")]
+    assert after.publish("news", "7").offset == 7
+    assert after.history.bytes > hub.history.bytes
+
+
+def test_ages_go_on_while_no_daemon_runs() -> None:
+    clock = Clock()
+    hub = make_hub(age=60, clock=clock)
+    start = publish(hub, "news", 1)
+    clock.now += 30
+    publish(hub, "news", 1)
+    after = handed_over(hub, 29, age=60)
+    assert missed(come_back(after, "news", start)) == ["1", "1"]
+    after = handed_over(hub, 31, age=60)
+    assert come_back(after, "news", start).recovered is False
+    assert missed(come_back(after, "news", start._replace(offset=1))) == ["1"]
+    assert not handed_over(hub, 61, age=60).channels, "a channel of which nothing is left is forgotten"
+    assert handed_over(hub, -1000, age=60).channels, "a clock that was set back makes nothing older"
+
+
+def test_the_bounds_of_the_new_daemon_hold() -> None:
+    hub = make_hub()
+    start = publish(hub, "news", 50)
+    publish(hub, "sport", 1)
+    after = handed_over(hub, size=10, none=(0, 60.0), sport=(0, 60.0))
+    assert set(after.channels) == {"news"}
+    assert len(come_back(after, "news", start._replace(offset=40)).missed) == 10
+    assert come_back(after, "news", start._replace(offset=39)).recovered is False
+    assert handed_over(hub, limit=5000).history.bytes <= 5000
+
+
+def test_the_oldest_of_all_channels_expire_first_after_a_restart_as_well() -> None:
+    clock = Clock()
+    hub = make_hub(age=60, clock=clock)
+    for name in "abab":
+        hub.publish(name, name)
+        clock.now += 10
+    later = Clock(5.0)
+    after = make_hub(age=60, clock=later)
+    load(after, b"".join(dump(hub, 0)), 0)
+    later.now += 35
+    after.history.expire(1000)
+    assert {name: len(channel.ring.entries) for name, channel in after.channels.items() if channel.ring} == {
+        "a": 1, "b": 1
+    }  # fmt: skip
+
+
+def whole() -> bytes:
+    hub = make_hub()
+    publish(hub, "news", 3)
+    return b"".join(dump(hub, 0))
+
+
+@given(cut=st.integers(0, len(whole()) - 1))
+def test_what_is_incomplete_is_not_taken(cut: int) -> None:
+    hub = make_hub()
+    with pytest.raises(SnapshotError):
+        load(hub, whole()[:cut], 0)
+    assert not hub.channels
+
+
+@given(place=st.integers(0, len(whole()) - 1), bit=st.integers(0, 7))
+def test_what_is_damaged_is_not_taken(place: int, bit: int) -> None:
+    data = bytearray(whole())
+    data[place] ^= 1 << bit
+    hub = make_hub()
+    with pytest.raises(SnapshotError):
+        load(hub, bytes(data), 0)
+    assert not hub.channels
+
+
+def test_what_is_whole_but_something_else_is_not_taken() -> None:
+    body = b"realtimed-history 1\n" + struct.pack("!I", 3) + msgspec.msgpack.encode("ab") + bytes(12)
+    with pytest.raises(SnapshotError, match="not what its first line says"):
+        load(make_hub(), body + struct.pack("!I", zlib.crc32(body)), 0)
+
+
+async def test_the_daemon_hands_its_history_to_the_next(runtime_dir: Path) -> None:
+    state = runtime_dir / "state"
+    with trio.fail_after(60):
+        async with running_daemon(runtime_dir, "--state-file", str(state)) as daemon:
+            async with publisher(daemon.control_socket) as sender:
+                receipts = [await sender.call("broadcast", "news", "x" * 50_000) for _ in range(60)]
+            assert await daemon.stop() == 0
+        assert stat.S_IMODE(state.stat().st_mode) == 0o600
+        async with running_daemon(runtime_dir, "--state-file", str(state)) as daemon:
+            assert not state.exists(), "a state is used once"
+            async with publisher(daemon.control_socket) as sender:
+                kept = await sender.call("history", "news", 3)
+                assert [offset for offset, _ in kept["messages"]] == [58, 59, 60]
+                answer = await sender.call("subscribe", "news", {"epoch": receipts[0]["epoch"], "offset": 60})
+                assert answer == {"epoch": receipts[0]["epoch"], "offset": 60, "recovered": True}
+                assert (await sender.call("broadcast", "news", "x"))["offset"] == 61
+            daemon.process.kill()
+            await daemon.wait()
+        async with (
+            running_daemon(runtime_dir, "--state-file", str(state)) as daemon,
+            publisher(daemon.control_socket) as sender,
+        ):
+            answer = await sender.call("subscribe", "news", Position(receipts[0]["epoch"], 61)._asdict())
+            assert answer["recovered"] is False, "after a crash nobody knows what was published"
+            assert (await sender.call("channels"))["news"]["offset"] == 0
+
+
+@pytest.mark.parametrize("left", [b"", b"realtimed-history 2\n...", os.urandom(1000)])
+async def test_a_state_that_cannot_be_used_is_said_and_the_daemon_serves(left: bytes, runtime_dir: Path) -> None:
+    state = runtime_dir / "state"
+    state.write_bytes(left)
+    async with (
+        running_daemon(runtime_dir, "--state-file", str(state)) as daemon,
+        publisher(daemon.control_socket) as sender,
+    ):
+        assert (await sender.call("broadcast", "news", "x"))["offset"] == 1
+    log = (runtime_dir / "realtimed.log").read_text()
+    assert f"history begins anew state_file={state} reason='it " in log
+    assert "history saved channels=1" in log
