@@ -25,6 +25,7 @@ from realtimed.config import Config
 from realtimed.errors import quoted
 from realtimed.frames import PING, CloseCode, close_frame
 from realtimed.hub import Hub
+from realtimed.logs import Event
 from realtimed.protocols import Conversation, ViolationError, choose
 from realtimed.stream import Backlogs, ClientStream
 
@@ -176,7 +177,7 @@ class Session:
     def library_done(self) -> None:
         """See `realtimed.stream.Owner`."""
         if self._handshake is not None:
-            self._note_refusal("not a valid WebSocket handshake")  # the library has answered 400 or 426
+            self._note_refusal(self.stream.answered, "not a valid WebSocket handshake")
             self.stream.seal()
             self._handshake.cancel()
         else:
@@ -240,7 +241,7 @@ class Session:
         self._sessions.connections += 1
         self._sessions.members[self.id] = self
         self.stream.open_gate()
-        log.debug("client=%s connected address=%s protocol=%s", self.id, self._address, protocol.name or "plain")
+        log.debug(Event("client connected", client=self.id, address=self._address, protocol=protocol.name or "plain"))
         if path != _PATH:
             self.close(CloseCode.NO_SUCH_PATH, f"no such path: {quoted(path)}; WebSockets are served at {_PATH}")
         else:
@@ -262,15 +263,15 @@ class Session:
 
     def _respond(self, status: HTTPStatus, sentence: str, headers: str = "Connection: close\r\n") -> None:
         """Refuse the request with an HTTP answer of our own, which is the last of this connection."""
-        self._note_refusal(f"{status.value} {sentence}")
+        self._note_refusal(status.value, sentence)
         body = sentence.encode() + b"\n"
         head = f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Length: {len(body)}\r\n{headers}"
         self.stream.write(f"{head}Content-Type: text/plain; charset=utf-8\r\n\r\n".encode() + body)
         self.stream.seal()
 
-    def _note_refusal(self, reason: str) -> None:
-        self._sessions.refused += 1
-        log.info("client=%s handshake refused reason=%s", self.id, quoted(reason, 200))
+    def _note_refusal(self, status: int, reason: str) -> None:
+        self._sessions.refused[status] = self._sessions.refused.get(status, 0) + 1
+        log.info(Event("handshake refused", client=self.id, status=status, reason=reason))
 
     # The conversation.
 
@@ -324,24 +325,25 @@ class Session:
             return False
         self._closed = (code, reason)
         self._sessions.closed[code] = self._sessions.closed.get(code, 0) + 1
+        seconds = round(time.time() - self.connected_since, 1)
         log.info(
-            "client=%s closed code=%d reason=%s address=%s seconds=%.1f",
-            self.id, code, quoted(reason, 200), self._address, time.time() - self.connected_since,
-        )  # fmt: skip
+            Event("client closed", client=self.id, code=code, reason=reason, address=self._address, seconds=seconds)
+        )
         return True
 
 
 class Sessions:
     """All sessions, the limit on their number, and what has become of those that are over."""
 
-    # Invariant: `members` holds those whose handshake has been answered with 101, until their stream is shut.
+    # Invariant: `members` holds those whose handshake has been answered with 101, until their stream is shut. `refused`
+    # counts the other answers by HTTP status, `closed` the ends of WebSockets by close code.
 
     def __init__(self, max_connections: int, backlogs: Backlogs) -> None:
         self.max_connections = max_connections
         self.backlogs = backlogs
         self.members: dict[str, Session] = {}
         self.connections = 0
-        self.refused = 0
+        self.refused: dict[int, int] = {}
         self.closed: dict[int, int] = {}
         self.send_away: Callable[[Session], None] | None = None
         """Set when the daemon is about to end: says goodbye to whoever joins nevertheless."""

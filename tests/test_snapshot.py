@@ -150,5 +150,5 @@ async def test_a_state_that_cannot_be_used_is_said_and_the_daemon_serves(left: b
     ):
         assert (await sender.call("broadcast", "news", "x"))["offset"] == 1
     log = (runtime_dir / "realtimed.log").read_text()
-    assert f"history begins anew: {state} cannot be used: it " in log
+    assert f"history begins anew state_file={state} reason='it " in log
     assert "history saved channels=1" in log

@@ -34,6 +34,7 @@ __all__ = [
     "request_ids",
     "stats",
     "subscribe",
+    "watch",
 ]
 
 _T = TypeVar("_T")
@@ -170,6 +171,11 @@ def subscribe(channel: str) -> Call[Position]:
         (_text("channel", channel),),
         lambda result: Position(_field(result, "epoch", str), _field(result, "offset", int)),
     )
+
+
+def watch(pattern: str) -> Call[bool]:
+    """Have the messages of all channels that match `pattern` sent to this connection."""
+    return Call("watch", (_text("pattern", pattern),), lambda result: _field(result, "watched", bool))
 
 
 def stats() -> Call[dict[str, Any]]:
