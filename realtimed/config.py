@@ -160,6 +160,15 @@ def _seconds(value: object) -> float:
     return seconds
 
 
+def _seconds_or_none(value: object) -> float:
+    if re.fullmatch(r"0(\.0*)?s?", str(value)):
+        return 0.0
+    try:
+        return _seconds(value)
+    except ValueError:
+        raise ValueError("expected a number of seconds, or 0") from None
+
+
 def _count_or_none(value: object) -> int:
     if str(value) == "0" and not isinstance(value, bool):
         return 0
@@ -215,6 +224,7 @@ _METAVARS: Final[Mapping[Callable[[object], object], str]] = {
     _count_or_none: "NUMBER",
     _rate: "NUMBER",
     _seconds: "SECONDS",
+    _seconds_or_none: "SECONDS",
     _level: "LEVEL",
     _log_format: "FORMAT",
     _auto_or_off: "CHOICE",
@@ -277,6 +287,9 @@ class Config:
         60.0, _seconds, _CLIENT, "A client of which nothing is heard for so long is gone."
     )
     close_timeout: float = _setting(5.0, _seconds, _CLIENT, "How long a client may take to answer a Close.")
+    max_age: float | None = _setting(
+        None, _seconds, _CLIENT, "Connections are closed at an age between half of this and this; never if not given."
+    )
 
     max_message: int = _setting(64 * 2**10, _size, _PUBLISHER, "Largest message that may be broadcast.")
     command_timeout: float = _setting(10.0, _seconds, _PUBLISHER, "How long a publisher may take over one command.")
@@ -307,6 +320,9 @@ class Config:
     )
     max_backlog_total: int = _setting(
         256 * 2**20, _size, _ALL, "Bytes waiting for all clients before publishers wait too."
+    )
+    drain: float = _setting(
+        0.0, _seconds_or_none, _ALL, "Over how long clients are sent away when the daemon stops; 0: all at once."
     )
     io_uring: str = _setting(
         "auto",

@@ -6,13 +6,12 @@ import gc
 import logging
 import os
 import platform
-import random
 import resource
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import AsyncExitStack, closing
 from typing import Final, TypeVar
 
 import trio
@@ -21,31 +20,30 @@ from realtimed import __version__, snapshot
 from realtimed.config import Address, Config
 from realtimed.control.idempotency import Answered
 from realtimed.control.server import Connection, Service
+from realtimed.drain import Drain
+from realtimed.errors import ConfigurationError
 from realtimed.fanout import FanOut
 from realtimed.history import History, Retention
 from realtimed.hub import Hub
 from realtimed.lag import LoopLag
-from realtimed.listener import SocketListener, open_listener
+from realtimed.listener import SocketListener, adopt_listener, open_listener
 from realtimed.logs import Event
+from realtimed.open_files import connection_limit
 from realtimed.protocols import PROTOCOLS
+from realtimed.reload import compare
 from realtimed.session import Session, Sessions, heartbeat, relief
 from realtimed.snapshot import SnapshotError
 from realtimed.stream import Backlogs, ClientStream, QueuedStream
+from realtimed.systemd import Handover, ServiceManager, receive_sockets
 from realtimed.uring import SendRing
 
 __all__ = ["Daemon", "run"]
 
-_FILES_KEPT: Final = 64
-"""Open files that are not WebSockets: listeners, publishers, the log, Python's own."""
-
 _ACCEPT_PAUSE: Final = 0.1
 """Seconds to wait before accepting again when there are no more open files or memory to be had."""
 
-_RETURNS_PER_SECOND: Final = 500
-"""How many clients a restart tells to come back in each second."""
-
-_SHORTEST_RETURN: Final = 1.0
-"""Seconds a client is told to stay away at least: about what a restart takes."""
+_MARGIN: Final = 5.0
+"""Seconds that a stop may take longer than all its deadlines together, on a busy machine."""
 
 _EXPIRY_INTERVAL: Final = 1.0
 """Seconds between two looks for history that has become too old; recovery itself looks at the age exactly."""
@@ -65,10 +63,23 @@ _S = TypeVar("_S", bound=trio.abc.Stream)
 
 
 class Daemon:
-    """One running daemon. `serve` is its life; `stop` ends it."""
+    """One running daemon. `serve` is its life; `stop` ends it.
 
-    def __init__(self, config: Config) -> None:
+    `reread` returns the configuration as it is now, or raises `ConfigurationError`. The sockets of `handover` take the
+    place of those in the configuration.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        reread: Callable[[], Config] | None = None,
+        handover: Handover | None = None,
+        manager: ServiceManager | None = None,
+    ) -> None:
         self.config = config
+        self._reread = reread or (lambda: config)
+        self._handover = handover or Handover()
+        self._manager = manager or ServiceManager({})
         self.started = time.time()
         self.history = History(
             limit=config.history_total,
@@ -81,7 +92,7 @@ class Daemon:
         self.backlogs = Backlogs(
             limit=config.max_backlog, timeout=config.backlog_timeout, total_limit=config.max_backlog_total
         )
-        self.sessions = Sessions(_connection_limit(config), self.backlogs)
+        self.sessions = Sessions(connection_limit(config.max_connections), self.backlogs)
         self.answers = Backlogs(
             limit=_ANSWERS_LIMIT, timeout=config.backlog_timeout, total_limit=config.max_backlog_total
         )
@@ -94,6 +105,8 @@ class Daemon:
         self.loop_lag = LoopLag()
         self.io_uring = False
         self._stopping = trio.Event()
+        self._drain: Drain | None = None
+        self._note = ""
 
     def stop(self) -> None:
         """Begin to end the daemon: `serve` returns when all clients have been told and all sockets are closed."""
@@ -105,7 +118,7 @@ class Daemon:
         Raises `ConfigurationError` if an address cannot be listened at; nothing is being served then.
         """
         # Signals first: whoever can connect may also believe that the daemon can be stopped.
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             await self._serve(signals, task_status)
 
     async def _serve(self, signals: AsyncIterator[int], task_status: trio.TaskStatus[None]) -> None:
@@ -114,13 +127,13 @@ class Daemon:
             self._load_history()
             if self.config.http is not None:
                 # It is there before the other listeners and after them: who watches over the daemon sees it stop.
-                self.http_listener = await endpoint.enter_async_context(self._listening(self.config.http, _http_stream))
+                self.http_listener = await endpoint.enter_async_context(self._listen(self.config.http, _http_stream))
             listeners = [
-                await sockets.enter_async_context(self._listening(address, self._client_stream))
-                for address in self.config.websocket
+                await sockets.enter_async_context(self._listen(where, self._client_stream))
+                for where in self._handover.websocket or self.config.websocket
             ]
             control = await sockets.enter_async_context(
-                self._listening(Address(path=self.config.socket), self._publisher_stream)
+                self._listen(self._handover.control or Address(path=self.config.socket), self._publisher_stream)
             )
             self.websocket_addresses = [listener.address for listener in listeners]
             async with trio.open_nursery() as background:
@@ -128,37 +141,38 @@ class Daemon:
                     background.start_soon(self._serve_http, self.http_listener, background)
                 background.start_soon(self.loop_lag.run)
                 background.start_soon(self.fan_out.run)
-                background.start_soon(heartbeat, self.sessions, self.config)
+                background.start_soon(heartbeat, self.sessions, lambda: self.config)
                 background.start_soon(relief, self.sessions)
                 background.start_soon(self._expire_history)
                 background.start_soon(self._heed_signals, signals, background.cancel_scope)
                 async with trio.open_nursery() as clients:
                     async with trio.open_nursery() as publishers:
                         async with trio.open_nursery() as accepting:
-                            for listener in listeners:
-                                accepting.start_soon(_accept, listener, self._serve_client, clients)
                             accepting.start_soon(_accept, control, self._serve_publisher, publishers)
-                            log.info(
-                                Event(
-                                    "ready",
-                                    control=str(self.config.socket),
-                                    websocket=",".join(map(str, self.websocket_addresses)),
-                                    http=self._http_address(),
-                                    max_connections=self.sessions.max_connections,
-                                )
-                            )
-                            task_status.started()
-                            await self._stopping.wait()
-                            log.info(Event("stopping", clients=len(self.sessions.members)))
+                            async with trio.open_nursery() as admitting:
+                                for listener in listeners:
+                                    admitting.start_soon(_accept, listener, self._serve_client, clients)
+                                self._say_ready(control.address)
+                                background.start_soon(self._manager.watch, self._status)
+                                task_status.started()
+                                await self._stopping.wait()
+                                admitting.cancel_scope.cancel()
+                            drain = self._begin_drain()
+                            for listener in listeners:
+                                await listener.aclose()
+                            # As long as somebody listens, publishers are served.
+                            await drain.run()
                             accepting.cancel_scope.cancel()
+                        for stream in control.last_ones():
+                            publishers.start_soon(self._serve_publisher, stream)
                         await sockets.aclose()
                         self.service.stop()
                         publishers.cancel_scope.deadline = trio.current_time() + self.config.close_timeout
-                    # All commands are answered. What they published goes out before anyone is sent away.
+                    # All commands are answered. What they published goes out before the rest is sent away.
                     with trio.move_on_after(self.config.close_timeout):
                         await self.fan_out.settle()
                     await self._save_history()
-                    self._say_goodbye()
+                    await drain.finish()
                     clients.cancel_scope.deadline = trio.current_time() + self.config.close_timeout
                 background.cancel_scope.cancel()
         log.info(Event("stopped"))
@@ -221,6 +235,11 @@ class Daemon:
             },
         }
 
+    def _listen(self, where: Address | socket.socket, wrap: Callable[[socket.socket], _S]) -> SocketListener[_S]:
+        if isinstance(where, socket.socket):
+            return adopt_listener(where, wrap)
+        return open_listener(where, wrap, mode=self.config.socket_mode, group=self.config.socket_group)
+
     def _use_io_uring(self, resources: AsyncExitStack) -> None:
         """Let the fan-out send through io_uring, if that is wanted and possible."""
         if self.config.io_uring == "off":
@@ -233,15 +252,6 @@ class Daemon:
             resources.callback(ring.close)
             self.hub.deliver = ring
             self.io_uring = True
-
-    @asynccontextmanager
-    async def _listening(
-        self, address: Address, wrap: Callable[[socket.socket], _S]
-    ) -> AsyncIterator[SocketListener[_S]]:
-        async with open_listener(
-            address, wrap, mode=self.config.socket_mode, group=self.config.socket_group
-        ) as listener:
-            yield listener
 
     def _client_stream(self, sock: socket.socket) -> ClientStream:
         return ClientStream(
@@ -349,19 +359,75 @@ class Daemon:
         await self.backlogs.room()
 
     async def _heed_signals(self, signals: AsyncIterator[int], everything: trio.CancelScope) -> None:
-        """Stop at the first SIGTERM or SIGINT; at the second, without waiting for anyone."""
+        """Stop at the first SIGTERM or SIGINT; at the second, without waiting for anyone. SIGHUP means `reload`."""
         async for number in signals:
             log.info(Event("signal", name=signal.Signals(number).name))
-            if self._stopping.is_set():
+            if number == signal.SIGHUP:
+                self.reload()
+            elif not self._stopping.is_set():
+                self.stop()
+            else:
+                (self._drain or self._begin_drain()).finish_now()
                 everything.cancel()
-            self.stop()
 
-    def _say_goodbye(self) -> None:
-        """Send every client away, with a time to come back at that is different for each."""
-        members = list(self.sessions.members.values())
-        spread = 1 + len(members) / _RETURNS_PER_SECOND
-        for session in members:
-            session.say_goodbye(_SHORTEST_RETURN + random.uniform(0, spread))
+    def reload(self) -> None:
+        """Read the configuration again and apply what can be applied; log the outcome."""
+        if self._stopping.is_set():
+            log.info(Event("not reloaded", reason="the daemon is stopping"))
+            return
+        self._manager.reloading()
+        try:
+            change = compare(self.config, self._reread())
+        except ConfigurationError as error:
+            for line in str(error).splitlines():
+                log.error(Event("not reloaded", reason=line))
+            self._note = f"; not reloaded: {error}".partition("\n")[0]
+        else:
+            self._apply(change.config)
+            applied, needs_restart = ",".join(change.applied), ",".join(change.needs_restart)
+            if needs_restart:
+                log.warning(Event("reloaded", applied=applied, needs_restart=needs_restart))
+            else:
+                log.info(Event("reloaded", applied=applied))
+            waiting = ", ".join(change.needs_restart)
+            self._note = f"; only a restart applies {waiting}" if waiting else ""
+        self._manager.ready(self._status())
+
+    def _apply(self, config: Config) -> None:
+        """Let a configuration hold that differs only in what can change. What is read from it when needed follows."""
+        self.config = self.service.config = config
+        self.hub.max_message, self.hub.max_channels = config.max_message, config.max_channels
+        self.sessions.max_connections = connection_limit(config.max_connections)
+        self.backlogs.limit = config.max_backlog
+        for backlogs in (self.backlogs, self.answers):
+            backlogs.timeout, backlogs.total_limit = config.backlog_timeout, config.max_backlog_total
+            backlogs.remove(0)  # publishers may be waiting for what there is now room for
+        logging.getLogger().setLevel(config.log_level.upper())
+
+    def _begin_drain(self) -> Drain:
+        clients, config = len(self.sessions.members), self.config
+        log.info(Event("stopping", clients=clients, drain=config.drain))
+        # Publishers, the fan-out and the last clients may each take a close-timeout.
+        self._drain = Drain(self.sessions, config.drain)
+        self._manager.stopping(self._status(), config.drain + 3 * config.close_timeout + _MARGIN)
+        return self._drain
+
+    def _status(self) -> str:
+        if self._drain is not None:
+            return f"Stopping: {len(self.sessions.members)} clients left"
+        return f"Serving {len(self.sessions.members)} clients on {len(self.hub.channels)} channels{self._note}"
+
+    def _say_ready(self, control: Address) -> None:
+        log.info(
+            Event(
+                "ready",
+                control=str(control.path),
+                websocket=",".join(map(str, self.websocket_addresses)),
+                http=self._http_address(),
+                max_connections=self.sessions.max_connections,
+            )
+        )
+        self._manager.ready(self._status())
 
 
 def _http_stream(sock: socket.socket) -> trio.SocketStream:
@@ -391,34 +457,21 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _connection_limit(config: Config) -> int:
-    """Raise the soft limit of open files as far as it goes; return how many WebSockets that allows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    possible = max(hard - _FILES_KEPT, 1)
-    if config.max_connections is None:
-        return possible
-    if config.max_connections > possible:
-        log.warning(
-            Event(
-                "max-connections too high",
-                max_connections=config.max_connections,
-                open_files=hard,
-                allowed=possible,
-                advice="raise LimitNOFILE or ulimit -n",
-            )
-        )
-    return min(config.max_connections, possible)
+def run(config: Config, reread: Callable[[], Config], environ: MutableMapping[str, str]) -> None:
+    """Run a daemon until SIGTERM or SIGINT; at SIGHUP, go on with the configuration that `reread` returns.
 
-
-def run(config: Config) -> None:
-    """Run a daemon until SIGTERM or SIGINT.
+    The variables in `environ` that are a service manager's word to this process are removed.
 
     Raises `ConfigurationError` if it cannot listen where it should.
     """
     _calm_garbage_collector()
-    trio.run(Daemon(config).serve)
+    with closing(ServiceManager(environ)) as manager:
+        try:
+            daemon = Daemon(config, reread, receive_sockets(environ), manager)
+            trio.run(daemon.serve)
+        except ConfigurationError as error:
+            manager.status(str(error).partition("\n")[0])
+            raise
 
 
 def _calm_garbage_collector() -> None:

@@ -185,7 +185,8 @@ class Hub:
     """All channels, their subscribers, and the publications on their way to them. Without `history` nothing is kept."""
 
     # Invariants:
-    # - `channels` holds exactly the channels that have a subscriber or something in their history.
+    # - `channels` holds exactly the channels that have a subscriber or something in their history, or had a subscriber
+    #   so recently that `history` remembers it.
     # - `_log` is what has been published and is in no round yet, each with the channel it went to. The first entry is
     #   publication number `_log_start` of this hub; `log_bytes` is the sum of the payloads.
     # - `_caught_up[s] = n` says that `s` has everything below number n already. Entries that no longer matter to
@@ -273,6 +274,8 @@ class Hub:
         self.catch_up(subscriber)
         if channel is None:
             channel = self.channels[name] = self._make(name)
+        if channel.ring is not None:
+            self.history.joined(channel.ring)
         channel.subscribers.setdefault(subscriber.form, set()).add(subscriber)
         channel.rosters.pop(subscriber.form, None)
         channel.count += 1
@@ -401,7 +404,7 @@ class Hub:
         return Channel(name, self._new_epoch(), self.history.ring(name))
 
     def _forget_if_unused(self, name: str) -> None:
-        """Forget a channel that has neither subscribers nor history."""
+        """Forget a channel of which the history keeps nothing any more, unless it has subscribers."""
         channel = self.channels[name]
         if not channel.count and (channel.ring is None or not channel.ring.entries):
             del self.channels[name]
@@ -435,7 +438,11 @@ class Hub:
         channel.count -= 1
         subscriber.channels.remove(channel)
         self.subscriptions -= 1
-        self._forget_if_unused(channel.name)
+        if not channel.count:
+            if channel.ring is None:
+                del self.channels[channel.name]
+            else:
+                self.history.left(channel.ring)
 
     def _count_plural(self, subscriber: Subscriber, channel: Channel, change: int) -> None:
         """Keep `Channel.plural` right: `channel` was added to the subscriber's channels, or is about to be removed."""

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
+import random
 import re
 import time
+from collections.abc import Callable
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Final
@@ -42,6 +45,14 @@ _UNREAD: Final = re.compile(
 )
 _FOLDED: Final = re.compile(rb"\n[ \t]")
 
+_IN_WORDS: Final = {"restart": "restarting", "max-age": "connected for max-age"}
+
+_YOUNGEST: Final = 0.5
+"""The share of `max-age` that every connection may reach."""
+
+_RETURN_WITHIN: Final = 1.0
+"""Seconds within which a client that was closed for its age is told to come back. They are few at a time."""
+
 _SWEEP: Final = 1000
 """Clients that are looked at in one go before other tasks get their turn."""
 
@@ -65,6 +76,7 @@ class Session:
         "_sessions",
         "_websocket",
         "connected_since",
+        "expires_at",
         "id",
         "number",
         "stream",
@@ -78,6 +90,7 @@ class Session:
         self.id = f"c-{self.number:x}"
         self.stream = stream
         self.connected_since = time.time()
+        self.expires_at = _expiry(config.max_age)
         self._hub = hub
         self._config = config
         self._sessions = sessions
@@ -125,12 +138,20 @@ class Session:
             self._hub.catch_up(self.stream)
             self._end(code, reason)
 
-    def say_goodbye(self, retry_after: float) -> None:
-        """Close because the daemon stops, advising the client to come back after so many seconds."""
+    @property
+    def closing(self) -> bool:
+        """Whether somebody has ended the connection."""
+        return self._closed is not None
+
+    def say_goodbye(self, reason: str, retry_after: float) -> None:
+        """Close for a reason that is not the client's fault, advising it to come back after so many seconds.
+
+        The reason is one of ``restart`` and ``max-age``.
+        """
         if self._closed is None and self._conversation is not None:
             self._hub.catch_up(self.stream)
-            self.stream.write(self._conversation.farewell("restart", retry_after))
-            self._end(CloseCode.RESTARTING, f"restarting, come back in {retry_after * 1000:.0f} ms")
+            self.stream.write(self._conversation.farewell(reason, retry_after))
+            self._end(CloseCode.COME_BACK, f"{_IN_WORDS[reason]}, come back in {retry_after * 1000:.0f} ms")
 
     def _let_go(self) -> None:
         """Break the circles of references, so that memory comes back at once and not with the garbage collector."""
@@ -225,6 +246,8 @@ class Session:
             self.close(CloseCode.NO_SUCH_PATH, f"no such path: {quoted(path)}; WebSockets are served at {_PATH}")
         else:
             self.stream.write(self._conversation.greeting(self.id, self._config.heartbeat))
+            if self._sessions.send_away is not None:
+                self._sessions.send_away(self)
         return self._websocket
 
     def _client_address(self, head: bytes) -> str:
@@ -322,6 +345,8 @@ class Sessions:
         self.connections = 0
         self.refused: dict[int, int] = {}
         self.closed: dict[int, int] = {}
+        self.send_away: Callable[[Session], None] | None = None
+        """Set when the daemon is about to end: says goodbye to whoever joins nevertheless."""
         self._numbers = itertools.count(1)
 
     def new_number(self) -> int:
@@ -329,21 +354,38 @@ class Sessions:
         return next(self._numbers)
 
 
-async def heartbeat(sessions: Sessions, config: Config) -> None:
-    """Ping every client once a `heartbeat`, a share of them each second; close those that have long been silent."""
-    shares = max(round(config.heartbeat), 1)
+async def heartbeat(sessions: Sessions, current: Callable[[], Config]) -> None:
+    """Ping every client once a `heartbeat`, a share of them each second; close those that are silent, or old.
+
+    `current` returns the configuration, of which all but `heartbeat` itself may change.
+    """
+    interval = current().heartbeat
+    shares = max(round(interval), 1)
     turn = 0
     while True:
-        await trio.sleep(config.heartbeat / shares)
+        await trio.sleep(interval / shares)
         turn = (turn + 1) % shares
-        silent_since = trio.current_time() - config.silence_timeout
+        now = trio.current_time()
+        silence_timeout = current().silence_timeout
+        silent_since = now - silence_timeout
         for count, session in enumerate(list(sessions.members.values()), 1):
             if session.stream.heard_at < silent_since:
-                session.close(CloseCode.SILENT, f"nothing heard from you for {config.silence_timeout:g} s")
+                session.close(CloseCode.SILENT, f"nothing heard from you for {silence_timeout:g} s")
+            elif session.expires_at < now:
+                session.say_goodbye("max-age", random.uniform(0, _RETURN_WITHIN))
             elif session.number % shares == turn and not session.stream.pending:
                 session.stream.write(PING)
             if count % _SWEEP == 0:
                 await trio.lowlevel.checkpoint()
+
+
+def _expiry(max_age: float | None) -> float:
+    """Return when a connection that is made now gets too old, by trio's clock.
+
+    After a restart everyone connects at about the same time. So that they are not closed at about the same time, each
+    gets an age of its own.
+    """
+    return math.inf if max_age is None else trio.current_time() + max_age * random.uniform(_YOUNGEST, 1)
 
 
 async def relief(sessions: Sessions) -> None:

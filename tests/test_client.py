@@ -780,7 +780,7 @@ print("done")
 
 
 def test_a_forked_child_opens_connections_of_its_own(runtime_dir: Path) -> None:
-    with daemon_in_thread(runtime_dir) as daemon:
+    with daemon_in_thread(runtime_dir, "--history-size", "0") as daemon:
         assert run_python(FORKING, str(daemon.control_socket)) == "done\n"
 
 

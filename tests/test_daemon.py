@@ -359,7 +359,7 @@ async def test_a_signal_ends_it_cleanly(runtime_dir: Path, number: signal.Signal
                 assert [message["data"] for message in messages] == [str(n) for n in range(500)]
                 assert (farewell["event"], farewell["reason"]) == ("goodbye", "restart")
                 assert (code, reason) == (
-                    CloseCode.RESTARTING, f"restarting, come back in {farewell['retry_after_ms']} ms",
+                    CloseCode.COME_BACK, f"restarting, come back in {farewell['retry_after_ms']} ms",
                 )  # fmt: skip
                 retries.add(farewell["retry_after_ms"])
             assert len(retries) == 2, "clients come back at different times"

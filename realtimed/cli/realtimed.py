@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,7 +50,8 @@ def _start(**given: Any) -> None:
     file, check = given.pop("config"), given.pop("check")
     options = {name: value for name, value in given.items() if name in SETTINGS and value}
     try:
-        config = load(options, os.environ, file)
+        reread = partial(load, options, os.environ, file)
+        config = reread()
         if check:
             typer.echo("The configuration is valid.")
             return
@@ -57,7 +59,7 @@ def _start(**given: Any) -> None:
         # Only now: `--help` and `--check` need no trio.
         from realtimed.daemon import run  # noqa: PLC0415
 
-        run(config)
+        run(config, reread, os.environ)
     except ConfigurationError as error:
         for line in str(error).splitlines():
             typer.echo(f"realtimed: {line}", err=True)

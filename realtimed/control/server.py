@@ -41,6 +41,9 @@ _HISTORY_SHOWN: Final = 100
 _PARAMS_ROOM: Final = 2**20
 """Bytes a command may have beside its message: names of channels, above all."""
 
+_FIRST_COMMAND: Final = 1.0
+"""Seconds that a daemon which is about to end waits for the first command of a connection."""
+
 log = logging.getLogger(__name__)
 
 
@@ -74,15 +77,21 @@ class Service:
     commands: int = 0
     refused: dict[str, int] = field(default_factory=dict)
     """Refused commands, by the code of the error."""
+    stopping: bool = False
 
     def note_refusal(self, code: str) -> None:
         """Count a command that is refused."""
         self.refused[code] = self.refused.get(code, 0) + 1
 
     def stop(self) -> None:
-        """Let every connection end once it has answered what has been sent to it."""
+        """Let every connection end once it has answered what has been sent to it.
+
+        One that has just been made is given the time to send its first command, or whoever opens a connection for each
+        command would meet with errors whenever the daemon restarts.
+        """
+        self.stopping = True
         for connection in self.connections:
-            connection.stream.stop_receiving()
+            connection.stop()
 
 
 class Connection:
@@ -99,6 +108,7 @@ class Connection:
         self._credentials = stream.peer()[1] or (0, -1, -1)
         self._forbidden: str | None = None
         self._complained = False
+        self._is_new = True
         stream.form = self.form
 
     async def run(self) -> None:
@@ -121,6 +131,17 @@ class Connection:
             self.stream.detach()
             del self._nursery  # it leads back here
 
+    def stop(self) -> None:
+        """Take no more commands, but for one that has begun to arrive, or the first of all. Returns at once."""
+        if self._is_new:
+            self._nursery.start_soon(self._stop_later)
+        elif not self._decoder.mid_message:
+            self.stream.stop_receiving()
+
+    async def _stop_later(self) -> None:
+        await trio.sleep(_FIRST_COMMAND)
+        self.stream.stop_receiving()
+
     # What the stream tells its owner.
 
     def slow(self, reason: str) -> None:
@@ -142,6 +163,8 @@ class Connection:
     async def _serve(self) -> None:
         begun = math.inf  # when the command that is arriving in pieces began to
         while True:
+            if self._service.stopping:
+                self.stop()
             try:
                 if begun == math.inf:
                     data = await self.stream.receive_some(_READ_BYTES)
@@ -156,6 +179,7 @@ class Connection:
                 return
             if not data:
                 return
+            self._is_new = False
             try:
                 messages = self._decoder.feed(data)
             except BadBytesError as error:
