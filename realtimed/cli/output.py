@@ -16,7 +16,7 @@ import typer
 from realtimed.control.calls import ChannelMessage
 from realtimed.errors import printable
 
-__all__ = ["as_json", "date", "print_json", "print_map", "print_table", "some", "visible"]
+__all__ = ["as_json", "date", "line", "print_json", "print_map", "print_table", "some", "visible"]
 
 
 def visible(value: object) -> str:
@@ -64,6 +64,11 @@ def print_map(values: dict[str, Any], *, json: bool) -> None:
             lines.append((name, date(value) if name == "started" else visible(value)))
     width = max((len(name) for name, _ in lines), default=0)
     typer.echo("\n".join(f"{visible(name):{width}}  {value}" for name, value in lines))
+
+
+def line(message: ChannelMessage) -> str:
+    """Return a message as `tail` and `history` show it."""
+    return f"{message.channel} {message.offset} {visible(message.message)}"
 
 
 def as_json(message: ChannelMessage) -> dict[str, object]:

@@ -18,8 +18,9 @@ from typing import Annotated, Any, Concatenate, Final, NamedTuple, ParamSpec
 import typer
 
 from realtimed import __version__
-from realtimed.cli.output import as_json, date, print_json, print_map, print_table, some, visible
-from realtimed.control.calls import NOT_ALLOWED
+from realtimed.cli.output import as_json, date, line, print_json, print_map, print_table, some, visible
+from realtimed.cli.since import following, parse_since
+from realtimed.control.calls import HISTORY_SHOWN, NOT_ALLOWED
 from realtimed.control.client import Client
 from realtimed.control.connection import DEFAULT_TIMEOUT
 from realtimed.errors import RealtimeError, RefusedError, quoted
@@ -174,6 +175,15 @@ def broadcast(
     binary: Annotated[
         bool, typer.Option("--binary", help="Send the bytes as they are, as a binary message.", show_default=False)
     ] = False,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            "--key",
+            metavar="KEY",
+            help="Send it only if nothing was sent to this channel with this key before (1 to 200 characters).",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Send a message to all clients that watch a channel.
 
@@ -182,16 +192,22 @@ def broadcast(
       realtimectl broadcast news -- -5          a message that begins with a dash
       jq -c . news.json | realtimectl broadcast news -
       realtimectl broadcast --binary thumbnails - < cat.png
+      realtimectl broadcast --key order-17 orders paid
+
+    With --key the command repeats itself if the connection breaks before the answer, and may itself be repeated after
+    exit status 3: the message is sent once, and the answer to the others is marked as repeated. The daemon knows a key
+    for its retry-window (300 s), and not beyond a restart.
 
     Standard input is sent as it is, with the newline at its end if there is one.
     """  # noqa: D301
     with daemon.client() as client:
-        receipt = client.broadcast(channel, _message(message, binary=binary))
+        receipt = client.broadcast(channel, _message(message, binary=binary), key=key)
     if daemon.json:
         print_json(receipt._asdict())
     else:
         clients = "1 client" if receipt.recipients == 1 else f"{receipt.recipients} clients"
-        typer.echo(f"queued for {clients}, offset {receipt.offset}")
+        repeated = " (repeated: it was sent before)" if receipt.repeated else ""
+        typer.echo(f"queued for {clients}, offset {receipt.offset}, epoch {visible(receipt.epoch)}{repeated}")
 
 
 @_command
@@ -201,15 +217,43 @@ def channels(
 ) -> None:
     """List the channels that have subscribers.
 
-    The offset is that of the newest message; it begins at 1 in every epoch.
+    The offset is that of the newest message; it begins at 1 in every epoch. HISTORY is how many messages are kept.
     """
     with daemon.client() as client:
         found = client.channels(prefix)
     if daemon.json:
         print_json({name: each._asdict() for name, each in found.items()})
     else:
-        rows = [(name, each.subscribers, each.offset, each.epoch) for name, each in sorted(found.items())]
-        print_table(("CHANNEL", "SUBSCRIBERS", "OFFSET", "EPOCH"), rows)
+        rows = [(name, each.subscribers, each.history, each.offset, each.epoch) for name, each in sorted(found.items())]
+        print_table(("CHANNEL", "SUBSCRIBERS", "HISTORY", "OFFSET", "EPOCH"), rows)
+
+
+@_command
+def history(
+    daemon: _Daemon,
+    channel: _Channel,
+    count: Annotated[
+        int, typer.Option("--count", "-n", metavar="COUNT", min=1, max=10**9, help="No more than so many.")
+    ] = (HISTORY_SHOWN),
+) -> None:
+    """Print the last messages of a channel that the daemon keeps, oldest first.
+
+    \b
+      realtimectl history news -n 5
+      realtimectl history news --json | jq '.messages[].message'
+
+    The lines are those of `tail`. With --json it is one object, with the channel's "epoch" and "offset" and a list of
+    "messages".
+    """  # noqa: D301
+    with daemon.client() as client:
+        position, messages = client.history(channel, count)
+    if daemon.json:
+        print_json({"channel": channel, **position._asdict(), "messages": list(map(as_json, messages))})
+        return
+    for message in messages:
+        typer.echo(line(message))
+    if not messages:
+        typer.echo(f"realtimectl: nothing is kept of {channel}", err=True)
 
 
 @_command
@@ -258,12 +302,22 @@ def disconnect(
 def tail(
     daemon: _Daemon,
     channels: Annotated[list[str], typer.Argument(metavar="CHANNEL", show_default=False)],
+    since: Annotated[
+        str | None,
+        typer.Option(
+            "--since",
+            metavar="EPOCH:OFFSET|COUNT|all",
+            help="Begin with messages that the daemon still has.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Print the messages of channels as they come, until Ctrl-C.
 
     \b
       realtimectl tail news sport
       realtimectl tail 'chat:*'
+      realtimectl tail news --since 5
       realtimectl tail --json news | jq -r .message
 
     A channel may be a pattern, in which * stands for any characters. Then the channels are watched from outside: what
@@ -272,14 +326,24 @@ def tail(
     A line has the channel, the offset and the message. What could steer a terminal is escaped, and a binary message is
     shown as b'...'. With --json each line is an object with "channel", "offset" and "message", or "base64" in place
     of "message" if it is binary.
+
+    With --since 5 each channel begins with the last 5 messages that are kept, with --since all with all of them. With
+    --since EPOCH:OFFSET, for one channel, everything after that place is shown, or nothing of it if not all is kept any
+    more, which is said on standard error. The place is as `channels`, `broadcast` and `history --json` tell it.
     """  # noqa: D301
+    begin = None if since is None else parse_since(since, channels)
     watching = any("*" in channel for channel in channels)
-    with daemon.client() as client, (client.watch if watching else client.subscribe)(*channels) as subscription:
-        for message in subscription:
+    if watching and begin is not None:
+        raise typer.BadParameter("it is for channels, not for patterns", param_hint="--since")
+    with (
+        daemon.client() as client,
+        client.watch(*channels) if watching else following(client, channels, begin) as messages,
+    ):
+        for message in messages:
             if daemon.json:
                 print_json(as_json(message))
             else:
-                typer.echo(f"{message.channel} {message.offset} {visible(message.message)}")
+                typer.echo(line(message))
 
 
 @_command
