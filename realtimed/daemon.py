@@ -124,7 +124,6 @@ class Daemon:
     async def _serve(self, signals: AsyncIterator[int], task_status: trio.TaskStatus[None]) -> None:
         async with AsyncExitStack() as resources, AsyncExitStack() as endpoint, AsyncExitStack() as sockets:
             self._use_io_uring(resources)
-            self._load_history()
             if self.config.http is not None:
                 # It is there before the other listeners and after them: who watches over the daemon sees it stop.
                 self.http_listener = await endpoint.enter_async_context(self._listen(self.config.http, _http_stream))
@@ -136,6 +135,7 @@ class Daemon:
                 self._listen(self._handover.control or Address(path=self.config.socket), self._publisher_stream)
             )
             self.websocket_addresses = [listener.address for listener in listeners]
+            self._load_history()  # its file is gone then: not before it is certain that this daemon serves
             async with trio.open_nursery() as background:
                 if self.http_listener is not None:
                     background.start_soon(self._serve_http, self.http_listener, background)
@@ -246,8 +246,8 @@ class Daemon:
             return
         try:
             ring = SendRing()
-        except OSError as error:
-            log.info(Event("io_uring is not used", reason=error.strerror))
+        except (OSError, MemoryError) as error:  # MemoryError: ctypes where no memory may be executable
+            log.info(Event("io_uring is not used", reason=getattr(error, "strerror", str(error))))
         else:
             resources.callback(ring.close)
             self.hub.deliver = ring
@@ -384,12 +384,11 @@ class Daemon:
             self._note = f"; not reloaded: {error}".partition("\n")[0]
         else:
             self._apply(change.config)
-            applied, needs_restart = ",".join(change.applied), ",".join(change.needs_restart)
-            if needs_restart:
-                log.warning(Event("reloaded", applied=applied, needs_restart=needs_restart))
+            applied, waiting = (", ".join(names) for names in (change.applied, change.needs_restart))
+            if waiting:
+                log.warning(Event("reloaded", applied=applied, needs_restart=waiting))
             else:
-                log.info(Event("reloaded", applied=applied))
-            waiting = ", ".join(change.needs_restart)
+                log.info(Event("reloaded", applied=applied, needs_restart=waiting))
             self._note = f"; only a restart applies {waiting}" if waiting else ""
         self._manager.ready(self._status())
 

@@ -52,7 +52,7 @@ def _shown(value: str | float | None) -> str:
 
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        stamp = datetime.fromtimestamp(record.created).isoformat(" ", "milliseconds").replace(".", ",")
+        stamp = datetime.fromtimestamp(record.created).isoformat(" ", "milliseconds")
         return "\n".join([f"{stamp} {record.levelname} {_message(record)}", *_traceback(record)])
 
 

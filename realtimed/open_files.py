@@ -32,16 +32,22 @@ def connection_limit(wanted: int | None) -> int:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         except (OSError, ValueError) as error:  # fs.nr_open may have been lowered since the limit was set
-            log.warning(Event("cannot raise the limit of open files", limit=soft, to=hard, reason=str(error)))
+            log.warning(Event("open files not raised", soft=soft, hard=hard, reason=str(error)))
         else:
             soft = hard
     possible = max(soft - _FILES_KEPT, 1)
     if wanted is None:
         if possible < _FEW:
-            log.warning(Event("few connections", open_files=soft, allowed=possible, advice=_ADVICE))
+            log.warning(Event("few open files", open_files=soft, allowed=possible, advice=_ADVICE))
         return possible
     if wanted > possible:
         log.warning(
-            Event("max-connections too high", max_connections=wanted, open_files=soft, allowed=possible, advice=_ADVICE)
+            Event(
+                "max-connections too high",
+                max_connections=wanted,
+                open_files=soft,
+                allowed=possible,
+                advice=_ADVICE,
+            )
         )
     return min(wanted, possible)

@@ -181,7 +181,7 @@ class ServiceManager:
                 self._socket.sendto("\n".join(assignments).encode(), self._address)
             except OSError as error:
                 if not self._failing:
-                    log.warning(Event("cannot notify the service manager", reason=error.strerror or str(error)))
+                    log.warning(Event("service manager not notified", reason=error.strerror or str(error)))
                 self._failing = True
             else:
                 self._failing = False

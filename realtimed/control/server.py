@@ -75,9 +75,9 @@ class Service:
     answered: Answered
     connections: set[Connection] = field(default_factory=set)
     commands: int = 0
+    stopping: bool = False
     refused: dict[str, int] = field(default_factory=dict)
     """Refused commands, by the code of the error."""
-    stopping: bool = False
 
     def note_refusal(self, code: str) -> None:
         """Count a command that is refused."""
@@ -105,10 +105,10 @@ class Connection:
         self._hub = service.hub
         self._decoder = Decoder(service.config.max_message + _PARAMS_ROOM)
         self._nursery: trio.Nursery
+        self._is_new = True
         self._credentials = stream.peer()[1] or (0, -1, -1)
         self._forbidden: str | None = None
         self._complained = False
-        self._is_new = True
         stream.form = self.form
 
     async def run(self) -> None:
