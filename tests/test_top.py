@@ -188,16 +188,16 @@ def test_wrong_intervals_are_usage_errors(daemon: Daemon) -> None:
 def test_tail_with_a_pattern_shows_what_matches_and_changes_nothing(daemon: Daemon) -> None:
     with (
         Client(daemon.control_socket) as client,
-        running("--socket", daemon.control_socket, "tail", "chat:*", "news") as process,
+        running("--socket", daemon.control_socket, "tail", "chat:*", "weather") as process,
     ):
         while not client.stats()["watchers"]:
             assert process.poll() is None
         assert client.broadcast("chat:1", "\x1b[31mred").recipients == 0
         client.broadcast("sport", "goal")
-        client.broadcast("news", b"\xff")
+        client.broadcast("weather", b"\xff")
         assert process.stdout is not None
         lines = [process.stdout.readline().decode() for _ in range(2)]
-        assert lines == ["chat:1 1 \\x1b[31mred\n", "news 1 b'\\xff'\n"]
+        assert lines == ["chat:1 1 \\x1b[31mred\n", "weather 1 b'\\xff'\n"]
         assert client.channels() == {}
 
 
