@@ -13,8 +13,9 @@ import os
 import pwd
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -99,7 +100,7 @@ def _local_address(value: object) -> Address:
 def _mode(value: object) -> int:
     if isinstance(value, str) and re.fullmatch(r"(0o?)?[0-7]{3}", value):
         return int(value.replace("o", ""), 8)
-    raise ValueError('expected three octal digits, such as "0660"')
+    raise ValueError('expected an octal number such as "0660"')
 
 
 def _group(value: object) -> str:
@@ -107,7 +108,7 @@ def _group(value: object) -> str:
         try:
             grp.getgrnam(value)
         except KeyError:
-            raise ValueError(f"expected a group of this system; there is none called {quoted(value)}") from None
+            raise ValueError("expected a group of this system") from None
         return value
     raise ValueError("expected the name of a group")
 
@@ -424,10 +425,15 @@ def load(
         elif key in SETTINGS:
             take(SETTINGS[key], value, f"{key} in {file}")
         else:
-            wrong.append(f"{key} in {file}: there is no such setting")
+            wrong.append(f"{key} in {file}: there is no such setting{_meant(key, SETTINGS)}")
     for setting in SETTINGS.values():
         if environ is not None and setting.variable in environ:
             take(setting, environ[setting.variable], setting.variable)
+    variables = {setting.variable for setting in SETTINGS.values()}
+    # Only what looks like one of ours: other programs' variables may begin in the same way, as Caddy's do.
+    strange = [name for name in environ or {} if name.startswith("REALTIME_") and name not in variables]
+    meant = {name: _meant(name, variables) for name in strange}
+    wrong += [f"{name}: there is no such variable{hint}" for name, hint in meant.items() if hint]
     for name, value in (options or {}).items():
         take(SETTINGS[name], value, SETTINGS[name].option)
     usual = Config(**values)
@@ -438,6 +444,12 @@ def load(
         if not wrong:
             return config
     raise ConfigurationError("\n".join(wrong))
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    """Return what may have been meant by a name that is not known, as the end of a sentence."""
+    close = get_close_matches(name.replace("-", "_"), known, 1, 0.85)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _read_rules(rules: list[object], usual: Config, named: str, wrong: list[str]) -> Iterator[ChannelRule]:

@@ -11,6 +11,7 @@ import logging
 import math
 import random
 import re
+import secrets
 import time
 from collections.abc import Callable
 from http import HTTPStatus
@@ -27,6 +28,7 @@ from realtimed.frames import PING, CloseCode, close_frame
 from realtimed.hub import Hub
 from realtimed.logs import Event
 from realtimed.protocols import Conversation, ViolationError, choose
+from realtimed.request import forwarded_for, refusal, without_unread
 from realtimed.stream import Backlogs, ClientStream
 
 __all__ = ["Session", "Sessions", "heartbeat", "relief"]
@@ -35,15 +37,6 @@ _PATH: Final = "/ws"
 _HEAD_LIMIT: Final = 16 * 1024
 """Bytes of a request's head; h11 below trio-websocket has the same limit."""
 
-_UPGRADE: Final = re.compile(rb"\nupgrade[ \t]*:", re.IGNORECASE)
-_FORWARDED_FOR: Final = re.compile(rb"\nx-forwarded-for[ \t]*:([^\r\n]*)", re.IGNORECASE)
-_HOST: Final = re.compile(rb"(\nhost:)[^\r\n]*", re.IGNORECASE)
-_UNREAD: Final = re.compile(
-    rb"\n(?!(?:host|connection|upgrade|content-length|transfer-encoding|sec-websocket-(?:key|version|protocol))[ \t]*:)"
-    rb"[^\r\n:]+:[^\r\n]*\r(?=\n)",
-    re.IGNORECASE,
-)
-_FOLDED: Final = re.compile(rb"\n[ \t]")
 
 _IN_WORDS: Final = {"restart": "restarting", "max-age": "connected for max-age"}
 
@@ -87,7 +80,7 @@ class Session:
 
     def __init__(self, stream: ClientStream, hub: Hub, config: Config, sessions: Sessions) -> None:
         self.number = sessions.new_number()
-        self.id = f"c-{self.number:x}"
+        self.id = f"c-{sessions.run}-{self.number:x}"
         self.stream = stream
         self.connected_since = time.time()
         self.expires_at = _expiry(config.max_age)
@@ -207,15 +200,9 @@ class Session:
             return None
         if not head:
             return None
-        if not head.isascii() or _FOLDED.search(head) is not None:
-            self._respond(HTTPStatus.BAD_REQUEST, "A request's head is ASCII, without folded lines (RFC 9112).")
-            return None
-        if _UPGRADE.search(head) is None:
-            self._respond(
-                HTTPStatus.UPGRADE_REQUIRED,
-                "This is realtimed. It speaks WebSocket, not HTTP: connect with new WebSocket(…) to /ws.",
-                "Upgrade: websocket\r\nConnection: Upgrade, close\r\n",
-            )
+        refused = refusal(head)
+        if refused is not None:
+            self._respond(*refused)
             return None
         if len(self._sessions.members) >= self._sessions.max_connections:
             self._respond(
@@ -225,9 +212,7 @@ class Session:
             )
             return None
         self._address = self._client_address(head)
-        # The library keeps all headers as long as the connection lives, and a browser sends a dozen that nobody reads.
-        # Nor does anybody read Host, but the library decodes it, and raises for what is no internationalized name.
-        self.stream.hand_on(_HOST.sub(b"\\1 realtimed", _UNREAD.sub(b"", head)))
+        self.stream.hand_on(without_unread(head))
         return await self._accept()
 
     async def _accept(self) -> WebSocketConnection:
@@ -255,9 +240,8 @@ class Session:
         peer, _ = self.stream.peer()
         if peer and not ip_address(peer.partition("%")[0]).is_loopback:
             return peer
-        hops = _FORWARDED_FOR.findall(head)
         try:
-            return str(ip_address(hops[-1].decode().rpartition(",")[2].strip())) if hops else peer
+            return str(ip_address(forwarded_for(head)))
         except ValueError:
             return peer
 
@@ -347,6 +331,8 @@ class Sessions:
         self.closed: dict[int, int] = {}
         self.send_away: Callable[[Session], None] | None = None
         """Set when the daemon is about to end: says goodbye to whoever joins nevertheless."""
+        self.run = secrets.token_hex(2)
+        """In every client's id: one that was noted before a restart means nobody after it."""
         self._numbers = itertools.count(1)
 
     def new_number(self) -> int:

@@ -425,6 +425,8 @@ class ClientStream(QueuedStream):
             if not more:
                 return b""
             data += more
+        if end + 4 > limit:
+            raise OverflowError
         self._rest = data[end + 4 :]
         return data[: end + 4]
 

@@ -20,6 +20,7 @@ STOREYS = (
     {"hub"},
     {
         "protocols",
+        "request",
         "snapshot",
         "stream",
         "uring",

@@ -374,9 +374,16 @@ def test_the_site_is_what_caddy_serves(environ: dict[str, str], site: str) -> No
     assert default_site(environ) == site
 
 
-@pytest.mark.parametrize("address", ["ftp://x", "a b", "x:port", "http://user@x"])
-def test_what_is_no_site_address(address: str) -> None:
-    with pytest.raises(ValueError, match="expected a site address"):
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        *((address, "expected a site address") for address in ("ftp://x", "a b", "x:port", "http://user@x")),
+        (":70000", "a port is a number from 1 to 65535"),
+        ("18096", r"did you mean :18096\?"),
+    ],
+)
+def test_what_is_no_site_address(address: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
         site_of(address)
 
 

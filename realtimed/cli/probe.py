@@ -33,6 +33,10 @@ def site_of(address: str) -> str:
     if match is None:
         raise ValueError(f"expected a site address such as :8080 or example.com, got {address!r}")
     scheme, host, port = match[1], match[2], match[3]
+    if port is not None and not 0 < int(port) < 65536:
+        raise ValueError(f"a port is a number from 1 to 65535, got {address!r}")
+    if host.isdigit():
+        raise ValueError(f"{address!r} would be the name of a host; did you mean :{host}?")
     if not scheme:
         scheme = "http" if port == "80" or (not host and port != "443") else "https"
     default_port = {"http": "80", "https": "443"}[scheme]

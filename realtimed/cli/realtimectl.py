@@ -288,7 +288,7 @@ def disconnect(
     """Close a client's connection.
 
     \b
-      realtimectl disconnect c-1f2e --reason 'You have been logged out'
+      realtimectl disconnect c-9c31-1f --reason 'You have been logged out'
     """  # noqa: D301
     with daemon.client() as client:
         found = client.disconnect(client_id, code, reason)
