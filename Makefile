@@ -5,7 +5,7 @@ VENV := .venv
 IN_VENV := $(VENV)/bin/python -m
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help run test bench lint format check clean php browser
+.PHONY: help run test bench lint format check clean php browser systemd
 .NOTPARALLEL:
 
 help:
@@ -23,7 +23,7 @@ help:
 run: php $(INSTALLED)
 	@exec $(IN_VENV) tests.stack
 
-test: php $(INSTALLED) browser
+test: php $(INSTALLED) browser systemd
 	$(IN_VENV) pytest $(ARGS)
 
 bench: php $(INSTALLED)
@@ -57,3 +57,6 @@ php:
 browser:
 	@.ci/system-packages browser
 	@command -v chromium >/dev/null || $(IN_VENV) playwright install --with-deps chromium
+
+systemd:
+	@.ci/system-packages systemd

@@ -45,8 +45,8 @@ class Panel {
     });
     this.hold();
     element('panels').append(this.#root);
-    this.#unsubscribe = realtime.subscribe(channel, (message, { offset }) => this.#show(message, offset), {
-      onSubscribed: ({ missed }) => this.#listen(missed),
+    this.#unsubscribe = realtime.subscribe(channel, (message, source) => this.#show(message, source), {
+      onSubscribed: subscribed => this.#listen(subscribed),
       onError: error => {
         unwatch(channel);
         element('refusal').textContent = error.message;
@@ -65,18 +65,18 @@ class Panel {
     this.#root.remove();
   }
 
-  #listen(missed) {
+  #listen({ recovered, replayed }) {
     this.#root.dataset.state = 'live';
     this.#showCount();
-    if (missed) {
-      this.#print(gapLine);
+    if (recovered !== undefined) {
+      this.#print(() => returnLine(recovered, replayed));
     }
   }
 
-  #show(message, offset) {
+  #show(message, source) {
     const time = new Date();
     this.#received += 1;
-    this.#print(() => messageLine(message, offset, time));
+    this.#print(() => messageLine(message, source, time));
   }
 
   /** Show a line, which is made only if it will be seen. */
@@ -111,20 +111,28 @@ class Panel {
   }
 }
 
-function messageLine(message, offset, time) {
+function messageLine(message, { offset, replayed }, time) {
   const clock = document.createElement('time');
   clock.dateTime = time.toISOString();
   clock.textContent = time.toTimeString().slice(0, 8);
   const content = typeof message === 'string' ? message : `${message.length} bytes: ${hexadecimal(message)}`;
   const line = document.createElement('li');
+  line.classList.toggle('replayed', replayed);
   line.append(span('offset', offset), span('message', content), clock);
   return line;
 }
 
-function gapLine() {
+/** What the connection's return means for a channel; the missed messages follow below. */
+function returnLine(recovered, replayed) {
   const line = document.createElement('li');
-  line.className = 'gap';
-  line.textContent = 'Subscribed again. Messages may be missing here.';
+  line.className = recovered ? 'resumed' : 'gap';
+  if (!recovered) {
+    line.textContent = 'Connected again, but history no longer reaches back: messages are missing here.';
+  } else if (replayed === 0) {
+    line.textContent = 'Connected again, nothing missed.';
+  } else {
+    line.textContent = `Connected again: ${replayed} missed message${replayed === 1 ? '' : 's'} came in.`;
+  }
   return line;
 }
 
@@ -189,7 +197,7 @@ for (const channel of asked.length > 0 ? asked : ['news']) {
 const RESTARTING = 4503;
 const BROKEN = 1006;
 
-function stateInWords({ state, client, code, reason }) {
+function stateInWords({ state, client, code }) {
   switch (state) {
     case 'connecting':
       return 'Connecting…';
@@ -200,7 +208,7 @@ function stateInWords({ state, client, code, reason }) {
     case 'waiting':
       return code === RESTARTING ? 'The server is restarting' : 'Not connected';
     default:
-      return `Disconnected by the server: ${reason || 'no reason given'} (${code})`;
+      return code === undefined ? 'Disconnected' : 'Disconnected by the server';
   }
 }
 
@@ -211,6 +219,7 @@ function showConnection() {
   element('connection').dataset.state = status.state;
   element('state').textContent = stateInWords(status);
   element('connect').hidden = status.state === 'connected' || status.state === 'connecting';
+  element('disconnect').hidden = status.state !== 'connected';
   clearInterval(countdown);
   const showCountdown = () => {
     const { retryIn } = realtime.status;
@@ -232,7 +241,7 @@ realtime.addEventListener('state', async ({ detail: { state, code } }) => {
   for (const panel of panels.values()) {
     panel.hold();
   }
-  if (state === 'connected') {
+  if (state === 'connected' || state === 'closed') {
     showTrouble('');
   }
   if (state === 'waiting' && code === BROKEN) {
@@ -269,7 +278,13 @@ async function diagnosis() {
   }
 }
 
+realtime.addEventListener('error', event => {
+  event.preventDefault();
+  showTrouble(event.detail.message);
+});
+
 element('connect').addEventListener('click', () => realtime.connect());
+element('disconnect').addEventListener('click', () => realtime.close());
 showConnection();
 
 /** Let the sign at the top of the page send a wave. */

@@ -26,6 +26,7 @@ print_head('realtimed: broadcast to every browser');
       <span id="state" role="status">Connecting…</span>
       <span id="countdown"></span>
       <button id="connect" type="button" class="quiet" hidden>Connect now</button>
+      <button id="disconnect" type="button" class="quiet" hidden>Disconnect</button>
     </p>
   </header>
 
@@ -68,6 +69,8 @@ print_head('realtimed: broadcast to every browser');
       <div id="panels"></div>
       <p class="note">Each of them is one line of JavaScript:
         <code>realtime.subscribe('news', message =&gt; …)</code></p>
+      <p class="note">Disconnect, broadcast, connect again: what was missed comes in, in order, once. So it does after a
+        tunnel or a restart of the web server, as far back as the daemon’s history reaches.</p>
     </section>
 
     <section id="coding" aria-labelledby="coding-title">

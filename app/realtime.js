@@ -7,7 +7,9 @@
  *     const unsubscribe = realtime.subscribe('news', message => console.log(message));
  *
  * It connects by itself, notices when the connection is lost or dead, comes back at a time that is not everyone else's,
- * and subscribes again. An ES module without dependencies, for browsers and, given a WebSocket class, for Node 20.
+ * subscribes again from where it was, and hands over what was missed: each message once, in order. When the server's
+ * history does not reach back that far, it says so. An ES module without dependencies, for browsers and for Node 22;
+ * for Node 18 and 20 when given a WebSocket class, such as that of the package `ws`.
  *
  * The protocol is `realtime.v1`, section 4 of docs/protocol.md.
  *
@@ -36,11 +38,21 @@
  */
 
 /**
+ * A place in a channel's stream of messages.
+ *
+ * @typedef {object} Position
+ * @property {string} epoch offsets mean something only within one epoch
+ * @property {number} offset numbers the messages of a channel one by one
+ */
+
+/**
  * Where a message comes from.
  *
  * @typedef {object} Source
  * @property {string} channel
- * @property {number} offset numbers the messages of a channel one by one
+ * @property {string} epoch
+ * @property {number} offset
+ * @property {boolean} replayed whether it was published while this client was away
  */
 
 /** @typedef {(message: string | Uint8Array, source: Source) => void} MessageHandler */
@@ -50,7 +62,10 @@
  *
  * @typedef {object} Subscribed
  * @property {string} channel
- * @property {boolean} missed whether messages may have been missed since the subscription held the last time
+ * @property {boolean} [recovered] when there was something to go on from: true if every message since then is here or
+ *     follows; false if messages are missing, because the server's history does not reach back that far
+ * @property {number} replayed how many missed messages follow now
+ * @property {boolean} missed whether messages are missing: `recovered === false`
  */
 
 /**
@@ -58,6 +73,8 @@
  * @property {(subscribed: Subscribed) => void} [onSubscribed] each time that the server confirms the subscription
  * @property {(error: RealtimeError) => void} [onError] the server refuses the subscription, which is over then; without
  *     this the error is an `error` event of the `Realtime`
+ * @property {Position} [since] have what was published after this too, for instance what the page has kept over a
+ *     reload. Without effect if the channel has a subscription already.
  */
 
 /**
@@ -82,7 +99,8 @@
  * @property {typeof WebSocket} [WebSocket] the class to connect with
  * @property {Clock} [clock]
  * @property {() => number} [random] a number from 0 up to 1, like Math.random
- * @property {any} [window] whose `online` and `offline` events to heed, and whose `navigator.onLine`
+ * @property {any} [window] whose events to heed (`online`, `pageshow` and the like, and those of its `document`), and
+ *     whose `navigator.onLine`
  */
 
 const PROTOCOL = 'realtime.v1';
@@ -105,8 +123,22 @@ const LONGEST_ADVICE = 600_000;
 /** The longest silence before a ping, whatever the server calls its heartbeat; proxies cut what is silent for 60 s. */
 const LONGEST_SILENCE = 55_000;
 
+/** A timer that is later than this did not run because the page was frozen, or the computer asleep. */
+const LATE = 2_000;
+
 const SILENT = 4408;
 const SLOW_CONSUMER = 4409;
+
+/** Close codes after which coming back unchanged would end the same way; section 5 of docs/protocol.md. */
+const FINAL = new Map([
+  [1002, 'this client broke the WebSocket protocol'],
+  [1007, 'this client sent text that is not UTF-8'],
+  [1009, 'this client sent a message that is too big'],
+  [4400, 'this client sent what the server does not understand'],
+  [4403, 'this client is not allowed here'],
+  [4404, 'there are no WebSockets at this address'],
+  [4429, 'this client sent too much, or wanted too many channels'],
+]);
 
 /** The connection broke without a close code; browsers say so too (RFC 6455 section 7.1.5). */
 const ABNORMAL = 1006;
@@ -118,7 +150,10 @@ const SYSTEM_CLOCK = {
   clearTimeout: timer => clearTimeout(timer),
 };
 
-/** The server's refusal. `code` is one word for programs, such as `invalid_channel`; the message is for people. */
+/**
+ * The server's refusal. `code` is one word for programs, such as `invalid_channel`, or `closed` when the connection was
+ * closed for good; the message is for people.
+ */
 export class RealtimeError extends Error {
   /**
    * @param {string} code
@@ -134,13 +169,32 @@ export class RealtimeError extends Error {
 }
 
 /**
+ * An event that says more; Node has CustomEvent only since version 19.
+ *
+ * @template T
+ */
+class DetailedEvent extends Event {
+  /**
+   * @param {string} type
+   * @param {T} detail
+   * @param {EventInit} [init]
+   */
+  constructor(type, detail, init) {
+    super(type, init);
+    this.detail = detail;
+  }
+}
+
+/**
  * A connection to realtimed that renews itself, and the subscriptions it carries.
  *
  * Events:
  *
  * - `state`: the connection's state has changed; `event.detail` is the new {@link Status}
- * - `error`: the server has refused something; `event.detail` is a {@link RealtimeError}. Unless a listener calls
- *   `event.preventDefault()`, it is written to the console.
+ * - `subscribed`: the server has confirmed a channel's subscription; `event.detail` is the {@link Subscribed} that the
+ *   `onSubscribed` of each subscription to it was called with
+ * - `error`: the server has refused something, or has closed the connection for good; `event.detail` is a
+ *   {@link RealtimeError}. Unless a listener calls `event.preventDefault()`, it is written to the console.
  */
 export class Realtime extends EventTarget {
   #url;
@@ -158,6 +212,9 @@ export class Realtime extends EventTarget {
   /** @type {any} set while waiting or offline */
   #retryTimer;
   #retryAt = 0;
+
+  /** Whether it was the server that said when to come back: nothing hurries this. */
+  #advised = false;
 
   /** Connections that did not last, since the last one that did. */
   #failures = 0;
@@ -194,9 +251,11 @@ export class Realtime extends EventTarget {
   }
 
   /**
-   * Have `onMessage` called with every message of a channel, from the moment the server has confirmed it.
+   * Have `onMessage` called with every message of a channel, once and in order, from the moment the server has
+   * confirmed it. What is published while the connection is down comes when it is back; see {@link Subscribed}.
    *
-   * Any number of subscriptions to one channel are one at the server.
+   * Any number of subscriptions to one channel are one at the server. One that joins while the connection is down has
+   * what the others have missed, too.
    *
    * @param {string} channel
    * @param {MessageHandler} onMessage gets a string, or a Uint8Array if the message is binary
@@ -208,13 +267,13 @@ export class Realtime extends EventTarget {
       throw new TypeError('subscribe() takes the name of a channel and a function');
     }
     const subscription = { onMessage, onSubscribed: options.onSubscribed, onError: options.onError };
-    const entry = this.#channels.get(channel) ?? new Channel();
+    const entry = this.#channels.get(channel) ?? new Channel(options.since);
     this.#channels.set(channel, entry);
     entry.subscriptions.add(subscription);
     if (entry.confirmed) {
       queueMicrotask(() => {
         if (entry.subscriptions.has(subscription)) {
-          subscription.onSubscribed?.({ channel, missed: false });
+          subscription.onSubscribed?.({ channel, replayed: 0, missed: false });
         }
       });
     }
@@ -235,6 +294,7 @@ export class Realtime extends EventTarget {
       this.#stopWaiting();
       this.#connection = new Connection(this.#url, this.#settings, {
         isWanted: name => Boolean(this.#channels.get(name)?.subscriptions.size),
+        since: name => this.#channels.get(name)?.position,
         onWelcome: client => this.#welcomed(client),
         onSubscribed: answer => this.#subscribed(answer),
         onUnsubscribed: name => this.#unsubscribed(name),
@@ -242,9 +302,9 @@ export class Realtime extends EventTarget {
         onRefused: error => this.#refused(error),
         onLost: ending => this.#lost(ending),
       });
-      const { window } = this.#settings;
-      window.addEventListener?.('online', this.#online);
-      window.addEventListener?.('offline', this.#offline);
+      for (const [target, type, listener] of this.#surroundings) {
+        target?.addEventListener?.(type, listener);
+      }
       this.#enter({ state: 'connecting' });
     }
   }
@@ -274,22 +334,34 @@ export class Realtime extends EventTarget {
     if (channel === undefined) {
       return;
     }
-    const known = channel.position;
-    const missed = known !== undefined && recovered !== true && (known.epoch !== epoch || known.offset !== offset);
-    // A server that replays begins behind what is known; one that does not begins behind its newest message.
-    channel.position = { epoch, offset: recovered === true && known !== undefined ? known.offset : offset };
     channel.confirmed = true;
-    for (const subscription of [...channel.subscriptions]) {
-      guarded(() => subscription.onSubscribed?.({ channel: name, missed }));
+    channel.replayedUpTo = offset;
+    /** @type {Subscribed} */
+    const subscribed = { channel: name, replayed: 0, missed: false };
+    const known = channel.position;
+    if (known?.epoch === epoch && (recovered === true ? known.offset <= offset : known.offset === offset)) {
+      // What is known stays as it is: the messages that follow begin behind it, not behind the newest.
+      subscribed.recovered = true;
+      subscribed.replayed = offset - known.offset;
+    } else {
+      channel.position = { epoch, offset };
+      if (known !== undefined) {
+        subscribed.recovered = false;
+        subscribed.missed = true;
+      }
     }
+    for (const { onSubscribed } of [...channel.subscriptions]) {
+      guarded(() => onSubscribed?.({ ...subscribed }));
+    }
+    this.dispatchEvent(new DetailedEvent('subscribed', subscribed));
   }
 
   /** @param {string} name */
   #unsubscribed(name) {
     const channel = this.#channels.get(name);
     if (channel !== undefined) {
+      // With its position: who has subscribed in the meantime goes on from there.
       channel.confirmed = false;
-      channel.position = undefined;
       if (channel.subscriptions.size === 0) {
         this.#channels.delete(name);
       }
@@ -299,15 +371,17 @@ export class Realtime extends EventTarget {
   /** @param {{channel: string, offset: number, data?: string, base64?: string}} message */
   #deliver({ channel: name, offset, data, base64 }) {
     const channel = this.#channels.get(name);
-    if (channel === undefined) {
-      return;
+    if (channel?.position === undefined || offset <= channel.position.offset) {
+      return; // nobody has asked for it, or everyone has it
     }
-    if (channel.position !== undefined) {
-      channel.position.offset = offset;
-    }
+    channel.position.offset = offset;
+    const { epoch } = channel.position;
+    const replayed = offset <= channel.replayedUpTo;
     const content = base64 === undefined ? data ?? '' : bytes(base64);
     for (const subscription of [...channel.subscriptions]) {
-      guarded(() => subscription.onMessage(content, { channel: name, offset }));
+      if (channel.subscriptions.has(subscription)) {
+        guarded(() => subscription.onMessage(content, { channel: name, epoch, offset, replayed }));
+      }
     }
   }
 
@@ -328,8 +402,11 @@ export class Realtime extends EventTarget {
   /** @param {Ending} ending */
   #lost({ code, reason, lasted, advice }) {
     this.#disconnected();
-    if (isFinal(code)) {
+    const cause = finalCause(code);
+    if (cause !== undefined) {
       this.#retire({ code, reason });
+      const words = `The server has closed the connection, and coming back would not help: ${cause}`;
+      this.#report(new RealtimeError('closed', `${words} (${code}${reason && `, ${reason}`})`));
       return;
     }
     this.#failures = lasted >= LASTING ? 0 : this.#failures;
@@ -338,7 +415,7 @@ export class Realtime extends EventTarget {
     this.#failures += 1;
     // The server's advice is different for each client already. Without it, chance keeps clients apart that were lost
     // together: any time up to the longest is as likely as another ("full jitter").
-    this.#wait(advice ?? random() * longest, { code, reason });
+    this.#wait(advice ?? random() * longest, { code, reason }, advice !== undefined);
   }
 
   // The way back.
@@ -346,10 +423,12 @@ export class Realtime extends EventTarget {
   /**
    * @param {number} delay
    * @param {{code?: number, reason?: string}} cause
+   * @param {boolean} advised
    */
-  #wait(delay, cause) {
+  #wait(delay, cause, advised) {
     this.#stopWaiting();
     const { clock, window } = this.#settings;
+    this.#advised = advised;
     this.#retryAt = clock.now() + delay;
     this.#retryTimer = clock.setTimeout(() => this.connect(), delay);
     // Being offline is no reason not to try: a server on this very machine is reachable without any network.
@@ -366,14 +445,21 @@ export class Realtime extends EventTarget {
     this.#retryTimer = undefined;
   }
 
-  /** The network is back. Others may have got it back at the same moment, so chance has its part in this as well. */
-  #online = () => {
+  /** Wait no longer than for the first try, which others may make at the same moment: chance has its part in it too. */
+  #hurry() {
     if (this.#retryTimer !== undefined) {
       const { code, reason } = this.#status;
-      this.#failures = 0;
-      this.#wait(Math.min(this.#untilRetry(), this.#settings.random() * this.#settings.minDelay), { code, reason });
+      const soon = this.#advised ? Infinity : this.#settings.random() * this.#settings.minDelay;
+      this.#wait(Math.min(this.#untilRetry(), soon), { code, reason }, this.#advised);
     }
     this.#connection?.probe();
+  }
+
+  // What happens around. A browser may be wrong about it, so it changes when something is tried, never whether.
+
+  #online = () => {
+    this.#failures = 0;
+    this.#hurry();
   };
 
   #offline = () => {
@@ -382,6 +468,47 @@ export class Realtime extends EventTarget {
     }
     this.#connection?.probe();
   };
+
+  /** Somebody looks at the page, which may have been frozen: timers late, the connection long dead. */
+  #awake = () => {
+    if (this.#settings.window.document?.visibilityState !== 'hidden') {
+      this.#hurry();
+    }
+  };
+
+  /**
+   * The browser may keep the page for the way back to it. No browser keeps the WebSocket, and some do not keep a page
+   * that has one open. Should the page live on, so does the timer.
+   *
+   * @param {{persisted: boolean}} event
+   */
+  #leaving = ({ persisted }) => {
+    if (persisted && this.#connection !== undefined) {
+      this.#connection.close(1000, '');
+      this.#disconnected();
+      this.#wait(this.#settings.random() * this.#settings.minDelay, {}, false);
+    }
+  };
+
+  /** @param {{persisted: boolean}} event */
+  #returned = ({ persisted }) => {
+    if (persisted) {
+      this.#hurry();
+    }
+  };
+
+  /** Whose events are heeded unless the connection is closed. @returns {[any, string, (event: any) => void][]} */
+  get #surroundings() {
+    const { window } = this.#settings;
+    return [
+      [window, 'online', this.#online],
+      [window, 'offline', this.#offline],
+      [window, 'pagehide', this.#leaving],
+      [window, 'pageshow', this.#returned],
+      [window.document, 'visibilitychange', this.#awake],
+      [window.document, 'resume', this.#awake],
+    ];
+  }
 
   #disconnected() {
     this.#connection = undefined;
@@ -397,20 +524,21 @@ export class Realtime extends EventTarget {
   #retire(cause) {
     this.#stopWaiting();
     this.#failures = 0;
-    this.#settings.window.removeEventListener?.('online', this.#online);
-    this.#settings.window.removeEventListener?.('offline', this.#offline);
+    for (const [target, type, listener] of this.#surroundings) {
+      target?.removeEventListener?.(type, listener);
+    }
     this.#enter({ state: 'closed', ...cause });
   }
 
   /** @param {Status} status */
   #enter(status) {
     this.#status = status;
-    this.dispatchEvent(new CustomEvent('state', { detail: status }));
+    this.dispatchEvent(new DetailedEvent('state', status));
   }
 
   /** @param {RealtimeError} error */
   #report(error) {
-    if (this.dispatchEvent(new CustomEvent('error', { detail: error, cancelable: true }))) {
+    if (this.dispatchEvent(new DetailedEvent('error', error, { cancelable: true }))) {
       console.error(error);
     }
   }
@@ -421,15 +549,19 @@ class Channel {
   /** Whether the server has confirmed the subscription, on the connection there is now. */
   confirmed = false;
 
-  /**
-   * The newest message there was; undefined before the first subscription is confirmed.
-   *
-   * @type {{epoch: string, offset: number} | undefined}
-   */
+  /** The newest message that was handed over, or the one to go on from. @type {Position | undefined} */
   position;
+
+  /** The newest message there was when the subscription was confirmed: whatever comes up to it is late. */
+  replayedUpTo = 0;
 
   /** @type {Set<{onMessage: MessageHandler} & SubscribeOptions>} */
   subscriptions = new Set();
+
+  /** @param {Position} [since] */
+  constructor(since) {
+    this.position = since && { epoch: since.epoch, offset: since.offset };
+  }
 }
 
 /**
@@ -445,6 +577,7 @@ class Channel {
 /**
  * @typedef {object} ConnectionHandlers
  * @property {(name: string) => boolean} isWanted
+ * @property {(name: string) => Position | undefined} since what to go on from
  * @property {(client: string) => void} onWelcome
  * @property {(answer: any) => void} onSubscribed
  * @property {(name: string) => void} onUnsubscribed
@@ -484,8 +617,11 @@ class Connection {
   #heartbeat = LONGEST_SILENCE;
   #heardAt = 0;
 
-  /** Whether a ping has been sent, and nothing was heard since. */
-  #pinged = false;
+  /** When the silence timer is due. */
+  #lookAt = 0;
+
+  /** Pings that were sent since anything was heard. */
+  #pings = 0;
 
   /** @type {number | undefined} */
   #welcomedAt;
@@ -508,6 +644,7 @@ class Connection {
     this.#socket = new settings.WebSocket(url.href, [PROTOCOL]);
     this.#socket.onmessage = event => this.#receive(event.data);
     this.#socket.onclose = event => this.#end(event.code, event.reason);
+    this.#socket.onerror = () => {}; // a close follows; but the package `ws` throws what nobody listens for
     this.#silenceTimer = settings.clock.setTimeout(
       () => this.#abandon(ABNORMAL, 'the server did not say welcome in time'),
       settings.connectTimeout,
@@ -528,7 +665,7 @@ class Connection {
 
   /** Find out soon whether the connection still works. */
   probe() {
-    if (this.#welcomedAt !== undefined && !this.#pinged) {
+    if (this.#welcomedAt !== undefined && this.#pings === 0) {
       this.#ping();
     }
   }
@@ -546,11 +683,15 @@ class Connection {
     this.#socket.close(code, reason);
   }
 
-  /** @param {string} text */
-  #receive(text) {
+  /** @param {any} data */
+  #receive(data) {
     this.#heardAt = this.#settings.clock.now();
-    this.#pinged = false;
-    const message = JSON.parse(text);
+    this.#pings = 0;
+    const message = parsed(data);
+    if (message === undefined) {
+      this.#abandon(ABNORMAL, `what answers does not speak ${PROTOCOL}`);
+      return;
+    }
     switch (message.event) {
       case 'welcome':
         this.#welcomedAt = this.#heardAt;
@@ -634,21 +775,29 @@ class Connection {
     } else {
       this.#asked.delete(channel);
     }
-    this.#socket.send(JSON.stringify({ action, channel, id }));
+    const since = action === 'subscribe' ? this.#handlers.since(channel) : undefined;
+    this.#socket.send(JSON.stringify({ action, channel, id, since }));
   }
 
   /** @param {number} delay */
   #lookAgainIn(delay) {
-    this.#settings.clock.clearTimeout(this.#silenceTimer);
-    this.#silenceTimer = this.#settings.clock.setTimeout(() => this.#lookForSilence(), delay);
+    const { clock } = this.#settings;
+    clock.clearTimeout(this.#silenceTimer);
+    this.#lookAt = clock.now() + delay;
+    this.#silenceTimer = clock.setTimeout(() => this.#lookForSilence(), delay);
   }
 
-  /** Timers may be very late, in tabs in the background and after a sleep: only an unanswered ping proves anything. */
+  /**
+   * Timers may be very late, and after that come before what the server has said meanwhile: only a ping that goes
+   * unanswered proves anything, and if the page was frozen after the ping, only a second one.
+   */
   #lookForSilence() {
-    const silence = this.#settings.clock.now() - this.#heardAt;
-    if (this.#pinged) {
+    const now = this.#settings.clock.now();
+    const silence = now - this.#heardAt;
+    const wasFrozen = now - this.#lookAt > LATE;
+    if (this.#pings > 1 || (this.#pings === 1 && !wasFrozen)) {
       this.#abandon(SILENT, 'nothing heard from you');
-    } else if (silence >= this.#heartbeat) {
+    } else if (this.#pings === 1 || silence >= this.#heartbeat) {
       this.#ping();
     } else {
       this.#lookAgainIn(this.#heartbeat - silence);
@@ -656,7 +805,7 @@ class Connection {
   }
 
   #ping() {
-    this.#pinged = true;
+    this.#pings += 1;
     this.#lookAgainIn(this.#settings.answerTimeout);
     if (this.#socket.readyState === this.#settings.WebSocket.OPEN) {
       this.#socket.send('{"action":"ping"}');
@@ -721,12 +870,30 @@ class Pace {
 }
 
 /**
- * Whether a close code means: do not come back unchanged. Section 5 of docs/protocol.md.
+ * Why a close code means that coming back unchanged is useless; undefined if it does not.
  *
  * @param {number} code
  */
-function isFinal(code) {
-  return [1002, 1007, 1009].includes(code) || (code >= 4400 && code < 4500 && code !== SILENT && code !== SLOW_CONSUMER);
+function finalCause(code) {
+  const isRefusal = code >= 4400 && code < 4500 && code !== SILENT && code !== SLOW_CONSUMER;
+  return FINAL.get(code) ?? (isRefusal ? 'the server refuses this client' : undefined);
+}
+
+/**
+ * The object that a message of the server's is; undefined if it is none.
+ *
+ * @param {any} data
+ */
+function parsed(data) {
+  try {
+    const message = JSON.parse(data);
+    return message instanceof Object ? message : undefined;
+  } catch (error) {
+    if (error instanceof SyntaxError) {
+      return undefined;
+    }
+    throw error;
+  }
 }
 
 /** @param {string | URL} url */

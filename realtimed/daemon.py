@@ -5,13 +5,13 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import random
+import platform
 import resource
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import AsyncExitStack, closing
 from typing import Final, TypeVar
 
 import trio
@@ -20,29 +20,30 @@ from realtimed import __version__, snapshot
 from realtimed.config import Address, Config
 from realtimed.control.idempotency import Answered
 from realtimed.control.server import Connection, Service
+from realtimed.drain import Drain
+from realtimed.errors import ConfigurationError
 from realtimed.fanout import FanOut
 from realtimed.history import History, Retention
 from realtimed.hub import Hub
-from realtimed.listener import SocketListener, open_listener
+from realtimed.lag import LoopLag
+from realtimed.listener import SocketListener, adopt_listener, open_listener
+from realtimed.logs import Event
+from realtimed.open_files import connection_limit
 from realtimed.protocols import PROTOCOLS
-from realtimed.session import Session, Sessions, heartbeat
+from realtimed.reload import compare
+from realtimed.session import Session, Sessions, heartbeat, relief
 from realtimed.snapshot import SnapshotError
 from realtimed.stream import Backlogs, ClientStream, QueuedStream
+from realtimed.systemd import Handover, ServiceManager, receive_sockets
 from realtimed.uring import SendRing
 
 __all__ = ["Daemon", "run"]
 
-_FILES_KEPT: Final = 64
-"""Open files that are not WebSockets: listeners, publishers, the log, Python's own."""
-
 _ACCEPT_PAUSE: Final = 0.1
 """Seconds to wait before accepting again when there are no more open files or memory to be had."""
 
-_RETURNS_PER_SECOND: Final = 500
-"""How many clients a restart tells to come back in each second."""
-
-_SHORTEST_RETURN: Final = 1.0
-"""Seconds a client is told to stay away at least: about what a restart takes."""
+_MARGIN: Final = 5.0
+"""Seconds that a stop may take longer than all its deadlines together, on a busy machine."""
 
 _EXPIRY_INTERVAL: Final = 1.0
 """Seconds between two looks for history that has become too old; recovery itself looks at the age exactly."""
@@ -62,10 +63,23 @@ _S = TypeVar("_S", bound=trio.abc.Stream)
 
 
 class Daemon:
-    """One running daemon. `serve` is its life; `stop` ends it."""
+    """One running daemon. `serve` is its life; `stop` ends it.
 
-    def __init__(self, config: Config) -> None:
+    `reread` returns the configuration as it is now, or raises `ConfigurationError`. The sockets of `handover` take the
+    place of those in the configuration.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        reread: Callable[[], Config] | None = None,
+        handover: Handover | None = None,
+        manager: ServiceManager | None = None,
+    ) -> None:
         self.config = config
+        self._reread = reread or (lambda: config)
+        self._handover = handover or Handover()
+        self._manager = manager or ServiceManager({})
         self.started = time.time()
         self.history = History(
             limit=config.history_total,
@@ -78,7 +92,7 @@ class Daemon:
         self.backlogs = Backlogs(
             limit=config.max_backlog, timeout=config.backlog_timeout, total_limit=config.max_backlog_total
         )
-        self.sessions = Sessions(_connection_limit(config), self.backlogs)
+        self.sessions = Sessions(connection_limit(config.max_connections), self.backlogs)
         self.answers = Backlogs(
             limit=_ANSWERS_LIMIT, timeout=config.backlog_timeout, total_limit=config.max_backlog_total
         )
@@ -87,8 +101,12 @@ class Daemon:
             self.hub, self.sessions.members, config, self.stats, self.info, self._room, self.answered
         )
         self.websocket_addresses: list[Address] = []
+        self.http_listener: SocketListener[trio.SocketStream] | None = None
+        self.loop_lag = LoopLag()
         self.io_uring = False
         self._stopping = trio.Event()
+        self._drain: Drain | None = None
+        self._note = ""
 
     def stop(self) -> None:
         """Begin to end the daemon: `serve` returns when all clients have been told and all sockets are closed."""
@@ -100,48 +118,64 @@ class Daemon:
         Raises `ConfigurationError` if an address cannot be listened at; nothing is being served then.
         """
         # Signals first: whoever can connect may also believe that the daemon can be stopped.
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             await self._serve(signals, task_status)
 
     async def _serve(self, signals: AsyncIterator[int], task_status: trio.TaskStatus[None]) -> None:
-        async with AsyncExitStack() as resources, AsyncExitStack() as sockets:
+        async with AsyncExitStack() as resources, AsyncExitStack() as endpoint, AsyncExitStack() as sockets:
             self._use_io_uring(resources)
-            self._load_history()
+            if self.config.http is not None:
+                # It is there before the other listeners and after them: who watches over the daemon sees it stop.
+                self.http_listener = await endpoint.enter_async_context(self._listen(self.config.http, _http_stream))
             listeners = [
-                await sockets.enter_async_context(self._listening(address, self._client_stream))
-                for address in self.config.websocket
+                await sockets.enter_async_context(self._listen(where, self._client_stream))
+                for where in self._handover.websocket or self.config.websocket
             ]
             control = await sockets.enter_async_context(
-                self._listening(Address(path=self.config.socket), self._publisher_stream)
+                self._listen(self._handover.control or Address(path=self.config.socket), self._publisher_stream)
             )
             self.websocket_addresses = [listener.address for listener in listeners]
+            self._load_history()  # its file is gone then: not before it is certain that this daemon serves
             async with trio.open_nursery() as background:
+                if self.http_listener is not None:
+                    background.start_soon(self._serve_http, self.http_listener, background)
+                background.start_soon(self.loop_lag.run)
                 background.start_soon(self.fan_out.run)
-                background.start_soon(heartbeat, self.sessions, self.config)
+                background.start_soon(heartbeat, self.sessions, lambda: self.config)
+                background.start_soon(relief, self.sessions)
                 background.start_soon(self._expire_history)
                 background.start_soon(self._heed_signals, signals, background.cancel_scope)
                 async with trio.open_nursery() as clients:
                     async with trio.open_nursery() as publishers:
                         async with trio.open_nursery() as accepting:
-                            for listener in listeners:
-                                accepting.start_soon(_accept, listener, self._serve_client, clients)
                             accepting.start_soon(_accept, control, self._serve_publisher, publishers)
-                            log.info("ready %s", self._summary())
-                            task_status.started()
-                            await self._stopping.wait()
-                            log.info("stopping clients=%d", len(self.sessions.members))
+                            async with trio.open_nursery() as admitting:
+                                for listener in listeners:
+                                    admitting.start_soon(_accept, listener, self._serve_client, clients)
+                                self._say_ready(control.address)
+                                background.start_soon(self._manager.watch, self._status)
+                                task_status.started()
+                                await self._stopping.wait()
+                                admitting.cancel_scope.cancel()
+                            drain = self._begin_drain()
+                            for listener in listeners:
+                                await listener.aclose()
+                            # As long as somebody listens, publishers are served.
+                            await drain.run()
                             accepting.cancel_scope.cancel()
+                        for stream in control.last_ones():
+                            publishers.start_soon(self._serve_publisher, stream)
                         await sockets.aclose()
                         self.service.stop()
                         publishers.cancel_scope.deadline = trio.current_time() + self.config.close_timeout
-                    # All commands are answered. What they published goes out before anyone is sent away.
+                    # All commands are answered. What they published goes out before the rest is sent away.
                     with trio.move_on_after(self.config.close_timeout):
                         await self.fan_out.settle()
                     await self._save_history()
-                    self._say_goodbye()
+                    await drain.finish()
                     clients.cancel_scope.deadline = trio.current_time() + self.config.close_timeout
                 background.cancel_scope.cancel()
-        log.info("stopped")
+        log.info(Event("stopped"))
 
     def stats(self) -> dict[str, object]:
         """Return what the ``stats`` command shows. Counters count from the start; the others are as of now."""
@@ -154,16 +188,22 @@ class Daemon:
             "history_publications": self.history.publications,
             "history_bytes": self.history.bytes,
             "publishers": len(self.service.connections),
+            "watchers": len(self.hub.watchers),
             "backlogged": self.backlogs.streams,
             "backlog_bytes": self.backlogs.total,
             "commands": self.service.commands,
-            "commands_refused": self.service.refused,
+            "commands_refused": sum(self.service.refused.values()),
+            "commands_refused_with": dict(sorted(self.service.refused.items())),
             "publications": self.hub.publications,
             "deliveries": self.hub.deliveries,
             "sends": self.hub.sends,
+            "sent_bytes": self.hub.sent_bytes,
+            "unsent_bytes": self.hub.log_bytes,
             "rounds": self.hub.rounds,
+            "loop_lag": round(self.loop_lag.latest, 6),
             "connections": self.sessions.connections,
-            "handshakes_refused": self.sessions.refused,
+            "handshakes_refused": sum(self.sessions.refused.values()),
+            "handshakes_refused_with": {str(code): count for code, count in sorted(self.sessions.refused.items())},
             "closed": {str(int(code)): count for code, count in sorted(self.sessions.closed.items())},
         }
 
@@ -172,11 +212,15 @@ class Daemon:
         config = self.config
         return {
             "version": __version__,
+            "python": platform.python_version(),
             "pid": os.getpid(),
             "started": self.started,
             "protocols": ["plain", *PROTOCOLS],
+            "allow_user": list(config.allow_user),
+            "allow_group": list(config.allow_group),
             "io_uring": self.io_uring,
             "websocket": [str(address) for address in self.websocket_addresses],
+            "http": self._http_address(),
             "limits": {
                 "max_message": config.max_message,
                 "max_inbound": config.max_inbound,
@@ -186,8 +230,15 @@ class Daemon:
                 "max_backlog": config.max_backlog,
                 "backlog_timeout": config.backlog_timeout,
                 "max_connections": self.sessions.max_connections,
+                "max_connections_wanted": config.max_connections,
+                "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
             },
         }
+
+    def _listen(self, where: Address | socket.socket, wrap: Callable[[socket.socket], _S]) -> SocketListener[_S]:
+        if isinstance(where, socket.socket):
+            return adopt_listener(where, wrap)
+        return open_listener(where, wrap, mode=self.config.socket_mode, group=self.config.socket_group)
 
     def _use_io_uring(self, resources: AsyncExitStack) -> None:
         """Let the fan-out send through io_uring, if that is wanted and possible."""
@@ -195,21 +246,12 @@ class Daemon:
             return
         try:
             ring = SendRing()
-        except OSError as error:
-            log.info("io_uring is not used: %s", error.strerror)
+        except (OSError, MemoryError) as error:  # MemoryError: ctypes where no memory may be executable
+            log.info(Event("io_uring is not used", reason=getattr(error, "strerror", str(error))))
         else:
             resources.callback(ring.close)
             self.hub.deliver = ring
             self.io_uring = True
-
-    @asynccontextmanager
-    async def _listening(
-        self, address: Address, wrap: Callable[[socket.socket], _S]
-    ) -> AsyncIterator[SocketListener[_S]]:
-        async with open_listener(
-            address, wrap, mode=self.config.socket_mode, group=self.config.socket_group
-        ) as listener:
-            yield listener
 
     def _client_stream(self, sock: socket.socket) -> ClientStream:
         return ClientStream(
@@ -223,7 +265,7 @@ class Daemon:
     def _publisher_stream(self, sock: socket.socket) -> QueuedStream:
         return QueuedStream(sock, self.answers)
 
-    # One exception boundary for each connection: the only two places that catch everything. What goes wrong inside is
+    # One exception boundary for each connection: the only places that catch everything. What goes wrong inside is
     # a bug, and ends that connection only.
 
     async def _serve_client(self, stream: ClientStream) -> None:
@@ -231,13 +273,42 @@ class Daemon:
         try:
             await session.run()
         except Exception:
-            log.exception("client=%s closed: internal error", session.id)
+            log.exception(Event("internal error", client=session.id))
 
     async def _serve_publisher(self, stream: QueuedStream) -> None:
         try:
             await Connection(stream, self.service).run()
         except Exception:
-            log.exception("publisher disconnected: internal error")
+            log.exception(Event("internal error", client="publisher"))
+
+    def _http_address(self) -> str | None:
+        return str(self.http_listener.address) if self.http_listener is not None else None
+
+    async def _serve_http(self, listener: SocketListener[trio.SocketStream], nursery: trio.Nursery) -> None:
+        # Only now: who does not ask for it spends no memory on it.
+        from realtimed.endpoint import Endpoint  # noqa: PLC0415
+        from realtimed.metrics import Exposition, Reading  # noqa: PLC0415
+
+        def read() -> Reading:
+            return Reading(self.stats(), self.sessions.max_connections, self.fan_out.round_times, self.loop_lag.times)
+
+        endpoint = Endpoint(self._obstacle, Exposition(read).page)
+
+        async def serve(stream: trio.SocketStream) -> None:
+            try:
+                await endpoint.serve(stream)
+            except Exception:
+                log.exception(Event("internal error", client="http"))
+
+        await _accept(listener, serve, nursery, endpoint.room)
+
+    def _obstacle(self) -> str | None:
+        """Return what keeps newcomers from being served, if there is anything."""
+        if self._stopping.is_set():
+            return "stopping"
+        if len(self.sessions.members) >= self.sessions.max_connections:
+            return f"the limit, max-connections, is reached: {self.sessions.max_connections} connections"
+        return None
 
     def _load_history(self) -> None:
         """Go on with the history of the daemon before, if it left one; its file is gone then."""
@@ -249,11 +320,11 @@ class Daemon:
             path.unlink()
             count = snapshot.load(self.hub, data, time.time())
         except FileNotFoundError:
-            log.info("history begins anew: there is no %s", path)
+            log.info(Event("history begins anew", state_file=str(path), reason="there is no such file"))
         except (OSError, SnapshotError) as error:
-            log.warning("history begins anew: %s cannot be used: %s", path, error)
+            log.warning(Event("history begins anew", state_file=str(path), reason=str(error)))
         else:
-            log.info("history taken over channels=%d bytes=%d", count, self.history.bytes)
+            log.info(Event("history taken over", channels=count, bytes=self.history.bytes))
 
     async def _save_history(self) -> None:
         """Leave the history to the next daemon. Nothing is published any more."""
@@ -272,9 +343,9 @@ class Daemon:
                 await file.write(pending)
             new.replace(path)
         except OSError as error:
-            log.warning("history is lost: cannot write %s: %s", new, error.strerror)
+            log.warning(Event("history is lost", state_file=str(new), reason=error.strerror))
         else:
-            log.info("history saved channels=%d bytes=%d", self.history.channels, self.history.bytes)
+            log.info(Event("history saved", channels=self.history.channels, bytes=self.history.bytes))
 
     async def _expire_history(self) -> None:
         """Drop what has become too old, for ever: a little at a time, so that it never holds anyone up."""
@@ -288,35 +359,93 @@ class Daemon:
         await self.backlogs.room()
 
     async def _heed_signals(self, signals: AsyncIterator[int], everything: trio.CancelScope) -> None:
-        """Stop at the first SIGTERM or SIGINT; at the second, without waiting for anyone."""
+        """Stop at the first SIGTERM or SIGINT; at the second, without waiting for anyone. SIGHUP means `reload`."""
         async for number in signals:
-            log.info("signal=%s", signal.Signals(number).name)
-            if self._stopping.is_set():
+            log.info(Event("signal", name=signal.Signals(number).name))
+            if number == signal.SIGHUP:
+                self.reload()
+            elif not self._stopping.is_set():
+                self.stop()
+            else:
+                (self._drain or self._begin_drain()).finish_now()
                 everything.cancel()
-            self.stop()
 
-    def _say_goodbye(self) -> None:
-        """Send every client away, with a time to come back at that is different for each."""
-        members = list(self.sessions.members.values())
-        spread = 1 + len(members) / _RETURNS_PER_SECOND
-        for session in members:
-            session.say_goodbye(_SHORTEST_RETURN + random.uniform(0, spread))
+    def reload(self) -> None:
+        """Read the configuration again and apply what can be applied; log the outcome."""
+        if self._stopping.is_set():
+            log.info(Event("not reloaded", reason="the daemon is stopping"))
+            return
+        self._manager.reloading()
+        try:
+            change = compare(self.config, self._reread())
+        except ConfigurationError as error:
+            for line in str(error).splitlines():
+                log.error(Event("not reloaded", reason=line))
+            self._note = f"; not reloaded: {error}".partition("\n")[0]
+        else:
+            self._apply(change.config)
+            applied, waiting = (", ".join(names) for names in (change.applied, change.needs_restart))
+            if waiting:
+                log.warning(Event("reloaded", applied=applied, needs_restart=waiting))
+            else:
+                log.info(Event("reloaded", applied=applied, needs_restart=waiting))
+            self._note = f"; only a restart applies {waiting}" if waiting else ""
+        self._manager.ready(self._status())
 
-    def _summary(self) -> str:
-        websockets = ",".join(map(str, self.websocket_addresses))
-        return f"control={self.config.socket} websocket={websockets} max_connections={self.sessions.max_connections}"
+    def _apply(self, config: Config) -> None:
+        """Let a configuration hold that differs only in what can change. What is read from it when needed follows."""
+        self.config = self.service.config = config
+        self.hub.max_message, self.hub.max_channels = config.max_message, config.max_channels
+        self.sessions.max_connections = connection_limit(config.max_connections)
+        self.backlogs.limit = config.max_backlog
+        for backlogs in (self.backlogs, self.answers):
+            backlogs.timeout, backlogs.total_limit = config.backlog_timeout, config.max_backlog_total
+            backlogs.remove(0)  # publishers may be waiting for what there is now room for
+        logging.getLogger().setLevel(config.log_level.upper())
+
+    def _begin_drain(self) -> Drain:
+        clients, config = len(self.sessions.members), self.config
+        log.info(Event("stopping", clients=clients, drain=config.drain))
+        # Publishers, the fan-out and the last clients may each take a close-timeout.
+        self._drain = Drain(self.sessions, config.drain)
+        self._manager.stopping(self._status(), config.drain + 3 * config.close_timeout + _MARGIN)
+        return self._drain
+
+    def _status(self) -> str:
+        if self._drain is not None:
+            return f"Stopping: {len(self.sessions.members)} clients left"
+        return f"Serving {len(self.sessions.members)} clients on {len(self.hub.channels)} channels{self._note}"
+
+    def _say_ready(self, control: Address) -> None:
+        log.info(
+            Event(
+                "ready",
+                control=str(control.path),
+                websocket=",".join(map(str, self.websocket_addresses)),
+                http=self._http_address(),
+                max_connections=self.sessions.max_connections,
+            )
+        )
+        self._manager.ready(self._status())
+
+
+def _http_stream(sock: socket.socket) -> trio.SocketStream:
+    return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
 
 
 async def _accept(
-    listener: SocketListener[_S], handler: Callable[[_S], Awaitable[None]], nursery: trio.Nursery
+    listener: SocketListener[_S],
+    handler: Callable[[_S], Awaitable[None]],
+    nursery: trio.Nursery,
+    room: Callable[[], Awaitable[int]] | None = None,
 ) -> None:
-    """Start a task in `nursery` for each connection, for ever."""
+    """Start a task in `nursery` for each connection, for ever, and as many at a time as there is `room` for."""
     while True:
         try:
-            streams = await listener.accept()
+            streams = await (listener.accept() if room is None else listener.accept(await room()))
         except OSError as error:
             # The connection stays in the kernel's queue. Trying again at once would only burn the processor.
-            log.warning("cannot accept a connection: %s", error.strerror)
+            log.warning(Event("cannot accept", reason=error.strerror, listener=str(listener.address)))
             await trio.sleep(_ACCEPT_PAUSE)
         else:
             for stream in streams:
@@ -327,29 +456,21 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _connection_limit(config: Config) -> int:
-    """Raise the soft limit of open files as far as it goes; return how many WebSockets that allows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    possible = max(hard - _FILES_KEPT, 1)
-    if config.max_connections is None:
-        return possible
-    if config.max_connections > possible:
-        log.warning(
-            "max-connections is %d, but the limit of open files, %d, allows only %d: raise LimitNOFILE or ulimit -n",
-            config.max_connections, hard, possible,
-        )  # fmt: skip
-    return min(config.max_connections, possible)
+def run(config: Config, reread: Callable[[], Config], environ: MutableMapping[str, str]) -> None:
+    """Run a daemon until SIGTERM or SIGINT; at SIGHUP, go on with the configuration that `reread` returns.
 
-
-def run(config: Config) -> None:
-    """Run a daemon until SIGTERM or SIGINT.
+    The variables in `environ` that are a service manager's word to this process are removed.
 
     Raises `ConfigurationError` if it cannot listen where it should.
     """
     _calm_garbage_collector()
-    trio.run(Daemon(config).serve)
+    with closing(ServiceManager(environ)) as manager:
+        try:
+            daemon = Daemon(config, reread, receive_sockets(environ), manager)
+            trio.run(daemon.serve)
+        except ConfigurationError as error:
+            manager.status(str(error).partition("\n")[0])
+            raise
 
 
 def _calm_garbage_collector() -> None:

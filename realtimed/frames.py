@@ -55,7 +55,7 @@ class CloseCode(IntEnum):
     SILENT = 4408
     SLOW_CONSUMER = 4409
     TOO_MANY = 4429
-    RESTARTING = 4503
+    COME_BACK = 4503
 
 
 def _frame(first: int, payload: bytes) -> bytes:

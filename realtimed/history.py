@@ -8,7 +8,7 @@ are used up, is found at its head: no timer for each channel, and no search.
 from __future__ import annotations
 
 import re
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from operator import itemgetter
 from typing import Final, NamedTuple
@@ -58,15 +58,17 @@ class Ring:
 class Shelf:
     """All rings with the same age."""
 
-    __slots__ = ("age", "live", "queue")
+    __slots__ = ("age", "left", "live", "queue")
 
     # Invariants: `queue` holds (time, offset, ring) in the order of time, at least for every entry of these rings. One
-    # with an offset below its ring's `first` is stale. `live` is the number of those that are not.
+    # with an offset below its ring's `first` is stale. `live` is the number of those that are not. `left` says of
+    # channels without subscribers when the last one left, in the order of time.
 
     def __init__(self, age: float) -> None:
         self.age = age
         self.live = 0
         self.queue: deque[tuple[float, int, Ring]] = deque()
+        self.left: OrderedDict[Ring, float] = OrderedDict()
 
     def oldest(self) -> tuple[float, int, Ring] | None:
         """Return the oldest entry that is not stale."""
@@ -90,10 +92,12 @@ class History:
     first that matches counts, and `default` where none does.
     """
 
-    # `emptied` is called with the name of a channel whose last publication has been dropped.
+    # `emptied` is called with the name of a channel of which nothing is kept any more: no publication, and not when its
+    # last subscriber left.
     #
     # Invariant: `bytes` is the sum of the payloads kept, plus ENTRY_BYTES for each, plus RING_BYTES for each ring that
-    # is not empty; `publications` and `channels` are the numbers of these.
+    # is not empty and once more for each whose subscribers have left; `publications` and `channels` are the numbers of
+    # the publications and of the rings that are not empty.
 
     def __init__(
         self,
@@ -151,6 +155,22 @@ class History:
         if self.bytes > self.limit:
             self._shrink()
 
+    def left(self, ring: Ring) -> None:
+        """Take note that the channel's last subscriber has left: the channel is kept for its age, even without history.
+
+        Otherwise a channel on which little is published would be forgotten each time that its only client loses the
+        connection, and what is published until the client is back would be in a new epoch, and lost to it.
+        """
+        ring.shelf.left[ring] = self._clock()
+        self.bytes += RING_BYTES
+        if self.bytes > self.limit:
+            self._shrink()
+
+    def joined(self, ring: Ring) -> None:
+        """Take note that the channel has a subscriber."""
+        if ring.shelf.left.pop(ring, None) is not None:
+            self.bytes -= RING_BYTES
+
     def after(self, ring: Ring, offset: int) -> list[Kept] | None:
         """Return everything kept that came after `offset`, or None if something that came after it is gone."""
         self._expire(ring)
@@ -201,6 +221,11 @@ class History:
                     return True
                 budget -= 1
                 self._drop(entry[2])
+            while (ring := next(iter(shelf.left), None)) is not None and shelf.left[ring] <= now - shelf.age:
+                if not budget:
+                    return True
+                budget -= 1
+                self._forget_leaving(ring)
         return False
 
     def _expire(self, ring: Ring) -> None:
@@ -210,8 +235,13 @@ class History:
             self._drop(ring)
 
     def _shrink(self) -> None:
-        """Drop the oldest publications of all until the rest is within the limit."""
+        """Drop the oldest of all until the rest is within the limit, empty channels before publications."""
         while self.bytes > self.limit:
+            leavings = [next(iter(shelf.left.items())) for shelf in self._shelves.values() if shelf.left]
+            if leavings:
+                # Who subscribes to one channel after the other must not be able to clear the history with that.
+                self._forget_leaving(min(leavings, key=lambda leaving: leaving[1])[0])
+                continue
             heads = [head for shelf in self._shelves.values() if (head := shelf.oldest()) is not None]
             self._drop(min(heads, key=itemgetter(0))[2])
 
@@ -225,6 +255,12 @@ class History:
         if not ring.entries:
             self.bytes -= RING_BYTES
             self.channels -= 1
+            if ring not in ring.shelf.left:
+                self.emptied(ring.name)
+
+    def _forget_leaving(self, ring: Ring) -> None:
+        self.joined(ring)
+        if not ring.entries:
             self.emptied(ring.name)
 
 

@@ -24,6 +24,7 @@ from typing import Final, NamedTuple, Protocol, TypeAlias
 from realtimed.errors import RefusedError, quoted
 from realtimed.frames import Publication, WireFormat
 from realtimed.history import History, Kept, Retention, Ring
+from realtimed.watch import Watchers
 
 __all__ = [
     "Batch",
@@ -184,7 +185,8 @@ class Hub:
     """All channels, their subscribers, and the publications on their way to them. Without `history` nothing is kept."""
 
     # Invariants:
-    # - `channels` holds exactly the channels that have a subscriber or something in their history.
+    # - `channels` holds exactly the channels that have a subscriber or something in their history, or had a subscriber
+    #   so recently that `history` remembers it.
     # - `_log` is what has been published and is in no round yet, each with the channel it went to. The first entry is
     #   publication number `_log_start` of this hub; `log_bytes` is the sum of the payloads.
     # - `_caught_up[s] = n` says that `s` has everything below number n already. Entries that no longer matter to
@@ -197,12 +199,14 @@ class Hub:
         self.history = history or History(limit=0, clock=float, default=Retention(0, 0))
         self.history.emptied = self._forget_if_unused
         self.channels: dict[str, Channel] = {}
+        self.watchers = Watchers(max_patterns=max_channels)
         self.wake: Callable[[], None] = lambda: None
         self.deliver: Callable[[Batch], None] = send_each
         self.log_bytes = 0
         self.publications = 0
         self.deliveries = 0
         self.sends = 0
+        self.sent_bytes = 0
         self.rounds = 0
         self.subscriptions = 0
         self._log: list[tuple[Channel, Publication]] = []
@@ -227,13 +231,14 @@ class Hub:
         self.publications += 1
         if channel is None:
             channel = self._make(str(name))
-            if channel.ring is None:
+            if channel.ring is not None:
+                self.channels[channel.name] = channel
+            elif not self.watchers:
                 return Receipt(0, channel.epoch, 1)
-            self.channels[channel.name] = channel
         channel.offset += 1
         if channel.ring is not None:
             self.history.keep(channel.ring, channel.offset, payload, isinstance(message, str))
-        if not channel.count:
+        if not channel.count and not self.watchers:
             return Receipt(0, channel.epoch, channel.offset)
         publication = Publication(channel.name, payload, isinstance(message, str), channel.offset)
         self._log.append((channel, publication))
@@ -269,6 +274,8 @@ class Hub:
         self.catch_up(subscriber)
         if channel is None:
             channel = self.channels[name] = self._make(name)
+        if channel.ring is not None:
+            self.history.joined(channel.ring)
         channel.subscribers.setdefault(subscriber.form, set()).add(subscriber)
         channel.rosters.pop(subscriber.form, None)
         channel.count += 1
@@ -307,6 +314,7 @@ class Hub:
         data = b"".join([publication.encoded(subscriber.form) for _, publication in waiting])
         if data:
             self.sends += 1
+            self.sent_bytes += len(data)
             subscriber.write(data)
 
     def next_round(self) -> Round | None:
@@ -317,6 +325,8 @@ class Hub:
         log = self._take()
         if not log:
             return None
+        if self.watchers:
+            self.watchers.show(publication for _, publication in log)
         start, end = self._log_start - len(log), self._log_start
         late = {each: seen for each, seen in self._caught_up.items() if seen > start}
         self._caught_up = {each: seen for each, seen in late.items() if seen > end}
@@ -368,9 +378,10 @@ class Hub:
                 rings.append((channel.ring, saved.offset, saved.entries))
         self.history.restore(rings, later)
 
-    def round_over(self, sends: int) -> None:
+    def round_over(self, sends: int, sent_bytes: int) -> None:
         """Take note that the round at hand is through."""
         self.sends += sends
+        self.sent_bytes += sent_bytes
         self._round = None
 
     def _find(self, name: object) -> Channel | None:
@@ -393,7 +404,7 @@ class Hub:
         return Channel(name, self._new_epoch(), self.history.ring(name))
 
     def _forget_if_unused(self, name: str) -> None:
-        """Forget a channel that has neither subscribers nor history."""
+        """Forget a channel of which the history keeps nothing any more, unless it has subscribers."""
         channel = self.channels[name]
         if not channel.count and (channel.ring is None or not channel.ring.entries):
             del self.channels[name]
@@ -427,7 +438,11 @@ class Hub:
         channel.count -= 1
         subscriber.channels.remove(channel)
         self.subscriptions -= 1
-        self._forget_if_unused(channel.name)
+        if not channel.count:
+            if channel.ring is None:
+                del self.channels[channel.name]
+            else:
+                self.history.left(channel.ring)
 
     def _count_plural(self, subscriber: Subscriber, channel: Channel, change: int) -> None:
         """Keep `Channel.plural` right: `channel` was added to the subscriber's channels, or is about to be removed."""
@@ -485,35 +500,41 @@ class Round:
         self._at = 0
         self._early: set[Subscriber] = set()
         self._sends = 0
+        self._sent_bytes = 0
 
     def step(self, budget: int) -> bool:
         """Serve as many subscribers as are worth `budget` small sends; return whether some are left."""
         batch: list[tuple[bytes, Sequence[Subscriber]]] = []
         while budget > 0 and self._part < len(self._parts):
             data, roster = self._parts[self._part]
-            worth = 1 if data is None else 1 + len(data) // _SMALL_SEND
+            size = len(data) if data is not None else 0
+            worth = 1 + size // _SMALL_SEND
             if self._at == 0 and len(roster) * worth <= budget:
                 served = roster
             else:
                 served = roster[self._at : self._at - (-budget // worth)]
-            budget -= len(served) * worth
-            self._at += len(served)
+            receivers = len(served)
+            budget -= receivers * worth
+            self._at += receivers
             if self._at >= len(roster):
                 self._part += 1
                 self._at = 0
             if self._early:
                 served = [each for each in served if each not in self._early]
+                receivers = len(served)
             if data is not None:
                 batch.append((data, served))
-                self._sends += len(served)
+                self._sends += receivers
+                self._sent_bytes += receivers * size
             else:
                 mixes = self._mixes_for(served)
                 batch += mixes
-                self._sends += sum(len(receivers) for _, receivers in mixes)
+                self._sends += sum(len(each) for _, each in mixes)
+                self._sent_bytes += sum(len(mix) * len(each) for mix, each in mixes)
         self._hub.deliver(batch)
         if self._part < len(self._parts):
             return True
-        self._hub.round_over(self._sends)
+        self._hub.round_over(self._sends, self._sent_bytes)
         return False
 
     def serve_early(self, subscriber: Subscriber) -> None:
@@ -531,6 +552,7 @@ class Round:
     def _send_to_one(self, subscriber: Subscriber, data: bytes) -> None:
         if data:  # a mix is empty if all of it has been handed over already
             self._sends += 1
+            self._sent_bytes += len(data)
             subscriber.write(data)
 
     def _mixes_for(self, subscribers: Iterable[Subscriber]) -> Batch:

@@ -18,7 +18,7 @@ import trio
 from realtimed.config import Address
 from realtimed.errors import ConfigurationError
 
-__all__ = ["SocketListener", "open_listener"]
+__all__ = ["SocketListener", "adopt_listener", "open_listener"]
 
 _LISTEN_QUEUE: Final = 4096
 """Connections the kernel keeps until they are accepted; it takes the lower of this and net.core.somaxconn."""
@@ -30,7 +30,7 @@ StreamT = TypeVar("StreamT", bound=trio.abc.Stream)
 
 
 class SocketListener(trio.abc.AsyncResource, Generic[StreamT]):
-    """Accepts connections and wraps them. Closing it unlinks its Unix socket, if the path still leads there."""
+    """Accepts connections and wraps them. Closing it unlinks the Unix socket at `path`, if that still leads there."""
 
     def __init__(self, sock: socket.socket, wrap: Callable[[socket.socket], StreamT], path: Path | None = None) -> None:
         self._socket = sock
@@ -41,20 +41,38 @@ class SocketListener(trio.abc.AsyncResource, Generic[StreamT]):
     @property
     def address(self) -> Address:
         """Where it listens; a port that was given as 0 is the one the kernel chose."""
-        if self._path is not None:
-            return Address(path=self._path)
-        host, port = self._socket.getsockname()[:2]
+        name = self._socket.getsockname()
+        if self._socket.family == socket.AF_UNIX:
+            # What begins with a zero byte is no path but an abstract name, which is written with an @.
+            return Address(path=Path(os.fsdecode(name).replace("\0", "@", 1)))
+        host, port = name[:2]
         return Address(host=host, port=port)
 
-    async def accept(self) -> list[StreamT]:
-        """Wait for connections and return those that are there, up to a limit; possibly none.
+    async def accept(self, limit: int = _BATCH) -> list[StreamT]:
+        """Wait for connections and return those that are there, up to `limit`; possibly none.
 
         Raises `OSError` when the process or the system can have no more of them for now.
         """
         await trio.lowlevel.wait_readable(self._socket)
+        return self._accept_now(_BATCH)
+
+    def last_ones(self) -> list[StreamT]:
+        """Let nobody connect any more, and return the connections that wait, as far as there are open files for them.
+
+        At a socket that was adopted they wait for whoever accepts there next.
+        """
+        if self._path is None:
+            return []
+        self._unlink()
+        try:
+            return self._accept_now(_LISTEN_QUEUE)
+        except OSError:
+            return []
+
+    def _accept_now(self, limit: int) -> list[StreamT]:
         accepted: list[StreamT] = []
         try:
-            while len(accepted) < _BATCH:
+            while len(accepted) < limit:
                 sock, _ = self._socket.accept()
                 sock.setblocking(False)
                 if sock.family != socket.AF_UNIX:
@@ -70,11 +88,14 @@ class SocketListener(trio.abc.AsyncResource, Generic[StreamT]):
     async def aclose(self) -> None:
         """See `trio.abc.AsyncResource`."""
         if self._socket.fileno() >= 0:
-            if self._path is not None and _inode(self._path) == self._inode:
-                self._path.unlink()
+            self._unlink()
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
         await trio.lowlevel.checkpoint()
+
+    def _unlink(self) -> None:
+        if self._path is not None and _inode(self._path) == self._inode:
+            self._path.unlink()
 
 
 def open_listener(
@@ -97,6 +118,15 @@ def open_listener(
         raise ConfigurationError(f"cannot listen at {address}: {error.strerror or error}") from error
     sock.setblocking(False)
     return SocketListener(sock, wrap, address.path)
+
+
+def adopt_listener(sock: socket.socket, wrap: Callable[[socket.socket], StreamT]) -> SocketListener[StreamT]:
+    """Accept connections at a socket that somebody else has opened and keeps open.
+
+    Its path, mode and group are theirs. What is not accepted when the listener is closed waits for the next one.
+    """
+    sock.setblocking(False)
+    return SocketListener(sock, wrap)
 
 
 def _listen_unix(path: Path, mode: int, group: str | None) -> socket.socket:

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
+import random
 import re
+import secrets
 import time
+from collections.abc import Callable
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Final
@@ -22,27 +26,31 @@ from realtimed.config import Config
 from realtimed.errors import quoted
 from realtimed.frames import PING, CloseCode, close_frame
 from realtimed.hub import Hub
+from realtimed.logs import Event
 from realtimed.protocols import Conversation, ViolationError, choose
+from realtimed.request import forwarded_for, refusal, without_unread
 from realtimed.stream import Backlogs, ClientStream
 
-__all__ = ["Session", "Sessions", "heartbeat"]
+__all__ = ["Session", "Sessions", "heartbeat", "relief"]
 
 _PATH: Final = "/ws"
 _HEAD_LIMIT: Final = 16 * 1024
 """Bytes of a request's head; h11 below trio-websocket has the same limit."""
 
-_UPGRADE: Final = re.compile(rb"\nupgrade[ \t]*:", re.IGNORECASE)
-_FORWARDED_FOR: Final = re.compile(rb"\nx-forwarded-for[ \t]*:([^\r\n]*)", re.IGNORECASE)
-_HOST: Final = re.compile(rb"(\nhost:)[^\r\n]*", re.IGNORECASE)
-_UNREAD: Final = re.compile(
-    rb"\n(?!(?:host|connection|upgrade|content-length|transfer-encoding|sec-websocket-(?:key|version|protocol))[ \t]*:)"
-    rb"[^\r\n:]+:[^\r\n]*\r(?=\n)",
-    re.IGNORECASE,
-)
-_FOLDED: Final = re.compile(rb"\n[ \t]")
+
+_IN_WORDS: Final = {"restart": "restarting", "max-age": "connected for max-age"}
+
+_YOUNGEST: Final = 0.5
+"""The share of `max-age` that every connection may reach."""
+
+_RETURN_WITHIN: Final = 1.0
+"""Seconds within which a client that was closed for its age is told to come back. They are few at a time."""
 
 _SWEEP: Final = 1000
 """Clients that are looked at in one go before other tasks get their turn."""
+
+_RELIEF_INTERVAL: Final = 1.0
+"""Seconds between two looks at whether too much waits for slow clients: so long everyone has a chance to catch up."""
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +69,7 @@ class Session:
         "_sessions",
         "_websocket",
         "connected_since",
+        "expires_at",
         "id",
         "number",
         "stream",
@@ -71,9 +80,10 @@ class Session:
 
     def __init__(self, stream: ClientStream, hub: Hub, config: Config, sessions: Sessions) -> None:
         self.number = sessions.new_number()
-        self.id = f"c-{self.number:x}"
+        self.id = f"c-{sessions.run}-{self.number:x}"
         self.stream = stream
         self.connected_since = time.time()
+        self.expires_at = _expiry(config.max_age)
         self._hub = hub
         self._config = config
         self._sessions = sessions
@@ -121,12 +131,20 @@ class Session:
             self._hub.catch_up(self.stream)
             self._end(code, reason)
 
-    def say_goodbye(self, retry_after: float) -> None:
-        """Close because the daemon stops, advising the client to come back after so many seconds."""
+    @property
+    def closing(self) -> bool:
+        """Whether somebody has ended the connection."""
+        return self._closed is not None
+
+    def say_goodbye(self, reason: str, retry_after: float) -> None:
+        """Close for a reason that is not the client's fault, advising it to come back after so many seconds.
+
+        The reason is one of ``restart`` and ``max-age``.
+        """
         if self._closed is None and self._conversation is not None:
             self._hub.catch_up(self.stream)
-            self.stream.write(self._conversation.farewell("restart", retry_after))
-            self._end(CloseCode.RESTARTING, f"restarting, come back in {retry_after * 1000:.0f} ms")
+            self.stream.write(self._conversation.farewell(reason, retry_after))
+            self._end(CloseCode.COME_BACK, f"{_IN_WORDS[reason]}, come back in {retry_after * 1000:.0f} ms")
 
     def _let_go(self) -> None:
         """Break the circles of references, so that memory comes back at once and not with the garbage collector."""
@@ -152,7 +170,7 @@ class Session:
     def library_done(self) -> None:
         """See `realtimed.stream.Owner`."""
         if self._handshake is not None:
-            self._note_refusal("not a valid WebSocket handshake")  # the library has answered 400 or 426
+            self._note_refusal(self.stream.answered, "not a valid WebSocket handshake")
             self.stream.seal()
             self._handshake.cancel()
         else:
@@ -182,15 +200,9 @@ class Session:
             return None
         if not head:
             return None
-        if not head.isascii() or _FOLDED.search(head) is not None:
-            self._respond(HTTPStatus.BAD_REQUEST, "A request's head is ASCII, without folded lines (RFC 9112).")
-            return None
-        if _UPGRADE.search(head) is None:
-            self._respond(
-                HTTPStatus.UPGRADE_REQUIRED,
-                "This is realtimed. It speaks WebSocket, not HTTP: connect with new WebSocket(…) to /ws.",
-                "Upgrade: websocket\r\nConnection: Upgrade, close\r\n",
-            )
+        refused = refusal(head)
+        if refused is not None:
+            self._respond(*refused)
             return None
         if len(self._sessions.members) >= self._sessions.max_connections:
             self._respond(
@@ -200,9 +212,7 @@ class Session:
             )
             return None
         self._address = self._client_address(head)
-        # The library keeps all headers as long as the connection lives, and a browser sends a dozen that nobody reads.
-        # Nor does anybody read Host, but the library decodes it, and raises for what is no internationalized name.
-        self.stream.hand_on(_HOST.sub(b"\\1 realtimed", _UNREAD.sub(b"", head)))
+        self.stream.hand_on(without_unread(head))
         return await self._accept()
 
     async def _accept(self) -> WebSocketConnection:
@@ -216,11 +226,13 @@ class Session:
         self._sessions.connections += 1
         self._sessions.members[self.id] = self
         self.stream.open_gate()
-        log.debug("client=%s connected address=%s protocol=%s", self.id, self._address, protocol.name or "plain")
+        log.debug(Event("client connected", client=self.id, address=self._address, protocol=protocol.name or "plain"))
         if path != _PATH:
             self.close(CloseCode.NO_SUCH_PATH, f"no such path: {quoted(path)}; WebSockets are served at {_PATH}")
         else:
             self.stream.write(self._conversation.greeting(self.id, self._config.heartbeat))
+            if self._sessions.send_away is not None:
+                self._sessions.send_away(self)
         return self._websocket
 
     def _client_address(self, head: bytes) -> str:
@@ -228,23 +240,22 @@ class Session:
         peer, _ = self.stream.peer()
         if peer and not ip_address(peer.partition("%")[0]).is_loopback:
             return peer
-        hops = _FORWARDED_FOR.findall(head)
         try:
-            return str(ip_address(hops[-1].decode().rpartition(",")[2].strip())) if hops else peer
+            return str(ip_address(forwarded_for(head)))
         except ValueError:
             return peer
 
     def _respond(self, status: HTTPStatus, sentence: str, headers: str = "Connection: close\r\n") -> None:
         """Refuse the request with an HTTP answer of our own, which is the last of this connection."""
-        self._note_refusal(f"{status.value} {sentence}")
+        self._note_refusal(status.value, sentence)
         body = sentence.encode() + b"\n"
         head = f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Length: {len(body)}\r\n{headers}"
         self.stream.write(f"{head}Content-Type: text/plain; charset=utf-8\r\n\r\n".encode() + body)
         self.stream.seal()
 
-    def _note_refusal(self, reason: str) -> None:
-        self._sessions.refused += 1
-        log.info("client=%s handshake refused reason=%s", self.id, quoted(reason, 200))
+    def _note_refusal(self, status: int, reason: str) -> None:
+        self._sessions.refused[status] = self._sessions.refused.get(status, 0) + 1
+        log.info(Event("handshake refused", client=self.id, status=status, reason=reason))
 
     # The conversation.
 
@@ -298,25 +309,30 @@ class Session:
             return False
         self._closed = (code, reason)
         self._sessions.closed[code] = self._sessions.closed.get(code, 0) + 1
+        seconds = round(time.time() - self.connected_since, 1)
         log.info(
-            "client=%s closed code=%d reason=%s address=%s seconds=%.1f",
-            self.id, code, quoted(reason, 200), self._address, time.time() - self.connected_since,
-        )  # fmt: skip
+            Event("client closed", client=self.id, code=code, reason=reason, address=self._address, seconds=seconds)
+        )
         return True
 
 
 class Sessions:
     """All sessions, the limit on their number, and what has become of those that are over."""
 
-    # Invariant: `members` holds those whose handshake has been answered with 101, until their stream is shut.
+    # Invariant: `members` holds those whose handshake has been answered with 101, until their stream is shut. `refused`
+    # counts the other answers by HTTP status, `closed` the ends of WebSockets by close code.
 
     def __init__(self, max_connections: int, backlogs: Backlogs) -> None:
         self.max_connections = max_connections
         self.backlogs = backlogs
         self.members: dict[str, Session] = {}
         self.connections = 0
-        self.refused = 0
+        self.refused: dict[int, int] = {}
         self.closed: dict[int, int] = {}
+        self.send_away: Callable[[Session], None] | None = None
+        """Set when the daemon is about to end: says goodbye to whoever joins nevertheless."""
+        self.run = secrets.token_hex(2)
+        """In every client's id: one that was noted before a restart means nobody after it."""
         self._numbers = itertools.count(1)
 
     def new_number(self) -> int:
@@ -324,21 +340,58 @@ class Sessions:
         return next(self._numbers)
 
 
-async def heartbeat(sessions: Sessions, config: Config) -> None:
-    """Ping every client once a `heartbeat`, a share of them each second; close those that have long been silent."""
-    shares = max(round(config.heartbeat), 1)
+async def heartbeat(sessions: Sessions, current: Callable[[], Config]) -> None:
+    """Ping every client once a `heartbeat`, a share of them each second; close those that are silent, or old.
+
+    `current` returns the configuration, of which all but `heartbeat` itself may change.
+    """
+    interval = current().heartbeat
+    shares = max(round(interval), 1)
     turn = 0
     while True:
-        await trio.sleep(config.heartbeat / shares)
+        await trio.sleep(interval / shares)
         turn = (turn + 1) % shares
-        silent_since = trio.current_time() - config.silence_timeout
+        now = trio.current_time()
+        silence_timeout = current().silence_timeout
+        silent_since = now - silence_timeout
         for count, session in enumerate(list(sessions.members.values()), 1):
             if session.stream.heard_at < silent_since:
-                session.close(CloseCode.SILENT, f"nothing heard from you for {config.silence_timeout:g} s")
+                session.close(CloseCode.SILENT, f"nothing heard from you for {silence_timeout:g} s")
+            elif session.expires_at < now:
+                session.say_goodbye("max-age", random.uniform(0, _RETURN_WITHIN))
             elif session.number % shares == turn and not session.stream.pending:
                 session.stream.write(PING)
             if count % _SWEEP == 0:
                 await trio.lowlevel.checkpoint()
+
+
+def _expiry(max_age: float | None) -> float:
+    """Return when a connection that is made now gets too old, by trio's clock.
+
+    After a restart everyone connects at about the same time. So that they are not closed at about the same time, each
+    gets an age of its own.
+    """
+    return math.inf if max_age is None else trio.current_time() + max_age * random.uniform(_YOUNGEST, 1)
+
+
+async def relief(sessions: Sessions) -> None:
+    """As long as publishers have to wait because too much waits for slow clients, end those that most waits for.
+
+    Without this, a few clients that read nothing could hold everyone up until their backlogs' deadline, and again.
+    """
+    backlogs = sessions.backlogs
+    while True:
+        await trio.sleep(_RELIEF_INTERVAL)
+        if backlogs.total <= backlogs.total_limit:
+            continue
+        behind = [session for session in sessions.members.values() if session.stream.pending]
+        for session in sorted(behind, key=lambda session: session.stream.pending, reverse=True):
+            if backlogs.total <= backlogs.total_limit:
+                break
+            session.slow(
+                f"{session.stream.pending} bytes are waiting, and {backlogs.total} for all clients;"
+                f" the limit, max-backlog-total, is {backlogs.total_limit}"
+            )
 
 
 def _normal_path(target: str) -> str:

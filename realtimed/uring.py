@@ -14,7 +14,6 @@ Source: io_uring(7), io_uring_setup(2), io_uring_enter(2), and linux/io_uring.h 
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import mmap
 import os
@@ -70,6 +69,10 @@ class _Queues:
     # `_size` bytes, and `_all_sent` is the results they have if everything goes well.
 
     def __init__(self) -> None:
+        # Only here: importing it can fail where memory that is written may not be executed.
+        import ctypes  # noqa: PLC0415
+
+        self._ctypes = ctypes
         self._syscall = ctypes.CDLL(None, use_errno=True).syscall
         self._syscall.restype = ctypes.c_long
         self._syscall.argtypes = [ctypes.c_long] * 7
@@ -127,7 +130,7 @@ class _Queues:
         shared = memoryview(mmap.mmap(self.fd, size, offset=_OFFSET_SHARED))
         submissions = memoryview(mmap.mmap(self.fd, _ENTRY.size * entries, offset=_OFFSET_SUBMISSIONS))
         self.stage = mmap.mmap(-1, _STAGE)
-        address = ctypes.addressof(ctypes.c_char.from_buffer(self.stage))
+        address = self._ctypes.addressof(self._ctypes.c_char.from_buffer(self.stage))
         for index in range(entries):
             _ENTRY.pack_into(submissions, _ENTRY.size * index, _SEND, 0, 0, -1, 0, address, 0, _FLAGS, index)
         shared[indices : indices + 4 * entries].cast("I")[:] = memoryview(array("I", range(entries)))
@@ -145,14 +148,16 @@ class _Queues:
         """Make a system call; the first number says which. Raises `OSError`."""
         result = int(self._syscall(*numbers, *[0] * (7 - len(numbers))))
         if result < 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+            number = self._ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
         return result
 
 
 class SendRing:
     """Does what `realtimed.hub.send_each` does, up to a thousand sends in one system call.
 
-    Raises `OSError` if the kernel does not offer it, or does it otherwise than expected.
+    Raises `OSError` if the kernel does not offer it, or does it otherwise than expected; `MemoryError` if the system
+    does not let Python call functions of C.
     """
 
     def __init__(self) -> None:

@@ -59,6 +59,11 @@ class _PortalClient:
         self._portal.call(self._client.aclose)
 
     @contextmanager
+    def watch(self, *patterns: str) -> Iterator[_PortalSubscription]:
+        with self._portal.wrap_async_context_manager(self._client.watch(*patterns)) as subscription:
+            yield _PortalSubscription(self._portal, subscription)
+
+    @contextmanager
     def subscribe(self, *channels: str, since: Mapping[str, Position] | None = None) -> Iterator[_PortalSubscription]:
         with self._portal.wrap_async_context_manager(self._client.subscribe(*channels, since=since)) as subscription:
             yield _PortalSubscription(self._portal, subscription)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import resource
+import shutil
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
 
+from tests.site import PATIENCE
 from tests.stack import (
     Caddy,
     Daemon,
@@ -20,6 +23,16 @@ from tests.stack import (
 
 OPEN_FILES_NEEDED = 8192
 """What the largest test opens: a thousand WebSockets, each a socket of the test, two of Caddy and one of the daemon."""
+
+CHROMIUM_OPTIONS = (
+    "--no-sandbox",  # it does not start as root otherwise
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 
 LOG_LINES_SHOWN = 100
 """How much of each part's log is shown below a test that failed."""
@@ -69,6 +82,44 @@ async def caddy_alone(runtime_dir: Path, daemon: Daemon) -> AsyncIterator[Caddy]
     """Run Caddy in front of `daemon`, without PHP."""
     async with running_caddy(runtime_dir, websocket_socket=daemon.websocket_socket) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Run the system's Chromium, or Playwright's if there is none.
+
+    A test that uses it must block: Playwright's blocking interface keeps an event loop of its own in this thread.
+    """
+    expect.set_options(timeout=PATIENCE * 1000)
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"),
+            args=CHROMIUM_OPTIONS,
+            ignore_default_args=["--disable-back-forward-cache"],
+            timeout=PATIENCE * 1000,
+        )
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    """Give a browser that was never here before, and in which nothing may go wrong unnoticed."""
+    opened = browser.new_context()
+    complaints: list[str] = []
+    opened.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    opened.on("weberror", lambda error: complaints.append(str(error.error)))
+    yield opened
+    opened.close()
+    assert complaints == []
+
+
+@pytest.fixture
+def troubled_context(browser: Browser) -> Iterator[BrowserContext]:
+    """Give a browser whose console may show failed connections."""
+    opened = browser.new_context()
+    yield opened
+    opened.close()
 
 
 @pytest.hookimpl(wrapper=True)

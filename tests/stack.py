@@ -27,6 +27,8 @@ from urllib.parse import urlsplit
 
 import trio
 
+from realtimed.cli.probe import site_of
+
 __all__ = [
     "APP",
     "CADDYFILE",
@@ -62,9 +64,24 @@ _LOG_SHOWN: Final = 50
 """Lines of a part's log that are shown when it fails."""
 
 _OURS: Final = re.compile(
-    r"REALTIME_|(SERVER_ADDRESS|ALLOWED_ORIGINS|PHP_FASTCGI|CERTIFICATE_PORT|CADDY_GLOBAL_OPTIONS|CADDY_ADMIN|NOTIFY_SOCKET)$"
+    r"REALTIME_|LISTEN_|WATCHDOG_"
+    r"|(SERVER_ADDRESS|ALLOWED_ORIGINS|METRICS_CLIENTS|PHP_FASTCGI|CERTIFICATE_PORT|CADDY_GLOBAL_OPTIONS|CADDY_ADMIN"
+    r"|NOTIFY_SOCKET|JOURNAL_STREAM)$"
 )
 """Variables that steer a part. What the caller's shell holds of them reaches no part unasked."""
+
+
+_HAND_OVER: Final = """
+import fcntl, os, sys
+names, fds, *command = sys.argv[1:]
+high = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 100) for fd in fds.split()]
+for number, fd in enumerate(high, 3):
+    os.dup2(fd, number)
+    os.close(fd)
+os.environ.update(LISTEN_FDS=str(len(high)), LISTEN_FDNAMES=names, LISTEN_PID=str(os.getpid()))
+os.execv(command[0], command)
+"""
+"""A program that becomes another, to which it hands sockets in the way of sd_listen_fds(3)."""
 
 
 class MissingComponentError(Exception):
@@ -174,24 +191,34 @@ def free_port() -> int:
 
 @asynccontextmanager
 async def running_daemon(
-    directory: Path, *options: str, environment: Mapping[str, str] | None = None
+    directory: Path,
+    *options: str,
+    environment: Mapping[str, str] | None = None,
+    sockets: Mapping[str, socket.socket] | None = None,
 ) -> AsyncIterator[Daemon]:
-    """Run realtimed with its sockets in `directory`; `options` are added to its command line."""
+    """Run realtimed with its sockets in `directory`; `options` are added to its command line.
+
+    With `sockets` it is handed these, under their names, as systemd does. Whoever connects to them then has to wait
+    until it is ready, and so it is handed over at once.
+    """
     control, websocket = directory / "realtime.sock", directory / "realtime-ws.sock"
-    command: list[str | Path] = [
-        sys.executable,
-        "-m",
+    command: list[str | Path] = [sys.executable, "-m", "realtimed"]
+    if sockets is None:
+        command += ["--socket", control, "--websocket", f"unix:{websocket}"]
+    else:
+        fds = " ".join(str(sock.fileno()) for sock in sockets.values())
+        command[:0] = [sys.executable, "-c", _HAND_OVER, ":".join(sockets), fds]
+    process, log_file = _start(
         "realtimed",
-        "--socket",
-        control,
-        "--websocket",
-        f"unix:{websocket}",
-        *options,
-    ]
-    process, log_file = _start("realtimed", command, directory, _environment(environment or {}))
+        [*command, *options],
+        directory,
+        _environment(environment or {}),
+        pass_fds=[sock.fileno() for sock in (sockets or {}).values()],
+    )
     daemon = Daemon("realtimed", process, log_file, control, websocket)
     async with _ending(daemon):
-        await _until_ready(daemon, partial(_connectable, control))
+        if sockets is None:
+            await _until_ready(daemon, partial(_connectable, control))
         yield daemon
 
 
@@ -330,6 +357,7 @@ def _start(
     directory: Path,
     environment: Mapping[str, str],
     working_directory: Path = ROOT,
+    pass_fds: Sequence[int] = (),
 ) -> tuple[subprocess.Popen[bytes], Path]:
     """Start a process, in a session of its own: Ctrl-C is for us, and we end the parts in order."""
     # Should we be killed, the kernel ends the process: it is tied to the thread that starts it, so not to one of
@@ -346,6 +374,7 @@ def _start(
             env=environment,
             cwd=working_directory,
             start_new_session=True,
+            pass_fds=pass_fds,
         )
     return process, log_file
 
@@ -420,14 +449,10 @@ class _AddressError(Exception):
 
 def _origin_of(address: str) -> str:
     """Return the origin of the pages that Caddy serves at one site address, such as ``:8080`` or ``example.com``."""
-    match = re.fullmatch(r"(?:(https?)://)?(\[[^\]]*\]|[^:/]*)(?::(\d+))?/?", address)
-    if match is None:
-        raise _AddressError(f"SERVER_ADDRESS: expected addresses such as :8080 or example.com, got {address!r}")
-    scheme, host, port = match[1], match[2], match[3]
-    if not scheme:
-        scheme = "http" if port == "80" or (not host and port != "443") else "https"
-    default_port = {"http": "80", "https": "443"}[scheme]
-    return f"{scheme}://{host or 'localhost'}" + (f":{port}" if port not in (None, default_port) else "")
+    try:
+        return site_of(address)
+    except ValueError as error:
+        raise _AddressError(f"SERVER_ADDRESS: {error}") from None
 
 
 def _require_free(origin: str) -> None:

@@ -11,6 +11,7 @@ import socket
 import stat
 import subprocess
 import sys
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -285,7 +286,7 @@ async def test_clients_are_pinged_and_the_silent_are_sent_away(runtime_dir: Path
             [left] = await asking.call("clients")
             await living.send_message(subscribe("news"))
             await until_subscribed(asking, "news", 1)
-            assert left["id"] == "c-1"
+            assert re.fullmatch(r"c-[0-9a-f]{4}-1", left["id"])
 
 
 async def test_beyond_the_limit_of_connections_handshakes_get_503(runtime_dir: Path) -> None:
@@ -358,7 +359,7 @@ async def test_a_signal_ends_it_cleanly(runtime_dir: Path, number: signal.Signal
                 assert [message["data"] for message in messages] == [str(n) for n in range(500)]
                 assert (farewell["event"], farewell["reason"]) == ("goodbye", "restart")
                 assert (code, reason) == (
-                    CloseCode.RESTARTING, f"restarting, come back in {farewell['retry_after_ms']} ms",
+                    CloseCode.COME_BACK, f"restarting, come back in {farewell['retry_after_ms']} ms",
                 )  # fmt: skip
                 retries.add(farewell["retry_after_ms"])
             assert len(retries) == 2, "clients come back at different times"
@@ -479,7 +480,7 @@ def test_check_says_all_that_is_wrong_and_starts_nothing() -> None:
     assert [line.partition(" above")[0].partition(", got")[0] for line in sorted(lines)] == [
         "realtimed: --heartbeat: expected a number of seconds",
         "realtimed: --max-message: expected a number of bytes",
-        'realtimed: REALTIME_SOCKET_MODE: expected three octal digits, such as "0660"',
+        'realtimed: REALTIME_SOCKET_MODE: expected an octal number such as "0660"',
     ]
     assert realtimed("--check").stdout == "The configuration is valid.\n"
 
@@ -515,3 +516,23 @@ async def test_what_a_publisher_watches_never_overtakes_its_answers(daemon: Daem
                     if isinstance(message, Response) and message.result == "pong":
                         heard.append("pong")
     assert heard == [0, 1, ["own", "x", 1], 2, 3, "pong"]
+
+
+async def test_clients_that_read_nothing_hold_publishers_up_for_a_moment_only(runtime_dir: Path) -> None:
+    """Six of them, each within its own limit and deadline, take more memory together than there is for all."""
+    options = ("--max-backlog-total", "2M", "--max-backlog", "1M", "--backlog-timeout", "600")
+    with trio.fail_after(PATIENCE):
+        async with AsyncExitStack() as stack:
+            daemon = await stack.enter_async_context(running_daemon(runtime_dir, *options))
+            sender = await stack.enter_async_context(publisher(daemon.control_socket))
+            for _ in range(6):
+                client = await stack.enter_async_context(raw_client(daemon.websocket_socket))
+                await client.send(TextMessage(data=subscribe("news")))
+            await until_subscribed(sender, "news", 6)
+            message = "x" * 50_000
+            for number in range(24):  # 208 KiB of each client's are in the kernel, 1 MiB may wait
+                assert (await sender.call("broadcast", "news", message))["offset"] == number + 1
+            while (stats := await sender.call("stats"))["closed"].get("4409", 0) < 4:
+                pass
+            assert stats["backlog_bytes"] <= 2 * 2**20
+            assert stats["closed"] == {"4409": 4}

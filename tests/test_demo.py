@@ -7,151 +7,29 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import socket
 import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
-from anyio.from_thread import BlockingPortal, start_blocking_portal
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 import realtimed
-from tests.stack import (
-    APP,
-    ROOT,
-    Caddy,
-    Daemon,
-    find_php,
-    free_port,
-    running_caddy,
-    running_daemon,
-    running_php_fpm,
-    runtime_directory,
-)
+from tests.site import PATIENCE, Site, messages, open_page, panel, running_site
+from tests.stack import APP, ROOT, find_php, free_port
 from tests.test_stack import processes_in
-
-PATIENCE: Final = 30
-"""Seconds within which whatever a test waits for has happened. Caddy alone waits 5 s for a daemon that is not there."""
-
-CHROMIUM_OPTIONS: Final = (
-    "--no-sandbox",  # it does not start as root otherwise
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Run the system's Chromium, or Playwright's if there is none."""
-    expect.set_options(timeout=PATIENCE * 1000)
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=CHROMIUM_OPTIONS, timeout=PATIENCE * 1000
-        )
-        yield chromium
-        chromium.close()
-
-
-class Site:
-    """The whole stack, whose daemon may be stopped and started."""
-
-    def __init__(self, directory: Path, portal: BlockingPortal) -> None:
-        self.origin = ""
-        self.control_socket = directory / "realtime.sock"
-        self.sessions = directory / "php-sessions"
-        self._directory = directory
-        self._portal = portal
-        self._daemon = ExitStack()
-
-    def start_daemon(self) -> Daemon:
-        running = self._portal.wrap_async_context_manager(running_daemon(self._directory))
-        return self._daemon.enter_context(running)
-
-    def stop_daemon(self) -> None:
-        self._daemon.close()
-
-    def broadcast(self, channel: str, message: str | bytes) -> None:
-        with realtimed.Client(self.control_socket) as client:
-            client.broadcast(channel, message)
-
-
-@contextmanager
-def running_site(environment: Mapping[str, str] | None = None) -> Iterator[Site]:
-    with ExitStack() as stack:
-        directory = stack.enter_context(runtime_directory())
-        portal = stack.enter_context(start_blocking_portal("trio"))
-        site = Site(directory, portal)
-        daemon = site.start_daemon()
-        stack.callback(site.stop_daemon)
-        php = running_php_fpm(directory, {"REALTIME_SOCKET": str(daemon.control_socket)})
-        php_socket = stack.enter_context(portal.wrap_async_context_manager(php)).socket
-        caddy: Caddy = stack.enter_context(
-            portal.wrap_async_context_manager(
-                running_caddy(
-                    directory,
-                    websocket_socket=daemon.websocket_socket,
-                    php_socket=php_socket,
-                    environment=environment,
-                )
-            )
-        )
-        site.origin = f"http://localhost:{caddy.port}"
-        yield site
 
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
     with running_site() as running:
         yield running
-
-
-@pytest.fixture
-def context(browser: Browser) -> Iterator[BrowserContext]:
-    """Give a browser that was never here before, and in which nothing may go wrong unnoticed."""
-    opened = browser.new_context()
-    complaints: list[str] = []
-    opened.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    opened.on("weberror", lambda error: complaints.append(str(error.error)))
-    yield opened
-    opened.close()
-    assert complaints == []
-
-
-@pytest.fixture
-def troubled_context(browser: Browser) -> Iterator[BrowserContext]:
-    """Give a browser whose console may show failed connections."""
-    opened = browser.new_context()
-    yield opened
-    opened.close()
-
-
-def open_page(context: BrowserContext, site: Site, *channels: str) -> Page:
-    """Open the demo, and wait until it is subscribed to the channels."""
-    page = context.new_page()
-    page.goto(f"{site.origin}/?" + "&".join(f"channel={channel}" for channel in channels))
-    for channel in channels:
-        expect(panel(page, channel)).to_have_attribute("data-state", "live")
-    return page
-
-
-def panel(page: Page, channel: str) -> Locator:
-    return page.locator(f'.panel[data-channel="{channel}"]')
-
-
-def messages(page: Page, channel: str) -> Locator:
-    return panel(page, channel).locator(".message")
 
 
 def send(page: Page, channel: str, message: str) -> None:
@@ -535,9 +413,11 @@ def test_a_client_sent_away_stays_away(troubled_context: BrowserContext) -> None
         with realtimed.Client(site.control_socket) as client:
             (connected,) = client.clients()
             client.disconnect(connected.id, 4403, "no more of this")
-        expect(page.locator("#state")).to_have_text("Disconnected by the server: no more of this (4403)")
+        expect(page.locator("#state")).to_have_text("Disconnected by the server")
+        expect(page.get_by_role("alert").first).to_contain_text("not allowed here (4403, no more of this)")
         page.get_by_role("button", name="Connect now").click()
         expect(panel(page, "news")).to_have_attribute("data-state", "live")
+        expect(page.get_by_role("alert").first).to_be_hidden()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -549,6 +429,10 @@ def test_text_stands_out_from_its_ground(scheme: str, browser: Browser, site: Si
     page = open_page(opened, site, "news")
     send(page, "a b", "hello")
     expect(outcome(page)).to_have_class("failed")
+    page.get_by_role("button", name="Disconnect").click()
+    site.broadcast("news", "missed")
+    page.get_by_role("button", name="Connect now").click()
+    expect(panel(page, "news").locator(".replayed")).to_have_count(1)
     measured = page.evaluate(MEASURE_CONTRASTS)
     assert len(measured) > 10
     assert {text: contrast for text, contrast in measured.items() if contrast < 4.5} == {}

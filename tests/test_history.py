@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from realtimed.history import ENTRY_BYTES, RING_BYTES, History, Retention
 from realtimed.hub import Hub, Joined, Position, Round
-from tests.test_hub import LINES, OTHER_LINES, Listener, fan_out
+from tests.test_hub import LINES, MODEL_RUNS, OTHER_LINES, Listener, fan_out
 
 AMPLE = 2**30
 
@@ -168,6 +168,87 @@ def test_idle_channels_are_forgotten_when_their_last_publication_has_expired() -
     assert set(hub.channels) == {"short:5"}
     assert (hub.history.bytes, hub.history.publications, hub.history.channels) == (0, 0, 0)
     hub.leave(watched)
+    clock.now += 10
+    hub.history.expire(10)
+    assert not hub.channels
+
+
+# A channel outlives its last subscriber, who may be coming back.
+
+
+def watch_and_lose(hub: Hub, name: str) -> Position:
+    """Subscribe, and lose the connection; return the position until which all is known."""
+    client = Listener()
+    joined = hub.subscribe(client, name)
+    hub.leave(client)
+    return Position(joined.epoch, joined.offset)
+
+
+@pytest.mark.parametrize("published", [0, 1, 3])
+@pytest.mark.parametrize("history", ["none yet", "expired"])
+def test_the_only_client_of_a_quiet_channel_has_what_it_missed(history: str, published: int) -> None:
+    clock = Clock()
+    hub = make_hub(age=60, clock=clock)
+    keeper = Listener()
+    hub.subscribe(keeper, "mine")
+    if history == "expired":
+        hub.publish("mine", "long ago")
+        clock.now += 60
+        hub.history.expire(10)
+    since = watch_and_lose(hub, "mine")
+    hub.leave(keeper)
+    clock.now += 59
+    for number in range(published):
+        hub.publish("mine", str(number))
+    back = come_back(hub, "mine", since)
+    assert (back.recovered, missed(back)) == (True, [str(number) for number in range(published)])
+
+
+def test_a_channel_without_subscribers_is_forgotten_after_its_age() -> None:
+    clock = Clock()
+    hub = make_hub(age=60, clock=clock)
+    since = watch_and_lose(hub, "mine")
+    clock.now += 30
+    assert watch_and_lose(hub, "mine") == since, "whoever comes and goes keeps it in being"
+    clock.now += 59.9
+    hub.history.expire(10)
+    assert "mine" in hub.channels
+    clock.now += 0.1
+    hub.history.expire(10)
+    assert not hub.channels
+    assert hub.history.bytes == 0
+    assert come_back(hub, "mine", since).recovered is False
+
+
+def test_publications_keep_a_channel_that_everyone_has_left_until_they_expire() -> None:
+    clock = Clock()
+    hub = make_hub(age=60, clock=clock)
+    since = watch_and_lose(hub, "mine")
+    clock.now += 59
+    hub.publish("mine", "late")
+    clock.now += 59
+    hub.history.expire(10)
+    assert missed(come_back(hub, "mine", since)) == ["late"]
+
+
+def test_who_comes_and_goes_takes_a_bounded_memory_and_no_history_from_others() -> None:
+    clock = Clock()
+    limit = 100 * RING_BYTES
+    hub = make_hub(limit=limit, clock=clock)
+    start = publish(hub, "news", 5)
+    for number in range(1000):
+        clock.now += 0.001
+        watch_and_lose(hub, f"channel-{number}")
+        assert hub.history.bytes <= limit
+    assert 50 < len(hub.channels) < 100
+    assert "channel-999" in hub.channels
+    assert "channel-0" not in hub.channels
+    assert missed(come_back(hub, "news", start)) == ["1", "2", "3", "4", "5"]
+
+
+def test_without_history_nothing_outlives_the_last_subscriber() -> None:
+    hub = make_hub(size=0)
+    watch_and_lose(hub, "mine")
     assert not hub.channels
 
 
@@ -256,7 +337,7 @@ def lines(listener: Listener) -> list[str]:
     return listener.received.decode().split(";")[:-1]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=MODEL_RUNS, deadline=None)
 @given(seed=st.integers(0, 2**32), steps=st.integers(1, 300), size=st.integers(1, 8))
 def test_recovery_agrees_with_the_model(seed: int, steps: int, size: int) -> None:
     """Readers come and go, in mid-round too; each has exactly what it should, or was told that it does not."""
@@ -306,11 +387,11 @@ def test_recovery_agrees_with_the_model(seed: int, steps: int, size: int) -> Non
         pass
     fan_out(hub)
     assert lines(keeper) == [f"news/{offset}/{message}" for offset, (_, message) in enumerate(model.published, 1)]
-    clock.now += 20
-    hub.history.expire(10_000)
     for reader in readers:
         hub.leave(reader.listener)
     hub.leave(keeper)
+    clock.now += 20
+    hub.history.expire(10_000)
     assert not hub.channels
     assert hub.history.bytes == 0
 

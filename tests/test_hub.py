@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import dataclass, field
 
@@ -13,6 +14,9 @@ from realtimed.errors import RefusedError
 from realtimed.frames import Publication, WireFormat
 from realtimed.history import History
 from realtimed.hub import Channel, Hub, Receipt
+
+MODEL_RUNS = int(os.environ.get("MODEL_RUNS", "300"))
+"""Random histories the models are tried with, of a hundred steps each on average; more: MODEL_RUNS=50000 pytest …"""
 
 
 class Lines:
@@ -280,7 +284,7 @@ def test_waking_happens_once_for_all_that_is_published_together() -> None:
     assert len(wakes) == 2
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=MODEL_RUNS, deadline=None)
 @given(seed=st.integers(0, 2**32), steps=st.integers(1, 150))
 def test_the_hub_agrees_with_a_model_that_delivers_at_once(seed: int, steps: int) -> None:
     """Whatever happens in between, each listener gets what a hub without rounds would have given it."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,8 @@ import playwright
 import pytest
 import trio
 
-from tests.clients import publisher
+from tests.clients import Publisher, publisher
+from tests.plug import Plug, running_plug
 from tests.stack import ROOT, free_port, running_daemon
 
 TESTS: Final = ROOT / "tests" / "js"
@@ -57,6 +59,11 @@ class JavaScriptClient:
         line, self._text = self._text.split("\n", 1)
         return json.loads(line)
 
+    async def ended(self) -> None:
+        """Wait until the client has nothing more to do; it must not have said anything in the meantime."""
+        assert await self._output.receive_some() == b""
+        assert self._text == ""
+
     async def line_with(self, key: str) -> Any:
         """Pass over all others."""
         while key not in (line := await self.line()):
@@ -65,10 +72,12 @@ class JavaScriptClient:
 
 
 @asynccontextmanager
-async def javascript_client(node: str, port: int, *channels: str) -> AsyncIterator[JavaScriptClient]:
+async def javascript_client(
+    node: str, port: int, *channels: str, options: Mapping[str, object] | None = None
+) -> AsyncIterator[JavaScriptClient]:
     url = f"ws://127.0.0.1:{port}/ws"
     async with trio.open_nursery() as nursery:
-        command = [node, CLIENT, url, *channels]
+        command = [node, CLIENT, url, json.dumps(options or {}), *channels]
         process: trio.Process = await nursery.start(
             partial(trio.run_process, command, stdout=subprocess.PIPE, check=False)
         )
@@ -82,13 +91,13 @@ async def test_it_speaks_with_the_daemon(node: str, runtime_dir: Path) -> None:
     address = ("--websocket", f"127.0.0.1:{port}")
     async with running_daemon(runtime_dir, *address) as daemon, javascript_client(node, port, "news", "a b") as client:
         assert await client.line() == {"state": "connected"}
-        assert await client.line() == {"subscribed": "news", "missed": False}
+        assert await client.line() == {"subscribed": "news", "replayed": 0}
         assert await client.line() == {"refused": "a b", "code": "invalid_channel"}
         async with publisher(daemon.control_socket) as control:
             await control.call("broadcast", "news", "hëllo")
             await control.call("broadcast", "news", b"\x00\xff")
-        assert await client.line() == {"message": "news", "offset": 1, "text": "hëllo"}
-        assert await client.line() == {"message": "news", "offset": 2, "bytes": [0, 255]}
+        assert await client.line() == {"message": "news", "offset": 1, "replayed": False, "text": "hëllo"}
+        assert await client.line() == {"message": "news", "offset": 2, "replayed": False, "bytes": [0, 255]}
 
         await daemon.stop()
         lost = await client.line()
@@ -96,10 +105,12 @@ async def test_it_speaks_with_the_daemon(node: str, runtime_dir: Path) -> None:
         assert lost["code"] == 4503
         assert 1000 <= lost["retryIn"] <= 3000
         async with running_daemon(runtime_dir, *address) as restarted:
-            assert await client.line_with("subscribed") == {"subscribed": "news", "missed": True}
+            # The new daemon cannot know what the old one published: history does not outlive it.
+            assert await client.line_with("subscribed") == {"subscribed": "news", "recovered": False, "replayed": 0}
             async with publisher(restarted.control_socket) as control:
                 await control.call("broadcast", "news", "again")
-            assert await client.line_with("message") == {"message": "news", "offset": 1, "text": "again"}
+            again = {"message": "news", "offset": 1, "replayed": False, "text": "again"}
+            assert await client.line_with("message") == again
 
 
 async def test_the_daemon_lets_it_subscribe_to_all_channels_it_may(node: str, runtime_dir: Path) -> None:
@@ -111,5 +122,127 @@ async def test_the_daemon_lets_it_subscribe_to_all_channels_it_may(node: str, ru
     ):
         assert await client.line() == {"state": "connected"}
         for channel in channels:
-            assert await client.line() == {"subscribed": channel, "missed": False}
+            assert await client.line() == {"subscribed": channel, "replayed": 0}
         assert await client.line() == {"refused": "one-too-many", "code": "too_many_channels"}
+
+
+async def test_sent_away_for_good_it_says_so_and_stays_away(node: str, runtime_dir: Path) -> None:
+    port = free_port()
+    async with (
+        running_daemon(runtime_dir, "--websocket", f"127.0.0.1:{port}") as daemon,
+        publisher(daemon.control_socket) as control,
+        javascript_client(node, port, "news") as client,
+    ):
+        await client.line_with("subscribed")
+        (connected,) = await control.call("clients")
+        await control.call("disconnect", connected["id"], 4403, "no more of this")
+        assert await client.line() == {"state": "closed", "code": 4403}
+        refusal = await client.line()
+        assert refusal["error"] == "closed"
+        assert "not allowed here (4403, no more of this)" in refusal["message"]
+        await client.ended()  # no timer and no connection is left that would keep Node running
+        assert await control.call("clients") == []
+
+
+# Across failures of the network: nothing is lost, nothing comes twice.
+
+
+@asynccontextmanager
+async def unreliable_network(
+    node: str, directory: Path, *channels: str, daemon_options: tuple[str, ...] = (), **options: object
+) -> AsyncIterator[tuple[Plug, Publisher, JavaScriptClient]]:
+    """Run a client and the daemon with a plug between them; wait until the client is subscribed."""
+    port = free_port()
+    async with (
+        running_daemon(directory, "--websocket", f"127.0.0.1:{port}", *daemon_options) as daemon,
+        running_plug(free_port(), port) as plug,
+        publisher(daemon.control_socket) as control,
+        javascript_client(node, plug.port, *channels, options={"minDelay": 20, "maxDelay": 100, **options}) as client,
+    ):
+        for _ in channels:
+            await client.line_with("subscribed")
+        yield plug, control, client
+
+
+async def test_what_was_published_while_it_was_away_comes_when_it_is_back(node: str, runtime_dir: Path) -> None:
+    async with unreliable_network(node, runtime_dir, "news", "sport") as (plug, control, client):
+        await control.call("broadcast", "news", "1")
+        assert (await client.line_with("message"))["text"] == "1"
+        plug.pull()
+        assert (await client.line_with("state"))["state"] == "waiting"
+        for number in range(2, 12):
+            await control.call("broadcast", "news", str(number))
+        plug.put_back()
+        assert await client.line_with("subscribed") == {"subscribed": "news", "recovered": True, "replayed": 10}
+        seen: list[tuple[str, int, str]] = []
+        while len(seen) < 10:
+            line = await client.line()
+            if "message" in line:
+                assert line["replayed"]
+                seen.append((line["message"], line["offset"], line["text"]))
+            else:
+                assert line == {"subscribed": "sport", "recovered": True, "replayed": 0}
+        assert seen == [("news", number, str(number)) for number in range(2, 12)]
+        await control.call("broadcast", "news", "live")
+        live = {"message": "news", "offset": 12, "replayed": False, "text": "live"}
+        assert await client.line_with("message") == live
+
+
+async def test_it_says_when_history_does_not_reach_back(node: str, runtime_dir: Path) -> None:
+    async with unreliable_network(node, runtime_dir, "news") as (plug, control, client):
+        plug.pull()
+        assert (await client.line_with("state"))["state"] == "waiting"
+        for number in range(1, 151):
+            await control.call("broadcast", "news", str(number))
+        plug.put_back()
+        assert await client.line_with("subscribed") == {"subscribed": "news", "recovered": False, "replayed": 0}
+        await control.call("broadcast", "news", "live")
+        live = {"message": "news", "offset": 151, "replayed": False, "text": "live"}
+        assert await client.line_with("message") == live
+
+
+async def test_a_connection_that_has_fallen_silent_is_noticed(node: str, runtime_dir: Path) -> None:
+    async with unreliable_network(
+        node, runtime_dir, "news", daemon_options=("--heartbeat", "1"), answerTimeout=500
+    ) as (plug, control, client):
+        plug.clog()
+        await control.call("broadcast", "news", "into the tunnel")
+        lost = await client.line()
+        assert (lost["state"], lost["code"]) == ("waiting", 4408)
+        plug.put_back()
+        assert await client.line_with("subscribed") == {"subscribed": "news", "recovered": True, "replayed": 1}
+        assert (await client.line_with("message"))["text"] == "into the tunnel"
+
+
+async def test_a_network_that_fails_again_and_again_loses_nothing(node: str, runtime_dir: Path) -> None:
+    chance = random.Random(4503)
+    failures, published, lost, recovered = 40, 0, 0, 0
+    seen: list[int] = []
+    async with unreliable_network(node, runtime_dir, "news") as (plug, control, client):
+
+        async def listen() -> None:
+            nonlocal lost, recovered
+            line = await client.line()
+            if "message" in line:
+                seen.append(line["offset"])
+            elif "subscribed" in line:
+                assert line["recovered"], line
+                recovered += line["replayed"]
+            else:
+                lost += line["state"] == "waiting"
+
+        for _ in range(failures):
+            # In the middle of a message, of a replay, of the handshake: wherever it happens to be.
+            plug.pull_after(chance.randrange(1, 4000))
+            while not plug.pulled:
+                if published - len(seen) < 60:  # beyond 100, history need not reach back
+                    published += 1
+                    await control.call("broadcast", "news", "x" * chance.randrange(200))
+                else:
+                    await listen()
+            plug.put_back()
+        while len(seen) < published:
+            await listen()
+    assert seen == list(range(1, published + 1))
+    assert lost >= failures
+    assert recovered > failures

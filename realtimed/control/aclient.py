@@ -121,6 +121,16 @@ class AsyncClient:
         finally:
             feed.close()
 
+    @asynccontextmanager
+    async def watch(self, *patterns: str) -> AsyncIterator[AsyncSubscription]:
+        """See `Client.watch`."""
+        feed = Feed(self.socket)
+        try:
+            await _run(feed.open_watching(patterns, Deadline(self._timeout)))
+            yield AsyncSubscription(feed)
+        finally:
+            feed.close()
+
     async def _call(self, call: Call[_T]) -> _T:
         async with self._my_turn() as deadline:
             return await _run(self._line.call(call, deadline))

@@ -38,6 +38,7 @@ __all__ = [
     "request_ids",
     "stats",
     "subscribe",
+    "watch",
 ]
 
 _T = TypeVar("_T")
@@ -224,6 +225,11 @@ def subscribe(channel: str, since: Position | None = None) -> Call[tuple[Positio
         (_text("channel", channel), {"epoch": _text("epoch", epoch), "offset": offset}),
         lambda result: (_position(result), _field(result, "recovered", bool)),
     )
+
+
+def watch(pattern: str) -> Call[bool]:
+    """Have the messages of all channels that match `pattern` sent to this connection."""
+    return Call("watch", (_text("pattern", pattern),), lambda result: _field(result, "watched", bool))
 
 
 def stats() -> Call[dict[str, Any]]:

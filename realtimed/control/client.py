@@ -173,6 +173,25 @@ class Client:
         finally:
             feed.close()
 
+    @contextmanager
+    def watch(self, *patterns: str) -> Iterator[Subscription]:
+        """See what is published on all channels that match any of `patterns`, in which ``*`` stands for any characters:
+
+        with client.watch("chat:*") as subscription:
+            for message in subscription:
+                print(message.channel, message.message)
+
+        Unlike `subscribe` it makes no channel exist and counts as nobody's recipient; what is published on a channel
+        without subscribers is seen as well. There are no `positions`. For debugging and supervision: a daemon has
+        room for a few watchers only.
+        """  # noqa: D400
+        feed = Feed(self.socket)
+        try:
+            _run(feed.open_watching(patterns, Deadline(self._timeout)))
+            yield Subscription(feed)
+        finally:
+            feed.close()
+
     def _call(self, call: Call[_T]) -> _T:
         with self._my_turn() as deadline:
             return _run(self._line.call(call, deadline))

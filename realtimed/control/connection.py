@@ -30,6 +30,7 @@ from realtimed.control.calls import (
     published,
     request_ids,
     subscribe,
+    watch,
 )
 from realtimed.control.wire import BadBytesError, Decoder, Message, Notification, Oversized, Request, Response
 from realtimed.errors import NoDaemonError, ProtocolError, RealtimeError, RefusedError, RequestTimeoutError, quoted
@@ -439,6 +440,17 @@ class Feed:
                 self.recovered[name] = recovered
             if recovered:
                 self.seen[name] = Position(*since[name])  # what was missed is still to be received
+
+    def open_watching(self, patterns: Sequence[str], deadline: Deadline) -> Steps[None]:
+        """Connect and watch by pattern: as `open`, without positions."""
+        if not patterns:
+            raise ValueError("watch needs at least one pattern")
+        batch = Batch(map(watch, dict.fromkeys(patterns)), request_ids())
+        self._connection = yield from _connect(self._path, deadline)
+        yield from _exchange(self._connection, self._path, batch, memoryview(b""), deadline, self._notifications)
+        for outcome in batch.results():
+            if isinstance(outcome, RefusedError):
+                raise outcome
 
     def close(self) -> None:
         """Close the connection, if there is one."""

@@ -113,7 +113,10 @@ export class FakeWebSocket {
 /** A Realtime with all its surroundings faked. */
 export class World {
   clock = new FakeClock();
-  network = Object.assign(new EventTarget(), { navigator: { onLine: true } });
+  network = Object.assign(new EventTarget(), {
+    navigator: { onLine: true },
+    document: Object.assign(new EventTarget(), { visibilityState: 'visible' }),
+  });
   sockets = [];
   states = [];
   errors = [];
@@ -146,9 +149,25 @@ export class World {
     return this.sockets.at(-1);
   }
 
+  /** Let a message of `news` arrive that is its own offset. */
+  say(offset) {
+    this.socket.say('message', { channel: 'news', offset, data: offset });
+  }
+
   goOnline(online) {
     this.network.navigator.onLine = online;
     this.network.dispatchEvent(new Event(online ? 'online' : 'offline'));
+  }
+
+  /** The browser lets the page into its cache of pages, if it may, or takes it out again. */
+  turnPage(type, { persisted }) {
+    this.network.dispatchEvent(Object.assign(new Event(type), { persisted }));
+  }
+
+  /** @param {'visible' | 'hidden'} visibility */
+  show(visibility) {
+    this.network.document.visibilityState = visibility;
+    this.network.document.dispatchEvent(new Event('visibilitychange'));
   }
 
   /** Subscribe, and return the array that the messages end up in. */

@@ -13,32 +13,12 @@ test('reconnects and subscribes again', () => {
   assert.equal(world.realtime.state, 'waiting');
   world.clock.pass(500);
   world.socket.welcome({ client: 'c-2' });
+  world.socket.answer();
   assert.deepEqual(world.realtime.status, { state: 'connected', client: 'c-2' });
   assert.deepEqual(world.socket.requests, ['subscribe news', 'subscribe sport']);
   world.socket.say('message', { channel: 'news', offset: 1, data: 'back' });
   assert.deepEqual([...messages], ['back']);
   assert.deepEqual(world.states, ['connected', 'waiting', 'connecting', 'connected']);
-});
-
-test('says whether messages may have been missed in between', () => {
-  for (const [position, expected] of [
-    [{ epoch: 'e1', offset: 6 }, false],
-    [{ epoch: 'e1', offset: 7 }, true],
-    [{ epoch: 'e2', offset: 6 }, true],
-    [{ epoch: 'e1', offset: 9, recovered: true }, false],
-  ]) {
-    const world = new World();
-    const missed = [];
-    world.watch('news', { onSubscribed: subscribed => missed.push(subscribed.missed) });
-    world.socket.welcome();
-    world.socket.answer({ epoch: 'e1', offset: 5 });
-    world.socket.say('message', { channel: 'news', offset: 6, data: '' });
-    world.socket.hangUp();
-    world.clock.pass(500);
-    world.socket.welcome();
-    world.socket.answer(position);
-    assert.deepEqual(missed, [false, expected], JSON.stringify(position));
-  }
 });
 
 test('waits longer with each failure, and never longer than 20 s', () => {
@@ -108,19 +88,22 @@ test('advice that is none is not followed', () => {
   }
 });
 
-for (const code of [1002, 1007, 1009, 4400, 4403, 4404, 4429]) {
+for (const code of [1002, 1007, 1009, 4400, 4403, 4404, 4429, 4499]) {
   test(`stays away after ${code}`, () => {
     const world = new World();
     world.socket.welcome();
     world.socket.hangUp(code, 'because');
     assert.deepEqual(world.realtime.status, { state: 'closed', code, reason: 'because' });
+    assert.equal(world.errors.length, 1);
+    assert.equal(world.errors[0].code, 'closed');
+    assert.match(world.errors[0].message, new RegExp(`coming back would not help: .+ \\(${code}, because\\)$`));
     assert.equal(world.clock.timers, 0);
     world.goOnline(true);
     assert.equal(world.sockets.length, 1);
   });
 }
 
-for (const code of [1000, 1001, 1005, 1006, 1011, 4408, 4503]) {
+for (const code of [1000, 1001, 1005, 1006, 1011, 3000, 4000, 4408, 4503]) {
   test(`comes back after ${code}`, () => {
     const world = new World();
     world.socket.welcome();
@@ -152,10 +135,28 @@ test('close() ends everything, and connect() begins again with the same subscrip
   assert.equal(world.sockets.length, 1);
   world.realtime.connect();
   world.socket.welcome();
+  world.socket.answer();
   world.socket.say('message', { channel: 'news', offset: 1, data: 'hello' });
   assert.deepEqual(world.socket.requests, ['subscribe news']);
   assert.deepEqual([...kept], ['hello']);
   assert.deepEqual(world.states, ['connected', 'closed', 'connecting', 'connected']);
+});
+
+test('what is not realtime.v1 is given up, and tried again', () => {
+  for (const nonsense of ['<html>', '7', 'null', new ArrayBuffer(8)]) {
+    const world = new World();
+    world.socket.onmessage({ data: nonsense });
+    assert.equal(world.realtime.state, 'waiting');
+    assert.match(world.realtime.status.reason, /realtime\.v1/);
+    world.clock.pass(500);
+    assert.equal(world.sockets.length, 2);
+  }
+});
+
+test('a class that throws errors nobody listens for is listened to, until its end', () => {
+  const world = new World();
+  world.realtime.close();
+  assert.equal(typeof world.socket.onerror, 'function');
 });
 
 test('close() while waiting', () => {

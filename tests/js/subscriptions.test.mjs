@@ -23,8 +23,8 @@ test('hands over each message with its channel and offset', () => {
   world.socket.say('message', { channel: 'news', offset: 2, data: '' });
   world.socket.say('message', { channel: 'other', offset: 9, data: 'not asked for' });
   assert.deepEqual(seen, [
-    ['hello', { channel: 'news', offset: 1 }],
-    ['', { channel: 'news', offset: 2 }],
+    ['hello', { channel: 'news', epoch: 'e1', offset: 1, replayed: false }],
+    ['', { channel: 'news', epoch: 'e1', offset: 2, replayed: false }],
   ]);
 });
 
@@ -32,6 +32,7 @@ test('hands over a binary message as bytes', () => {
   const world = new World();
   const messages = world.watch('news');
   world.socket.welcome();
+  world.socket.answer();
   world.socket.say('message', { channel: 'news', offset: 1, base64: 'AP+Afw==' });
   world.socket.say('message', { channel: 'news', offset: 2, base64: '' });
   assert.deepEqual([...messages], [new Uint8Array([0, 255, 128, 127]), new Uint8Array()]);
@@ -77,14 +78,16 @@ test('each subscription hears that it holds, also one that joins later', async (
   const world = new World();
   const heard = [];
   world.realtime.subscribe('news', () => {}, { onSubscribed: subscribed => heard.push(['first', subscribed]) });
+  world.realtime.addEventListener('subscribed', event => heard.push(['page', event.detail]));
   world.socket.welcome();
   assert.deepEqual(heard, []);
   world.socket.answer({ recovered: false, something: 'of a later version' });
   world.realtime.subscribe('news', () => {}, { onSubscribed: subscribed => heard.push(['second', subscribed]) });
   await Promise.resolve();
   assert.deepEqual(heard, [
-    ['first', { channel: 'news', missed: false }],
-    ['second', { channel: 'news', missed: false }],
+    ['first', { channel: 'news', replayed: 0, missed: false }],
+    ['page', { channel: 'news', replayed: 0, missed: false }],
+    ['second', { channel: 'news', replayed: 0, missed: false }],
   ]);
 });
 
@@ -136,6 +139,7 @@ test('a handler that throws neither keeps others from their message nor is hushe
   });
   const messages = world.watch('news');
   world.socket.welcome();
+  world.socket.answer();
   world.socket.say('message', { channel: 'news', offset: 1, data: 'hello' });
   assert.deepEqual([...messages], ['hello']);
   assert.throws(mock.calls[0].arguments[0], /of the page/);
@@ -149,9 +153,20 @@ test('a handler may subscribe and unsubscribe', () => {
     world.realtime.subscribe('news', message => late.push(message));
   });
   world.socket.welcome();
+  world.socket.answer();
   world.socket.say('message', { channel: 'news', offset: 1, data: 'one' });
   world.socket.say('message', { channel: 'news', offset: 2, data: 'two' });
   assert.deepEqual(late, ['two']);
+});
+
+test('a subscription that another one ends does not get the message at hand', () => {
+  const world = new World();
+  world.realtime.subscribe('news', () => second.stop());
+  const second = world.watch('news');
+  world.socket.welcome();
+  world.socket.answer();
+  world.say(1);
+  assert.deepEqual([...second], []);
 });
 
 test('wrong arguments are noticed at once', () => {
