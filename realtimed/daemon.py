@@ -90,7 +90,10 @@ class Daemon:
         self.hub = Hub(max_message=config.max_message, max_channels=config.max_channels, history=self.history)
         self.fan_out = FanOut(self.hub)
         self.backlogs = Backlogs(
-            limit=config.max_backlog, timeout=config.backlog_timeout, total_limit=config.max_backlog_total
+            limit=config.max_backlog,
+            timeout=config.backlog_timeout,
+            total_limit=config.max_backlog_total,
+            replays=self.hub.replays,
         )
         self.sessions = Sessions(connection_limit(config.max_connections), self.backlogs)
         self.answers = Backlogs(
@@ -190,7 +193,7 @@ class Daemon:
             "publishers": len(self.service.connections),
             "watchers": len(self.hub.watchers),
             "backlogged": self.backlogs.streams,
-            "backlog_bytes": self.backlogs.total,
+            "backlog_bytes": self.backlogs.held,
             "commands": self.service.commands,
             "commands_refused": sum(self.service.refused.values()),
             "commands_refused_with": dict(sorted(self.service.refused.items())),

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 __all__ = [
     "PING",
     "CloseCode",
+    "Frame",
     "InboundMeter",
     "Publication",
     "WireFormat",
@@ -39,6 +40,10 @@ _CONTROL_PAYLOAD_LIMIT: Final = 125
 _pack_short = struct.Struct("!BB").pack
 _pack_medium = struct.Struct("!BBH").pack
 _pack_long = struct.Struct("!BBQ").pack
+
+
+Frame: TypeAlias = bytes | memoryview
+"""One or more whole frames. A memoryview is shared by several clients, and counted once."""
 
 
 class CloseCode(IntEnum):
@@ -88,7 +93,7 @@ PING: Final = _frame(_FINAL | _PING, b"")
 """A heartbeat. Pongs are not matched to pings: any byte a client sends is a sign of life."""
 
 
-def frame_boundary(data: bytes, offset: int) -> int:
+def frame_boundary(data: Frame, offset: int) -> int:
     """Return the first boundary between frames at or behind `offset`; `data` is whole frames of a server."""
     at = 0
     while at < offset:

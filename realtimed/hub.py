@@ -24,6 +24,7 @@ from typing import Final, NamedTuple, Protocol, TypeAlias
 from realtimed.errors import RefusedError, quoted
 from realtimed.frames import Publication, WireFormat
 from realtimed.history import History, Kept, Retention, Ring
+from realtimed.replays import Replays
 from realtimed.watch import Watchers
 
 __all__ = [
@@ -197,6 +198,7 @@ class Hub:
         self.max_message = max_message
         self.max_channels = max_channels
         self.history = history or History(limit=0, clock=float, default=Retention(0, 0))
+        self.replays = Replays()
         self.history.emptied = self._forget_if_unused
         self.channels: dict[str, Channel] = {}
         self.watchers = Watchers(max_patterns=max_channels)

@@ -382,14 +382,14 @@ async def relief(sessions: Sessions) -> None:
     backlogs = sessions.backlogs
     while True:
         await trio.sleep(_RELIEF_INTERVAL)
-        if backlogs.total <= backlogs.total_limit:
+        if backlogs.held <= backlogs.total_limit:
             continue
         behind = [session for session in sessions.members.values() if session.stream.pending]
         for session in sorted(behind, key=lambda session: session.stream.pending, reverse=True):
-            if backlogs.total <= backlogs.total_limit:
+            if backlogs.held <= backlogs.total_limit:
                 break
             session.slow(
-                f"{session.stream.pending} bytes are waiting, and {backlogs.total} for all clients;"
+                f"{session.stream.pending} bytes are waiting, and {backlogs.held} for all clients;"
                 f" the limit, max-backlog-total, is {backlogs.total_limit}"
             )
 

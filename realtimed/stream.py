@@ -23,8 +23,9 @@ from typing import Final, Protocol
 
 import trio
 
-from realtimed.frames import CloseCode, InboundMeter, WireFormat, frame_boundary
+from realtimed.frames import CloseCode, Frame, InboundMeter, WireFormat, frame_boundary
 from realtimed.hub import Channel
+from realtimed.replays import Replays
 
 __all__ = ["Backlogs", "ClientStream", "Owner", "QueuedStream"]
 
@@ -38,90 +39,129 @@ _SO_PEERGROUPS: Final = 59
 
 
 class Backlogs:
-    """What waits for clients that do not read fast enough: the limits, and the sum over all streams in bytes."""
+    """What waits for clients that do not read fast enough: the limits, and the sum over all streams in bytes.
 
-    def __init__(self, *, limit: int, timeout: float, total_limit: int) -> None:
+    What replays share counts once, however many wait for it: `total` is without it, `held` is all.
+    """
+
+    def __init__(self, *, limit: int, timeout: float, total_limit: int, replays: Replays | None = None) -> None:
         self.limit = limit
         self.timeout = timeout
         self.total_limit = total_limit
         self.total = 0
         self.streams = 0
+        self._replays = replays or Replays()
         self._waiting = trio.lowlevel.ParkingLot()
+
+    @property
+    def held(self) -> int:
+        """How many bytes of memory are taken by what waits."""
+        return self.total + self._replays.bytes
 
     def remove(self, size: int) -> None:
         """Take note of `size` bytes less, and let waiting publishers go on when there is room again."""
         self.total -= size
-        if self.total <= self.total_limit:
+        if self.held <= self.total_limit:
             self._waiting.unpark_all()
 
     async def room(self) -> None:
         """Wait until the sum is within its limit."""
-        while self.total > self.total_limit:
+        while self.held > self.total_limit:
             await self._waiting.park()
 
 
 class _Backlog:
     """What one client has not taken yet, in the order written."""
 
-    __slots__ = ("drained", "entries", "replay", "sent", "size")
+    __slots__ = ("drained", "entries", "replay", "replayed", "sent", "shared", "size")
 
-    # Invariants: `entries` holds (time from which it has been waiting, bytes); the first `sent` bytes of its head are
-    # gone already. `size` is the number of bytes that still wait, and `replay` how many of them, at most, the client
-    # has asked for itself. `drained` is set when the stream has let go of this backlog.
+    # Invariants: `entries` holds (time from which it has been waiting, bytes, whether the client has asked for them),
+    # in the order of time; the first `sent` bytes of its head are gone already. `size` is the number of bytes that
+    # still wait, `replay` of those that the client has asked for, and `shared` of those in frames that replays share.
+    # `replayed` is set unless `replay` is above 0; `drained` when the stream has let go of this backlog.
 
     def __init__(self) -> None:
-        self.entries: deque[tuple[float, bytes]] = deque()
+        self.entries: deque[tuple[float, Frame, bool]] = deque()
         self.sent = 0
         self.size = 0
         self.replay = 0
+        self.shared = 0
+        self.replayed = trio.Event()
+        self.replayed.set()
         self.drained = trio.Event()
 
-    def add(self, data: bytes, sent: int) -> int:
-        """Append `data`, of which the first `sent` bytes are gone; return by how much the size has grown."""
+    @property
+    def own(self) -> int:
+        """How many of the bytes count as this client's."""
+        return self.size - self.shared
+
+    def add(self, data: bytes, sent: int) -> None:
+        """Append `data`, of which the first `sent` bytes are gone."""
         if not self.entries:
             self.sent = sent
-        self.entries.append((trio.current_time(), data))
+        self.entries.append((self._latest(), data, False))
         self.size += len(data) - sent
-        return len(data) - sent
 
-    def add_replay(self, frames: Sequence[bytes], pace: float) -> int:
-        """Append frames that the client has asked for; return by how much the size has grown.
+    def add_replay(self, frames: Sequence[Frame], sent: int, pace: float) -> None:
+        """Append frames that the client has asked for, of which the first `sent` bytes are gone.
 
-        It gets `pace` seconds a byte for them, beside the time that every message has.
+        It gets `pace` seconds a byte for them, beside the time that every message has; and so long what comes behind
+        them is not waiting for the client, but for them.
         """
-        time, before = trio.current_time(), self.size
+        if not self.entries:
+            self.sent = sent
+        time = self._latest()
         for data in frames:
             time += len(data) * pace
-            self.entries.append((time, data))
-            self.size += len(data)
-        self.replay += self.size - before
-        return self.size - before
+            self.entries.append((time, data, True))
+            size = len(data) - sent
+            sent = 0
+            self.size += size
+            self.replay += size
+            if isinstance(data, memoryview):
+                self.shared += size
+        if self.replay:
+            self.replayed = trio.Event()
 
-    def buffers(self) -> list[bytes | memoryview]:
+    def _latest(self) -> float:
+        now = trio.current_time()
+        return max(now, self.entries[-1][0]) if self.entries else now
+
+    def buffers(self) -> list[Frame]:
         """Return what to send next."""
-        buffers: list[bytes | memoryview] = [data for _, data in islice(self.entries, _BUFFERS_PER_SEND)]
+        buffers: list[Frame] = [data for _, data, _ in islice(self.entries, _BUFFERS_PER_SEND)]
         buffers[0] = memoryview(buffers[0])[self.sent :]
         return buffers
 
     def took(self, count: int) -> None:
         """Take note that the first `count` bytes of `buffers` are gone."""
-        self.size -= count
-        self.replay = min(self.replay, self.size)
-        self.sent += count
-        while self.entries and self.sent >= len(self.entries[0][1]):
-            self.sent -= len(self.entries.popleft()[1])
+        while self.entries:
+            _, data, asked = self.entries[0]
+            part = min(count, len(data) - self.sent)
+            count -= part
+            self.sent += part
+            self.size -= part
+            if isinstance(data, memoryview):
+                self.shared -= part
+            if asked:
+                self.replay -= part
+                if not self.replay:
+                    self.replayed.set()
+            if self.sent < len(data):
+                break
+            self.entries.popleft()
+            self.sent = 0
 
-    def drop_unsent_frames(self) -> int:
-        """Keep only the rest of the frame that is partly sent; return how many bytes were dropped."""
-        arrived, data = self.entries[0]
+    def drop_unsent_frames(self) -> None:
+        """Keep only the rest of the frame that is partly sent."""
+        time, data, _ = self.entries[0]
         end = frame_boundary(data, self.sent)
-        dropped = self.size - (end - self.sent)
-        self.size -= dropped
-        self.replay = 0
+        self.size = end - self.sent
+        self.shared = self.replay = 0
+        self.replayed.set()
         self.entries.clear()
         if self.size:
-            self.entries.append((arrived, data[:end]))
-        return dropped
+            self.entries.append((time, bytes(data[:end]), False))
 
 
 class Owner(Protocol):
@@ -225,21 +265,41 @@ class QueuedStream(trio.abc.Stream):
             if sent != len(data):
                 self.hold(data, sent)
 
-    def write_frames(self, frames: Sequence[bytes]) -> None:
+    def write_frames(self, frames: Sequence[Frame]) -> None:
         """Write what the peer has asked for. What must wait does not count against `Backlogs.limit`."""
         if len(frames) == 1:
-            self.write(frames[0])
+            self.write(bytes(frames[0]))
             return
         at = 0
-        while at < len(frames) and self._backlog is None:
+        while at < len(frames) and self._backlog is None and not self._sealed:
             end, size = at, 0
             while end < len(frames) and (size < _REPLAY_BYTES or end == at):
                 size += len(frames[end])
                 end += 1
-            self.write(b"".join(frames[at:end]))
+            data = b"".join(frames[at:end])
+            sent = self._send_now(data)
+            if sent < len(data):
+                self._begin_backlog()
+                self._add_replay([data], sent)
             at = end
-        if self._backlog is not None and not self._sealed:
-            self._backlogs.total += self._backlog.add_replay(frames[at:], self._backlogs.timeout / self._backlogs.limit)
+        if at < len(frames) and not self._sealed:
+            self._add_replay(frames[at:])
+
+    def _send_now(self, data: bytes) -> int:
+        """Return how much of `data` the kernel takes; all of it if it does not matter any more."""
+        try:
+            return self.transmit(data)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            self._break()
+            return len(data)
+
+    def _add_replay(self, frames: Sequence[Frame], sent: int = 0) -> None:
+        if self._backlog is not None:
+            before = self._backlog.own
+            self._backlog.add_replay(frames, sent, self._backlogs.timeout / self._backlogs.limit)
+            self._backlogs.total += self._backlog.own - before
 
     def transmit_failed(self, data: bytes, error: OSError) -> None:
         """See `realtimed.hub.Subscriber`."""
@@ -250,12 +310,15 @@ class QueuedStream(trio.abc.Stream):
 
     def hold(self, data: bytes, sent: int) -> None:
         """See `realtimed.hub.Subscriber`."""
+        self._begin_backlog()
+        self._append(data, sent)
+
+    def _begin_backlog(self) -> None:
         self._backlog = _Backlog()
         self._backlogs.streams += 1
         self.fd = -1
         self.transmit = self._append
         self._nursery.start_soon(self._drain, self._backlog)
-        self._append(data, sent)
 
     def seal(self) -> None:
         """Take nothing more: what has been written still goes out."""
@@ -265,8 +328,8 @@ class QueuedStream(trio.abc.Stream):
 
     async def flush_replay(self) -> None:
         """Wait until nothing is left of what the peer has asked for: it may ask for more then."""
-        while self._backlog is not None and self._backlog.replay:
-            await self._backlog.drained.wait()
+        if self._backlog is not None:
+            await self._backlog.replayed.wait()
 
     async def flush(self) -> None:
         """Wait until nothing is left to send."""
@@ -333,7 +396,8 @@ class QueuedStream(trio.abc.Stream):
         """Queue what was sent in part or not at all; take it all, as far as the caller is concerned."""
         backlog = self._backlog
         if backlog is not None:
-            self._backlogs.total += backlog.add(data, sent)
+            backlog.add(data, sent)
+            self._backlogs.total += len(data) - sent
             if backlog.size - backlog.replay > self._backlogs.limit:
                 self._owner.slow(f"{self.pending} bytes are waiting; the limit, max-backlog, is {self._backlogs.limit}")
         return len(data)
@@ -360,8 +424,9 @@ class QueuedStream(trio.abc.Stream):
             self._break()
             return
         self.heard_at = trio.current_time()  # who reads is alive, even if it has nothing to say
+        before = backlog.own
         backlog.took(sent)
-        self._backlogs.remove(sent)
+        self._backlogs.remove(before - backlog.own)
 
     def _break(self) -> None:
         """Give up on a peer that takes nothing any more."""
@@ -373,8 +438,9 @@ class QueuedStream(trio.abc.Stream):
         """Let go of the backlog, drained or not."""
         if self._backlog is not None:
             self._backlog.entries.clear()
-            self._backlogs.remove(self._backlog.size)
+            self._backlogs.remove(self._backlog.own)
             self._backlogs.streams -= 1
+            self._backlog.replayed.set()
             self._backlog.drained.set()
             self._backlog = None
         if not self._sealed:
@@ -445,7 +511,9 @@ class ClientStream(QueuedStream):
         if self._sealed:
             return
         if drop_unsent and self._backlog is not None:
-            self._backlogs.remove(self._backlog.drop_unsent_frames())
+            before = self._backlog.own
+            self._backlog.drop_unsent_frames()
+            self._backlogs.remove(before - self._backlog.own)
         self.write(close)
         self.seal()
 

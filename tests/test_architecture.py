@@ -15,7 +15,7 @@ PACKAGE = Path(realtimed.__file__).parent
 # Each storey may import from those before it, and from its own.
 STOREYS = (
     {"errors", "config", "logs", "histogram"},
-    {"frames", "history"},
+    {"frames", "history", "replays"},
     {"watch"},
     {"hub"},
     {
@@ -49,6 +49,7 @@ WITHOUT_TRIO = (
     "metrics",
     "frames",
     "history",
+    "replays",
     "watch",
     "hub",
     "protocols",

@@ -113,7 +113,7 @@ def test_the_file_is_named_when_it_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as wrong:
         load(file=file)
     assert str(wrong.value).splitlines() == [
-        f"max_mesage in {file}: there is no such setting",
+        f"max_mesage in {file}: there is no such setting; did you mean max_message?",
         f"heartbeat in {file}: expected a number of seconds above 0, got 'never'",
     ]
 

@@ -9,7 +9,7 @@ import pytest
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, TextMessage
 
-from realtimed.frames import CloseCode, Publication
+from realtimed.frames import CloseCode, Frame, Publication
 from realtimed.history import History, Retention
 from realtimed.hub import Hub
 from realtimed.protocols import Conversation, ViolationError, choose
@@ -26,7 +26,7 @@ def converse(protocol: type[Conversation], **limits: int) -> tuple[Conversation,
     return protocol(hub, listener), hub, listener
 
 
-def read(*frames: bytes) -> list[Any]:
+def read(*frames: Frame) -> list[Any]:
     """Return a server's frames as a client reads them: parsed JSON for text."""
     client = Connection(ConnectionType.CLIENT)
     client.receive_data(b"".join(frames))

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
-from realtimed.frames import WireFormat
+from realtimed.frames import Frame, WireFormat
 from realtimed.hub import Hub, Subscriber
 
 __all__ = ["Conversation", "ViolationError"]
@@ -38,7 +38,7 @@ class Conversation(ABC):
         return b""
 
     @abstractmethod
-    def receive(self, message: str | bytes) -> Sequence[bytes]:
+    def receive(self, message: str | bytes) -> Sequence[Frame]:
         """Do what a client's message asks for and return the frames that answer it, to be written at once.
 
         Raises `ViolationError` when the connection has to end.

@@ -15,7 +15,7 @@ from typing import ClassVar, Final, Literal
 import msgspec
 
 from realtimed.errors import RefusedError
-from realtimed.frames import CloseCode, Publication, WireFormat, binary_frame, text_frame
+from realtimed.frames import CloseCode, Frame, Publication, WireFormat, binary_frame, text_frame
 from realtimed.protocols.base import Conversation, ViolationError
 
 __all__ = ["Plain"]
@@ -44,7 +44,7 @@ class Plain(Conversation):
     name = ""
     form: ClassVar[WireFormat] = _AsPublished()
 
-    def receive(self, message: str | bytes) -> Sequence[bytes]:
+    def receive(self, message: str | bytes) -> Sequence[Frame]:
         """See `Conversation.receive`."""
         if isinstance(message, bytes):
             raise ViolationError(CloseCode.BAD_MESSAGE, "expected a text frame with a JSON object, got a binary frame")

@@ -23,7 +23,7 @@ from typing import Annotated, ClassVar
 import msgspec
 
 from realtimed.errors import RefusedError
-from realtimed.frames import Publication, WireFormat, text_frame
+from realtimed.frames import Frame, Publication, WireFormat, text_frame
 from realtimed.hub import Position
 from realtimed.protocols.base import Conversation
 
@@ -88,7 +88,7 @@ class RealtimeV1(Conversation):
         """See `Conversation.greeting`."""
         return _event("welcome", client=client, heartbeat=heartbeat)
 
-    def receive(self, message: str | bytes) -> Sequence[bytes]:
+    def receive(self, message: str | bytes) -> Sequence[Frame]:
         """See `Conversation.receive`."""
         if isinstance(message, bytes):
             return [_error(None, "invalid_message", "expected a text frame with a JSON object, got a binary frame")]
@@ -107,7 +107,7 @@ class RealtimeV1(Conversation):
         """See `Conversation.farewell`."""
         return _event("goodbye", reason=reason, retry_after_ms=round(retry_after * 1000))
 
-    def _answer(self, command: _Subscribe | _Unsubscribe | _Ping) -> Sequence[bytes]:
+    def _answer(self, command: _Subscribe | _Unsubscribe | _Ping) -> Sequence[Frame]:
         match command:
             case _Subscribe(channel=name, since=since):
                 position = Position(since.epoch, since.offset) if since is not None else None
@@ -115,7 +115,7 @@ class RealtimeV1(Conversation):
                 recovered = {} if joined.recovered is None else {"recovered": joined.recovered}
                 where = {"epoch": joined.epoch, "offset": joined.offset}
                 answer = _event("subscribed", channel=name, **_id(command), **where, **recovered)
-                return [answer, *(missed.encoded(self.form) for missed in joined.missed)]
+                return [answer, *self.hub.replays.frames(joined.epoch, joined.missed, self.form)]
             case _Unsubscribe(channel=name):
                 self.hub.unsubscribe(self.subscriber, name)
                 return [_event("unsubscribed", channel=name, **_id(command))]

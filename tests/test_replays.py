@@ -1,0 +1,360 @@
+"""Long replays (docs/protocol.md 4.4): as fast as their client reads, within a pace, and no trouble to others."""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from benchmarks.machine import resident_bytes
+from realtimed.frames import CloseCode, Frame, Publication
+from realtimed.protocols.plain import Plain
+from realtimed.protocols.v1 import RealtimeV1
+from realtimed.replays import Replays
+from realtimed.stream import Backlogs, QueuedStream
+from tests.clients import REQUEST, Publisher, publisher, subscribe
+from tests.stack import Daemon, running_daemon
+
+PATIENCE = 90
+LIMIT = 100_000
+TIMEOUT = 10.0
+FRAME = 50_000
+
+
+class Owner:
+    """Notes what a stream says, and takes nothing more from one that is slow, as a session does."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.stream: QueuedStream
+
+    def slow(self, reason: str) -> None:
+        self.said.append(reason)
+        self.stream.seal()
+
+    def broken(self) -> None:
+        self.said.append("broken")
+
+    def misbehaved(self, code: CloseCode, reason: str) -> None:
+        self.said.append(reason)
+
+    def library_done(self) -> None:
+        self.said.append("done")
+
+
+class Setting:
+    """A stream of the server, and the peer's end of the socket, which is read when a test says so."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        ours, self.peer = socket.socketpair()
+        for sock in (ours, self.peer):
+            sock.setblocking(False)
+        self.replays = Replays()
+        self.backlogs = Backlogs(limit=LIMIT, timeout=TIMEOUT, total_limit=2**30, replays=self.replays)
+        self.owner = Owner()
+        self.stream = QueuedStream(ours, self.backlogs)
+        self.owner.stream = self.stream
+        self.stream.attach(nursery, self.owner)
+
+    def missed(self, count: int, size: int = FRAME) -> list[Frame]:
+        """Return the frames of a replay."""
+        publications = [Publication("news", b"%d" % n * (size // len(b"%d" % n)), True, n) for n in range(count)]
+        return self.replays.frames("e", publications, Plain.form)
+
+    async def read(self, count: int) -> bytes:
+        """Let the peer read so many bytes."""
+        data = b""
+        while len(data) < count:
+            try:
+                data += self.peer.recv(count - len(data))
+            except BlockingIOError:
+                await wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
+        return data
+
+
+@asynccontextmanager
+async def setting() -> AsyncIterator[Setting]:
+    async with trio.open_nursery() as nursery:
+        made = Setting(nursery)
+        try:
+            yield made
+        finally:
+            nursery.cancel_scope.cancel()
+            made.stream.shut()
+            made.peer.close()
+    assert made.backlogs.held == made.backlogs.total == made.backlogs.streams == 0
+
+
+async def test_a_replay_is_whole_and_in_order_and_does_not_count_against_the_limit() -> None:
+    async with setting() as here:
+        frames = here.missed(40)
+        whole = b"".join(frames)
+        assert len(whole) > 10 * LIMIT
+        here.stream.write_frames([b"answer", *frames])
+        here.stream.write(b"live")
+        assert here.stream.pending > LIMIT
+        expected = b"answer" + whole + b"live"
+        del frames
+        assert await here.read(len(expected)) == expected
+        assert not here.stream.pending
+        assert not here.owner.said
+        assert not here.replays.bytes, "what nobody waits for takes no memory"
+
+
+async def test_what_the_kernel_takes_half_of_is_part_of_the_replay() -> None:
+    """However low the limit is: here it is less than what one send of a replay takes."""
+    async with setting() as here:
+        here.backlogs.limit = 1000
+        here.stream.write_frames([b"answer", *here.missed(40)])
+        here.stream.write(bytes(1000))
+        assert not here.owner.said
+        here.stream.write(b"x")
+        assert here.owner.said
+
+
+async def test_what_comes_behind_a_replay_has_the_limit_that_it_always_has() -> None:
+    async with setting() as here:
+        here.stream.write_frames([b"answer", *here.missed(40)])
+        await wait_all_tasks_blocked()
+        here.stream.write(bytes(LIMIT // 2))
+        assert not here.owner.said
+        here.stream.write(bytes(LIMIT))
+        assert [said for said in here.owner.said if "max-backlog, is 100000" in said]
+
+
+async def test_who_does_not_read_a_replay_is_slow_when_its_first_frame_has_had_its_time(mock_clock: MockClock) -> None:
+    async with setting() as here:
+        here.stream.write_frames([b"answer", *here.missed(40)])
+        await wait_all_tasks_blocked()
+        mock_clock.jump(TIMEOUT - 0.01)
+        await wait_all_tasks_blocked()
+        assert not here.owner.said
+        mock_clock.jump(2 * FRAME / LIMIT * TIMEOUT)
+        await wait_all_tasks_blocked()
+        assert here.owner.said
+        assert set(here.owner.said) == {"a message has waited for 10 s; the limit is backlog-timeout"}
+
+
+@pytest.mark.parametrize(("share", "slow"), [(1.1, False), (0.5, True)])
+async def test_the_pace_of_a_replay_is_the_limit_in_each_timeout(
+    mock_clock: MockClock, share: float, slow: bool
+) -> None:
+    """Forty seconds' worth; what the kernel and the first timeout give in advance are far less than the rest."""
+    async with setting() as here:
+        here.stream.write_frames([b"answer", *here.missed(80)])
+        in_kernel = 80 * FRAME - here.stream.pending
+        await here.read(in_kernel // 2)
+        while here.stream.pending > FRAME and not here.owner.said:
+            await here.read(round(LIMIT / TIMEOUT * share))
+            mock_clock.jump(1)
+            await wait_all_tasks_blocked()
+        assert bool(here.owner.said) == slow
+
+
+async def test_what_waits_behind_a_replay_waits_for_the_replay_and_not_for_the_client(mock_clock: MockClock) -> None:
+    """A live message may be older than backlog-timeout before it is its turn; that is no fault of the client."""
+    async with setting() as here:
+        frames = here.missed(40)
+        size = len(b"".join(frames))
+        here.stream.write_frames([b"answer", *frames])
+        del frames
+        here.stream.write(b"live" * 100)
+        await here.read(here.stream.pending // 10)
+        # The client keeps to the pace, so this takes much longer than the timeout that a message has.
+        read, waited = here.stream.pending, 0
+        while here.stream.pending > 400:
+            await here.read(round(1.2 * LIMIT / TIMEOUT))
+            mock_clock.jump(1)
+            waited += 1
+            await wait_all_tasks_blocked()
+            assert not here.owner.said, f"after {waited} s, {here.stream.pending} of {read} bytes are waiting"
+        assert waited > 2 * TIMEOUT
+        assert size > 10 * LIMIT
+        mock_clock.jump(TIMEOUT / 2)
+        await wait_all_tasks_blocked()
+        assert not here.owner.said
+
+
+async def test_the_next_command_waits_for_the_replay_and_not_for_what_is_published_meanwhile() -> None:
+    async with setting() as here:
+        answered = trio.Event()
+
+        async def wait_for_turn() -> None:
+            await here.stream.flush_replay()
+            answered.set()
+
+        here.stream.write_frames([b"answer", *here.missed(40)])
+        here.stream.write(bytes(LIMIT))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait_for_turn)
+            await wait_all_tasks_blocked()
+            assert not answered.is_set()
+            while not answered.is_set():
+                await here.read(1000)
+            assert here.stream.pending > LIMIT // 2, "live messages are still waiting"
+
+
+async def test_many_share_the_frames_of_one_replay_and_each_counts_its_own() -> None:
+    async with setting() as first, trio.open_nursery() as nursery:
+        others = [Setting(nursery) for _ in range(9)]
+        for other in others:
+            other.replays = first.replays
+            other.stream.write_frames([b"answer", *other.missed(40)])
+        first.stream.write_frames([b"answer", *first.missed(40)])
+        assert 38 * FRAME < first.replays.bytes <= 41 * FRAME
+        assert first.stream.pending > 30 * FRAME
+        assert first.backlogs.total <= 64 * 2**10 + FRAME, "all else is shared"
+        nursery.cancel_scope.cancel()
+        for other in others:
+            other.stream.shut()
+            other.peer.close()
+        assert first.replays.bytes
+        first.stream.shut()
+        assert not first.replays.bytes
+
+
+async def test_frames_differ_by_format_and_epoch_and_short_replays_share_nothing() -> None:
+    replays = Replays()
+    long = [Publication("news", bytes(FRAME), True, n) for n in (1, 2)]
+    plain, enveloped = (replays.frames("a", long, form) for form in (Plain.form, RealtimeV1.form))
+    again = replays.frames("a", [Publication("news", bytes(FRAME), True, n) for n in (1, 2)], Plain.form)
+    assert [a is b for a, b in zip(plain, again, strict=True)] == [True, True]
+    assert bytes(plain[0]) != bytes(enveloped[0])
+    changed = [Publication("news", b"x" * FRAME, True, n) for n in (1, 2)]
+    assert bytes(replays.frames("b", changed, Plain.form)[0]).endswith(b"xx")
+    del plain, enveloped, again
+    assert replays.bytes == 0
+    assert replays.frames("a", long[:1], Plain.form) == [long[0].encoded(Plain.form)]
+    assert replays.bytes == 0
+
+
+# With the daemon: everyone comes back at once to 6 MiB of history.
+
+MESSAGES = 100
+SIZE = 64 * 1024
+LIVE = 20
+PACE = 2**19  # bytes a second: 1 MiB in each 2 s
+OFFSET = re.compile(rb'"offset":(\d+),"data"')
+
+
+class Returning:
+    """One who comes back to a long replay and reads it at some rate (bytes a second), or not at all."""
+
+    def __init__(self, stream: trio.SocketStream, rate: float) -> None:
+        self.stream = stream
+        self.rate = rate
+        self.offsets: list[int] = []
+        self.payload = 0
+        self.over = False
+
+    async def read(self) -> None:
+        """Read until the last live message has come, or the end."""
+        rest = b""
+        began, size = trio.current_time(), 0
+        while not self.over and self.offsets[-1:] != [MESSAGES + LIVE]:
+            await trio.sleep_until(began + size / self.rate)
+            data = await self.stream.receive_some(2**16)
+            self.over = not data
+            size += len(data)
+            self.payload += data.count(b".")
+            rest += data
+            for match in OFFSET.finditer(rest):
+                self.offsets.append(int(match[1]))
+            rest = rest[-40:] if not OFFSET.search(rest[-40:]) else b""
+
+
+async def come_back(daemon: Daemon, epoch: str, rate: float) -> Returning:
+    stream = await trio.open_unix_socket(daemon.websocket_socket)
+    await stream.send_all(REQUEST.removesuffix(b"\r\n") + b"Sec-WebSocket-Protocol: realtime.v1\r\n\r\n")
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        answer += bytes(await stream.receive_some(1))
+    text = subscribe("news", since={"epoch": epoch, "offset": 0}).encode()
+    await stream.send_all(bytes([0x81, 0x80 | len(text)]) + bytes(4) + text)
+    return Returning(stream, rate)
+
+
+def ping(path: Path, over: threading.Event, waits: list[float]) -> None:
+    """Ping without a pause, in a thread: what this process does itself matters less."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(PATIENCE)
+        sock.connect(str(path))
+        sock.sendall(REQUEST)
+        while not sock.recv(4096).endswith(b"\r\n\r\n"):
+            pass
+        while not over.wait(0.005):
+            began = time.monotonic()
+            sock.sendall(b"\x89\x81\x00\x00\x00\x00p")
+            assert sock.recv(100) == b"\x8a\x01p"
+            waits.append(time.monotonic() - began)
+
+
+async def fill(sender: Publisher, first: int, count: int, size: int) -> str:
+    epoch = ""
+    for number in range(first, first + count):
+        receipt = await sender.call("broadcast", "news", "." * size)
+        assert receipt["offset"] == number
+        epoch = receipt["epoch"]
+    return epoch
+
+
+async def test_fifty_come_back_to_six_megabytes_at_once(runtime_dir: Path) -> None:
+    """Thirty read as they can, fifteen read slowly but within the pace, five not at all."""
+    options = ("--max-backlog", "1M", "--backlog-timeout", "2", "--close-timeout", "1", "--max-backlog-total", "64M")
+    rates = [1e12] * 30 + [3 * PACE] * 15 + [0] * 5
+    waits: list[float] = []
+    over = threading.Event()
+    with trio.fail_after(PATIENCE):
+        async with running_daemon(runtime_dir, *options) as daemon, publisher(daemon.control_socket) as sender:
+            epoch = await fill(sender, 1, MESSAGES, SIZE)
+            before = highest = resident_bytes(daemon.process.pid)
+            returning: list[Returning] = []
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.to_thread.run_sync, ping, daemon.websocket_socket, over, waits)
+                try:
+                    async with trio.open_nursery() as coming:
+
+                        async def come(rate: float) -> None:
+                            returning.append(await come_back(daemon, epoch, rate))
+
+                        for rate in rates:
+                            coming.start_soon(come, rate)
+                    async with trio.open_nursery() as reading:
+                        for client in returning:
+                            if client.rate:
+                                reading.start_soon(client.read)
+                        await fill(sender, MESSAGES + 1, LIVE, 10)
+                        while "4409" not in (stats := await sender.call("stats"))["closed"]:
+                            highest = max(highest, resident_bytes(daemon.process.pid))
+                    stats = await sender.call("stats")
+                finally:
+                    over.set()
+            for client in returning:
+                with suppress(trio.BrokenResourceError):
+                    await client.stream.aclose()
+            while (left := await sender.call("stats"))["clients"]:
+                pass
+            after = resident_bytes(daemon.process.pid)
+    waits.sort()
+    print(f"{len(waits)} pings, p99 {waits[len(waits) * 99 // 100] * 1e3:.1f} ms, longest {waits[-1] * 1e3:.1f} ms")
+    print(f"memory grew by {(highest - before) / 2**20:.0f} MiB, for good by {(after - before) / 2**20:.0f} MiB")
+    assert stats["closed"]["4409"] == rates.count(0)
+    assert "a message has waited for 2 s" in daemon.log
+    assert "max-backlog-total" not in daemon.log, "what is shared counts once"
+    for client in returning:
+        if client.rate:
+            assert client.offsets == list(range(1, MESSAGES + LIVE + 1)), client.rate
+            assert client.payload == MESSAGES * SIZE + LIVE * 10
+    assert left["backlog_bytes"] == left["backlogged"] == 0
+    assert highest - before < 48 * 2**20, "fifty frames of their own would be 313 MiB"
+    assert after - before < 24 * 2**20
+    assert waits[-1] < 1, "the rest is the machine's; docs/performance.md has figures"
