@@ -28,6 +28,8 @@ namespace Realtime {
      *     ├── RefusedException      the daemon said no, and why; nothing was done
      *     └── ProtocolException     the connection broke before the answer came, or what came is none;
      *                               what was asked may have been carried out, or not
+     *
+     * A broadcast with a key may be repeated when it is not known what became of it: {@see Client::broadcast()}.
      */
     class RealtimeException extends \RuntimeException
     {
@@ -70,16 +72,19 @@ namespace Realtime {
          * @param int $recipients the number of clients the message was queued for
          * @param string $epoch changes when the offsets of the channel begin anew at 1
          * @param int $offset numbers the messages of a channel one by one
+         * @param bool $repeated whether a broadcast with the same key was carried out before: then this is its receipt,
+         *     and nothing was sent again
          */
         public function __construct(
             public readonly int $recipients,
             public readonly string $epoch,
             public readonly int $offset,
+            public readonly bool $repeated = false,
         ) {
         }
     }
 
-    /** A channel, its number of subscribers, and the offset of its newest message. */
+    /** A channel, its number of subscribers, the offset of its newest message, and how many messages are kept. */
     final class ChannelInfo
     {
         public function __construct(
@@ -87,6 +92,34 @@ namespace Realtime {
             public readonly int $subscribers,
             public readonly string $epoch,
             public readonly int $offset,
+            public readonly int $history,
+        ) {
+        }
+    }
+
+    /** What the daemon keeps of a channel. */
+    final class History
+    {
+        /**
+         * @param string $epoch that of the channel; "" if there is no such channel
+         * @param int $offset that of the channel's newest message; 0 if there was none
+         * @param list<Message> $messages the newest ones, oldest first
+         */
+        public function __construct(
+            public readonly string $epoch,
+            public readonly int $offset,
+            public readonly array $messages,
+        ) {
+        }
+    }
+
+    /** A message out of a channel's history: text, or bytes if it is binary. */
+    final class Message
+    {
+        public function __construct(
+            public readonly int $offset,
+            public readonly string $message,
+            public readonly bool $binary,
         ) {
         }
     }
@@ -103,8 +136,8 @@ namespace Realtime {
      * Talks to the daemon through its control socket.
      *
      * The connection is opened by the first call and kept for the next ones; after the daemon was restarted it is
-     * opened anew. A request is never sent twice: when it is not certain that nothing of it has arrived, the call
-     * throws. After a fork the child opens a connection of its own.
+     * opened anew. Without a key a request is never sent twice: when it is not certain that nothing of it has arrived,
+     * the call throws. After a fork the child opens a connection of its own.
      *
      * Every method may throw each of the exceptions of {@see RealtimeException}.
      */
@@ -112,6 +145,12 @@ namespace Realtime {
     {
         /** Ids are 32-bit unsigned numbers; after the largest one comes 0. */
         private const ID_LIMIT = 2 ** 32;
+
+        /** Random bytes of a key that is made up: as many as a UUID has. */
+        private const KEY_BYTES = 16;
+
+        /** How long to wait, after a connection broke, before a request is repeated on another: it may be a restart. */
+        private const REPEAT_MICROSECONDS = 50_000;
 
         /** The path of the control socket. */
         public readonly string $socket;
@@ -166,29 +205,54 @@ namespace Realtime {
             return \is_string($path) ? $path : '/run/realtime.sock';
         }
 
-        /** Send a text to all clients that watch the channel. What is not UTF-8 is refused: see broadcastBinary(). */
-        public function broadcast(string $channel, string $message): Receipt
+        /**
+         * Send a text to all clients that watch the channel. What is not UTF-8 is refused: see broadcastBinary().
+         *
+         *     $client->broadcast('news', 'hello', retry: true);
+         *     $client->broadcast("user:{$order->user}", 'paid', key: "paid-{$order->id}");
+         *
+         * A key of 1 to 200 characters makes the broadcast safe to repeat (docs/protocol.md, 6.7): of all that have
+         * this key and this channel the daemon carries out the first, whatever the messages of the others are, and
+         * answers the others with its receipt, which is marked as repeated. So when the daemon hangs up before it
+         * answers, the call itself repeats it, on another connection, until the timeout; and after an exception the
+         * caller may repeat it, in another process too, as long as the daemon knows the key (retry-window, 300 s).
+         *
+         * A daemon that is killed forgets its keys. If it had carried out the broadcast before, the next one does so
+         * again, in another epoch and not marked as repeated: in this one case clients may have the message twice.
+         *
+         * @param bool $retry the same for this call alone, with a key that is made up if there is none
+         */
+        public function broadcast(string $channel, string $message, ?string $key = null, bool $retry = false): Receipt
         {
-            return self::receipt($this->call('broadcast', [$channel, $message]));
+            return self::receipt($this->callWithKey('broadcast', [$channel, $message], $key, $retry));
         }
 
-        /** Send bytes to all clients that watch the channel; browsers get them as a binary message. */
-        public function broadcastBinary(string $channel, string $message): Receipt
-        {
-            return self::receipt($this->call('broadcast', [$channel, new Bytes($message)]));
+        /** Send bytes, as broadcast() sends a text; browsers get them as a binary message. */
+        public function broadcastBinary(
+            string $channel,
+            string $message,
+            ?string $key = null,
+            bool $retry = false,
+        ): Receipt {
+            return self::receipt($this->callWithKey('broadcast', [$channel, new Bytes($message)], $key, $retry));
         }
 
         /**
          * Send a text to all clients that watch any of the channels; a client that watches several of them gets it
-         * once for each. If one channel is refused, nothing is sent.
+         * once for each. If one channel is refused, nothing is sent. A key is one for this list of channels, in this
+         * order; otherwise it and $retry are as for broadcast().
          *
          * @param array<string|int> $channels their names; PHP makes an int of one like "42" when it is a key
          * @return list<Receipt> one for each channel, in order
          */
-        public function broadcastMany(array $channels, string $message): array
-        {
+        public function broadcastMany(
+            array $channels,
+            string $message,
+            ?string $key = null,
+            bool $retry = false,
+        ): array {
             $names = \array_map(static fn (string|int $name): string => (string) $name, \array_values($channels));
-            $result = $this->call('broadcast_many', [$names, $message]);
+            $result = $this->callWithKey('broadcast_many', [$names, $message], $key, $retry);
             if (!\is_array($result) || \count($result) !== \count($names)) {
                 throw new ProtocolException(
                     "the daemon's answer is not a receipt for each channel: " . quoted($result)
@@ -217,9 +281,28 @@ namespace Realtime {
                     self::intField($found, 'subscribers'),
                     self::stringField($found, 'epoch'),
                     self::intField($found, 'offset'),
+                    self::intField($found, 'history'),
                 );
             }
             return $channels;
+        }
+
+        /**
+         * The last messages of the channel that the daemon keeps, at most so many, and where the channel is. What is
+         * kept is bounded in number, age and bytes (docs/protocol.md, 1.4).
+         */
+        public function history(string $channel, int $count = 100): History
+        {
+            $result = $this->call('history', [$channel, $count]);
+            $messages = \is_array($result) ? $result['messages'] ?? null : null;
+            if (!\is_array($messages)) {
+                throw self::unusable($result, 'messages');
+            }
+            return new History(
+                self::stringField($result, 'epoch'),
+                self::intField($result, 'offset'),
+                \array_map(self::message(...), \array_values($messages)),
+            );
         }
 
         /**
@@ -249,20 +332,46 @@ namespace Realtime {
          */
         public function call(string $method, array $params = []): mixed
         {
+            return $this->request($method, $params, repeatable: false);
+        }
+
+        /** @param list<mixed> $params */
+        private function callWithKey(string $method, array $params, ?string $key, bool $retry): mixed
+        {
+            $key ??= $retry ? \bin2hex(\random_bytes(self::KEY_BYTES)) : null;
+            return $this->request($method, $key === null ? $params : [...$params, $key], repeatable: $key !== null);
+        }
+
+        /**
+         * Send a request and return its result; if the daemon hangs up before, a repeatable one is sent again.
+         *
+         * @param array<mixed> $params
+         */
+        private function request(string $method, array $params, bool $repeatable): mixed
+        {
             $deadline = new Deadline($this->timeout);
             $id = $this->nextId;
             $this->nextId = ($id + 1) % self::ID_LIMIT;
-            $connection = $this->begin(MessagePack::pack([0, $id, $method, \array_values($params)]), $deadline);
-            $reusable = false;
-            try {
-                [$error, $result] = $connection->answer($id, $deadline);
-                $reusable = $connection->isReusable();
-            } finally {
-                if ($reusable) {
-                    $this->connection = $connection;
-                } else {
-                    $connection->close();
+            $request = MessagePack::pack([0, $id, $method, \array_values($params)]);
+            $connection = $this->begin($request, $deadline);
+            while (true) {
+                $reusable = false;
+                try {
+                    [$error, $result] = $connection->answer($id, $deadline);
+                    $reusable = $connection->isReusable();
+                    break;
+                } catch (ProtocolException $broken) {
+                    if (!$repeatable || !$connection->hasHungUp()) {
+                        throw $broken;
+                    }
+                } finally {
+                    if ($reusable) {
+                        $this->connection = $connection;
+                    } else {
+                        $connection->close();
+                    }
                 }
+                $connection = $this->beginAgain($request, $deadline, $broken);
             }
             if ($error !== null) {
                 throw new RefusedException(self::stringField($error, 'code'), self::stringField($error, 'message'));
@@ -298,6 +407,27 @@ namespace Realtime {
             return $connection;
         }
 
+        /** Begin a request again after its connection broke; if there is no daemon, wait for one until the deadline. */
+        private function beginAgain(string $request, Deadline $deadline, ProtocolException $broken): Connection
+        {
+            $cause = null;
+            while (true) {
+                \usleep(\min(self::REPEAT_MICROSECONDS, $deadline->left()));
+                if ($deadline->left() === 0) {
+                    $why = $cause === null ? 'the connection broke each time' : 'no connection was to be had';
+                    throw new ProtocolException(
+                        "{$broken->getMessage()}. It could not be repeated within {$deadline->seconds} s: {$why}",
+                        previous: $cause
+                    );
+                }
+                try {
+                    return $this->begin($request, $deadline);
+                } catch (NoDaemonException | TimeoutException $error) {
+                    $cause = $error;
+                }
+            }
+        }
+
         // How results are read. A newer daemon may say more than is known here; what is said less is an error.
 
         private static function receipt(mixed $result): Receipt
@@ -306,7 +436,21 @@ namespace Realtime {
                 self::intField($result, 'recipients'),
                 self::stringField($result, 'epoch'),
                 self::intField($result, 'offset'),
+                self::flag($result, 'repeated'),
             );
+        }
+
+        private static function message(mixed $kept): Message
+        {
+            $offset = \is_array($kept) ? $kept[0] ?? null : null;
+            $message = \is_array($kept) ? $kept[1] ?? null : null;
+            return match (true) {
+                \is_int($offset) && \is_string($message) => new Message($offset, $message, false),
+                \is_int($offset) && $message instanceof Bytes => new Message($offset, $message->bytes, true),
+                default => throw new ProtocolException(
+                    "the daemon's history has a message that is none: " . quoted($kept)
+                ),
+            };
         }
 
         /** @return array<mixed> */
@@ -330,6 +474,13 @@ namespace Realtime {
             return \is_string($value) ? $value : throw self::unusable($map, $name);
         }
 
+        /** What is said only when it is true. */
+        private static function flag(mixed $map, string $name): bool
+        {
+            $value = \is_array($map) ? $map[$name] ?? false : false;
+            return \is_bool($value) ? $value : throw self::unusable($map, $name);
+        }
+
         private static function unusable(mixed $map, string $name): ProtocolException
         {
             return new ProtocolException("the daemon's answer has no usable '{$name}': " . quoted($map));
@@ -339,17 +490,18 @@ namespace Realtime {
     /**
      * Send a text to all clients that watch the channel, and return once the daemon has taken it.
      *
-     * The connection is kept for the next call: one for each process and socket.
+     * The connection is kept for the next call: one for each process and socket. For the key and $retry see
+     * {@see Client::broadcast()}.
      *
      * @throws RealtimeException
      */
-    function broadcast(string $channel, string $message): Receipt
+    function broadcast(string $channel, string $message, ?string $key = null, bool $retry = false): Receipt
     {
         /** @var array<string, Client> $clients */
         static $clients = [];
         $socket = Client::defaultSocket();
         $client = $clients[$socket] ??= new Client($socket);
-        return $client->broadcast($channel, $message);
+        return $client->broadcast($channel, $message, $key, $retry);
     }
 
     // All that follows is not for use from outside, and may change.
@@ -413,6 +565,9 @@ namespace Realtime {
         private bool $deaf = false;
 
         private bool $reusable = true;
+
+        /** The daemon has hung up, or has died, before it answered. */
+        private bool $hungUp = false;
 
         private readonly int $pid;
 
@@ -523,6 +678,12 @@ namespace Realtime {
             return $this->reusable;
         }
 
+        /** Whether the daemon hung up before it answered, and said nothing of it. */
+        public function hasHungUp(): bool
+        {
+            return $this->hungUp;
+        }
+
         public function close(): void
         {
             \fclose($this->stream);
@@ -566,6 +727,7 @@ namespace Realtime {
                     if ($data !== false && $data !== '') {
                         return $data;
                     }
+                    $this->hungUp = true;
                     throw new ProtocolException(
                         "the daemon at {$this->path} hung up before it answered;"
                         . ' what was asked may have been carried out, or not'

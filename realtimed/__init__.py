@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from realtimed.control.aclient import AsyncClient, AsyncSubscription
-    from realtimed.control.calls import ChannelInfo, ChannelMessage, ClientInfo, Position, Receipt
+    from realtimed.control.calls import ChannelInfo, ChannelMessage, ClientInfo, History, Position, Receipt
     from realtimed.control.client import Client, Subscription, broadcast
     from realtimed.errors import NoDaemonError, ProtocolError, RealtimeError, RefusedError, RequestTimeoutError
 
@@ -24,6 +24,7 @@ __all__ = [
     "ChannelMessage",
     "Client",
     "ClientInfo",
+    "History",
     "NoDaemonError",
     "Position",
     "ProtocolError",
@@ -46,6 +47,7 @@ _HOMES = {
     "ChannelMessage": "realtimed.control.calls",
     "Client": "realtimed.control.client",
     "ClientInfo": "realtimed.control.calls",
+    "History": "realtimed.control.calls",
     "NoDaemonError": "realtimed.errors",
     "Position": "realtimed.control.calls",
     "ProtocolError": "realtimed.errors",

@@ -7,12 +7,15 @@ The command line wins, then the environment, then the TOML file. A setting `max_
 from __future__ import annotations
 
 import grp
+import ipaddress
 import math
 import os
+import pwd
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -83,10 +86,21 @@ def _addresses(value: object) -> tuple[Address, ...]:
     return tuple(_address(text) for text in texts)
 
 
+def _local_address(value: object) -> Address:
+    address = _address(value)
+    try:
+        local = address.path is not None or ipaddress.ip_address(address.host).is_loopback
+    except ValueError:
+        local = False
+    if not local:
+        raise ValueError("expected unix:PATH, or a loopback address such as 127.0.0.1:9180")
+    return address
+
+
 def _mode(value: object) -> int:
     if isinstance(value, str) and re.fullmatch(r"(0o?)?[0-7]{3}", value):
         return int(value.replace("o", ""), 8)
-    raise ValueError('expected three octal digits, such as "0660"')
+    raise ValueError('expected an octal number such as "0660"')
 
 
 def _group(value: object) -> str:
@@ -94,9 +108,31 @@ def _group(value: object) -> str:
         try:
             grp.getgrnam(value)
         except KeyError:
-            raise ValueError(f"expected a group of this system; there is none called {quoted(value)}") from None
+            raise ValueError("expected a group of this system") from None
         return value
     raise ValueError("expected the name of a group")
+
+
+def _users(value: object) -> tuple[int, ...]:
+    return _ids(value, "user", lambda name: pwd.getpwnam(name).pw_uid)
+
+
+def _groups(value: object) -> tuple[int, ...]:
+    return _ids(value, "group", lambda name: grp.getgrnam(name).gr_gid)
+
+
+def _ids(value: object, kind: str, find: Callable[[str], int]) -> tuple[int, ...]:
+    """Return the numbers of users or groups that are given by name or number."""
+    given = str(value).split() if isinstance(value, (str, int)) else value
+    if not isinstance(given, (list, tuple)) or not given or isinstance(value, bool):
+        raise ValueError(f"expected the name or number of at least one {kind}")
+    found = []
+    for each in map(str, given):
+        try:
+            found.append(int(each) if re.fullmatch(r"\d{1,9}", each) else find(each))
+        except KeyError:
+            raise ValueError(f"expected a {kind} of this system; there is none called {quoted(each)}") from None
+    return tuple(found)
 
 
 _UNITS: Final = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
@@ -162,6 +198,12 @@ def _level(value: object) -> str:
     raise ValueError("expected debug, info, warning or error")
 
 
+def _log_format(value: object) -> str:
+    if value in ("text", "json", "journal"):
+        return str(value)
+    raise ValueError("expected text, json or journal")
+
+
 def _auto_or_off(value: object) -> str:
     if value in ("auto", "off"):
         return str(value)
@@ -174,6 +216,9 @@ _METAVARS: Final[Mapping[Callable[[object], object], str]] = {
     _addresses: "ADDRESS",
     _mode: "MODE",
     _group: "GROUP",
+    _users: "USER",
+    _groups: "GROUP",
+    _local_address: "ADDRESS",
     _size: "BYTES",
     _size_or_none: "BYTES",
     _count: "NUMBER",
@@ -182,6 +227,7 @@ _METAVARS: Final[Mapping[Callable[[object], object], str]] = {
     _seconds: "SECONDS",
     _seconds_or_none: "SECONDS",
     _level: "LEVEL",
+    _log_format: "FORMAT",
     _auto_or_off: "CHOICE",
 }
 
@@ -217,6 +263,13 @@ class Config:
         None, _group, _WHERE, "Group of the Unix sockets; the process's own if not given."
     )
 
+    http: Address | None = _setting(
+        None,
+        _local_address,
+        _WHERE,
+        "Where /metrics, /healthz and /readyz are served, unix:PATH or a loopback HOST:PORT; nowhere if not given.",
+    )
+
     max_inbound: int = _setting(16 * 2**10, _size, _CLIENT, "Largest message a client may send over its WebSocket.")
     inbound_rate: float = _setting(50.0, _rate, _CLIENT, "Messages a client may send each second, in the long run.")
     inbound_burst: int = _setting(100, _count, _CLIENT, "Messages a client may send at once.")
@@ -241,6 +294,15 @@ class Config:
 
     max_message: int = _setting(64 * 2**10, _size, _PUBLISHER, "Largest message that may be broadcast.")
     command_timeout: float = _setting(10.0, _seconds, _PUBLISHER, "How long a publisher may take over one command.")
+    allow_user: tuple[int, ...] = _setting(
+        (), _users, _PUBLISHER, "Users, by name or number, who may use the control socket; may be given more than once."
+    )
+    allow_group: tuple[int, ...] = _setting(
+        (),
+        _groups,
+        _PUBLISHER,
+        "Groups whose members may use it as well; all who can open it if neither this nor allow-user is given.",
+    )
 
     history_size: int = _setting(100, _count_or_none, _HISTORY, "Publications of a channel that are kept; 0 for none.")
     history_age: float = _setting(300.0, _seconds, _HISTORY, "How long a publication is kept.")
@@ -270,6 +332,9 @@ class Config:
         "Whether the fan-out sends through io_uring where the kernel allows it: auto or off.",
     )
     log_level: str = _setting("info", _level, _ALL, "How much is logged: debug, info, warning or error.")
+    log_format: str | None = _setting(
+        None, _log_format, _ALL, "text, json or journal; if not given, journal under systemd, else text."
+    )
 
     channels: tuple[ChannelRule, ...] = ()
 
@@ -286,6 +351,10 @@ class Config:
         sockets = [address.path for address in self.websocket if address.path is not None]
         if self.socket in sockets:
             found.append(f"socket and websocket are both {self.socket}; each needs a path of its own")
+        if self.http is not None and self.http.path is not None and self.http.path in [self.socket, *sockets]:
+            found.append(f"http has the path of another socket, {self.http.path}; it needs one of its own")
+        if self.http is not None and self.http.path is None and self.http in self.websocket and self.http.port:
+            found.append(f"http and websocket are both {self.http}; each needs an address of its own")
         if len(set(self.websocket)) != len(self.websocket):
             found.append("websocket names the same address twice")
         if self.max_backlog < self.max_message:
@@ -356,10 +425,15 @@ def load(
         elif key in SETTINGS:
             take(SETTINGS[key], value, f"{key} in {file}")
         else:
-            wrong.append(f"{key} in {file}: there is no such setting")
+            wrong.append(f"{key} in {file}: there is no such setting{_meant(key, SETTINGS)}")
     for setting in SETTINGS.values():
         if environ is not None and setting.variable in environ:
             take(setting, environ[setting.variable], setting.variable)
+    variables = {setting.variable for setting in SETTINGS.values()}
+    # Only what looks like one of ours: other programs' variables may begin in the same way, as Caddy's do.
+    strange = [name for name in environ or {} if name.startswith("REALTIME_") and name not in variables]
+    meant = {name: _meant(name, variables) for name in strange}
+    wrong += [f"{name}: there is no such variable{hint}" for name, hint in meant.items() if hint]
     for name, value in (options or {}).items():
         take(SETTINGS[name], value, SETTINGS[name].option)
     usual = Config(**values)
@@ -370,6 +444,12 @@ def load(
         if not wrong:
             return config
     raise ConfigurationError("\n".join(wrong))
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    """Return what may have been meant by a name that is not known, as the end of a sentence."""
+    close = get_close_matches(name.replace("-", "_"), known, 1, 0.85)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _read_rules(rules: list[object], usual: Config, named: str, wrong: list[str]) -> Iterator[ChannelRule]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import platform
+import resource
 import signal
 import socket
 import time
@@ -23,7 +25,9 @@ from realtimed.errors import ConfigurationError
 from realtimed.fanout import FanOut
 from realtimed.history import History, Retention
 from realtimed.hub import Hub
+from realtimed.lag import LoopLag
 from realtimed.listener import SocketListener, adopt_listener, open_listener
+from realtimed.logs import Event
 from realtimed.open_files import connection_limit
 from realtimed.protocols import PROTOCOLS
 from realtimed.reload import compare
@@ -100,6 +104,8 @@ class Daemon:
             self.hub, self.sessions.members, config, self.stats, self.info, self._room, self.answered
         )
         self.websocket_addresses: list[Address] = []
+        self.http_listener: SocketListener[trio.SocketStream] | None = None
+        self.loop_lag = LoopLag()
         self.io_uring = False
         self._stopping = trio.Event()
         self._drain: Drain | None = None
@@ -119,9 +125,11 @@ class Daemon:
             await self._serve(signals, task_status)
 
     async def _serve(self, signals: AsyncIterator[int], task_status: trio.TaskStatus[None]) -> None:
-        async with AsyncExitStack() as resources, AsyncExitStack() as sockets:
+        async with AsyncExitStack() as resources, AsyncExitStack() as endpoint, AsyncExitStack() as sockets:
             self._use_io_uring(resources)
-            self._load_history()
+            if self.config.http is not None:
+                # It is there before the other listeners and after them: who watches over the daemon sees it stop.
+                self.http_listener = await endpoint.enter_async_context(self._listen(self.config.http, _http_stream))
             listeners = [
                 await sockets.enter_async_context(self._listen(where, self._client_stream))
                 for where in self._handover.websocket or self.config.websocket
@@ -130,7 +138,11 @@ class Daemon:
                 self._listen(self._handover.control or Address(path=self.config.socket), self._publisher_stream)
             )
             self.websocket_addresses = [listener.address for listener in listeners]
+            self._load_history()  # its file is gone then: not before it is certain that this daemon serves
             async with trio.open_nursery() as background:
+                if self.http_listener is not None:
+                    background.start_soon(self._serve_http, self.http_listener, background)
+                background.start_soon(self.loop_lag.run)
                 background.start_soon(self.fan_out.run)
                 background.start_soon(heartbeat, self.sessions, lambda: self.config)
                 background.start_soon(relief, self.sessions)
@@ -166,7 +178,7 @@ class Daemon:
                     await drain.finish()
                     clients.cancel_scope.deadline = trio.current_time() + self.config.close_timeout
                 background.cancel_scope.cancel()
-        log.info("stopped")
+        log.info(Event("stopped"))
 
     def stats(self) -> dict[str, object]:
         """Return what the ``stats`` command shows. Counters count from the start; the others are as of now."""
@@ -179,16 +191,22 @@ class Daemon:
             "history_publications": self.history.publications,
             "history_bytes": self.history.bytes,
             "publishers": len(self.service.connections),
+            "watchers": len(self.hub.watchers),
             "backlogged": self.backlogs.streams,
             "backlog_bytes": self.backlogs.held,
             "commands": self.service.commands,
-            "commands_refused": self.service.refused,
+            "commands_refused": sum(self.service.refused.values()),
+            "commands_refused_with": dict(sorted(self.service.refused.items())),
             "publications": self.hub.publications,
             "deliveries": self.hub.deliveries,
             "sends": self.hub.sends,
+            "sent_bytes": self.hub.sent_bytes,
+            "unsent_bytes": self.hub.log_bytes,
             "rounds": self.hub.rounds,
+            "loop_lag": round(self.loop_lag.latest, 6),
             "connections": self.sessions.connections,
-            "handshakes_refused": self.sessions.refused,
+            "handshakes_refused": sum(self.sessions.refused.values()),
+            "handshakes_refused_with": {str(code): count for code, count in sorted(self.sessions.refused.items())},
             "closed": {str(int(code)): count for code, count in sorted(self.sessions.closed.items())},
         }
 
@@ -197,11 +215,15 @@ class Daemon:
         config = self.config
         return {
             "version": __version__,
+            "python": platform.python_version(),
             "pid": os.getpid(),
             "started": self.started,
             "protocols": ["plain", *PROTOCOLS],
+            "allow_user": list(config.allow_user),
+            "allow_group": list(config.allow_group),
             "io_uring": self.io_uring,
             "websocket": [str(address) for address in self.websocket_addresses],
+            "http": self._http_address(),
             "limits": {
                 "max_message": config.max_message,
                 "max_inbound": config.max_inbound,
@@ -211,6 +233,8 @@ class Daemon:
                 "max_backlog": config.max_backlog,
                 "backlog_timeout": config.backlog_timeout,
                 "max_connections": self.sessions.max_connections,
+                "max_connections_wanted": config.max_connections,
+                "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
             },
         }
 
@@ -226,7 +250,7 @@ class Daemon:
         try:
             ring = SendRing()
         except (OSError, MemoryError) as error:  # MemoryError: ctypes where no memory may be executable
-            log.info("io_uring is not used: %s", getattr(error, "strerror", error))
+            log.info(Event("io_uring is not used", reason=getattr(error, "strerror", str(error))))
         else:
             resources.callback(ring.close)
             self.hub.deliver = ring
@@ -244,7 +268,7 @@ class Daemon:
     def _publisher_stream(self, sock: socket.socket) -> QueuedStream:
         return QueuedStream(sock, self.answers)
 
-    # One exception boundary for each connection: the only two places that catch everything. What goes wrong inside is
+    # One exception boundary for each connection: the only places that catch everything. What goes wrong inside is
     # a bug, and ends that connection only.
 
     async def _serve_client(self, stream: ClientStream) -> None:
@@ -252,13 +276,42 @@ class Daemon:
         try:
             await session.run()
         except Exception:
-            log.exception("client=%s closed: internal error", session.id)
+            log.exception(Event("internal error", client=session.id))
 
     async def _serve_publisher(self, stream: QueuedStream) -> None:
         try:
             await Connection(stream, self.service).run()
         except Exception:
-            log.exception("publisher disconnected: internal error")
+            log.exception(Event("internal error", client="publisher"))
+
+    def _http_address(self) -> str | None:
+        return str(self.http_listener.address) if self.http_listener is not None else None
+
+    async def _serve_http(self, listener: SocketListener[trio.SocketStream], nursery: trio.Nursery) -> None:
+        # Only now: who does not ask for it spends no memory on it.
+        from realtimed.endpoint import Endpoint  # noqa: PLC0415
+        from realtimed.metrics import Exposition, Reading  # noqa: PLC0415
+
+        def read() -> Reading:
+            return Reading(self.stats(), self.sessions.max_connections, self.fan_out.round_times, self.loop_lag.times)
+
+        endpoint = Endpoint(self._obstacle, Exposition(read).page)
+
+        async def serve(stream: trio.SocketStream) -> None:
+            try:
+                await endpoint.serve(stream)
+            except Exception:
+                log.exception(Event("internal error", client="http"))
+
+        await _accept(listener, serve, nursery, endpoint.room)
+
+    def _obstacle(self) -> str | None:
+        """Return what keeps newcomers from being served, if there is anything."""
+        if self._stopping.is_set():
+            return "stopping"
+        if len(self.sessions.members) >= self.sessions.max_connections:
+            return f"the limit, max-connections, is reached: {self.sessions.max_connections} connections"
+        return None
 
     def _load_history(self) -> None:
         """Go on with the history of the daemon before, if it left one; its file is gone then."""
@@ -270,11 +323,11 @@ class Daemon:
             path.unlink()
             count = snapshot.load(self.hub, data, time.time())
         except FileNotFoundError:
-            log.info("history begins anew: there is no %s", path)
+            log.info(Event("history begins anew", state_file=str(path), reason="there is no such file"))
         except (OSError, SnapshotError) as error:
-            log.warning("history begins anew: %s cannot be used: %s", path, error)
+            log.warning(Event("history begins anew", state_file=str(path), reason=str(error)))
         else:
-            log.info("history taken over channels=%d bytes=%d", count, self.history.bytes)
+            log.info(Event("history taken over", channels=count, bytes=self.history.bytes))
 
     async def _save_history(self) -> None:
         """Leave the history to the next daemon. Nothing is published any more."""
@@ -293,9 +346,9 @@ class Daemon:
                 await file.write(pending)
             new.replace(path)
         except OSError as error:
-            log.warning("history is lost: cannot write %s: %s", new, error.strerror)
+            log.warning(Event("history is lost", state_file=str(new), reason=error.strerror))
         else:
-            log.info("history saved channels=%d bytes=%d", self.history.channels, self.history.bytes)
+            log.info(Event("history saved", channels=self.history.channels, bytes=self.history.bytes))
 
     async def _expire_history(self) -> None:
         """Drop what has become too old, for ever: a little at a time, so that it never holds anyone up."""
@@ -311,7 +364,7 @@ class Daemon:
     async def _heed_signals(self, signals: AsyncIterator[int], everything: trio.CancelScope) -> None:
         """Stop at the first SIGTERM or SIGINT; at the second, without waiting for anyone. SIGHUP means `reload`."""
         async for number in signals:
-            log.info("signal=%s", signal.Signals(number).name)
+            log.info(Event("signal", name=signal.Signals(number).name))
             if number == signal.SIGHUP:
                 self.reload()
             elif not self._stopping.is_set():
@@ -323,19 +376,22 @@ class Daemon:
     def reload(self) -> None:
         """Read the configuration again and apply what can be applied; log the outcome."""
         if self._stopping.is_set():
-            log.info("not reloaded: the daemon is stopping")
+            log.info(Event("not reloaded", reason="the daemon is stopping"))
             return
         self._manager.reloading()
         try:
             change = compare(self.config, self._reread())
         except ConfigurationError as error:
             for line in str(error).splitlines():
-                log.error("not reloaded, nothing has changed: %s", line)
+                log.error(Event("not reloaded", reason=line))
             self._note = f"; not reloaded: {error}".partition("\n")[0]
         else:
             self._apply(change.config)
-            log.log(logging.WARNING if change.needs_restart else logging.INFO, "reloaded %s", change)
-            waiting = ", ".join(change.needs_restart)
+            applied, waiting = (", ".join(names) for names in (change.applied, change.needs_restart))
+            if waiting:
+                log.warning(Event("reloaded", applied=applied, needs_restart=waiting))
+            else:
+                log.info(Event("reloaded", applied=applied, needs_restart=waiting))
             self._note = f"; only a restart applies {waiting}" if waiting else ""
         self._manager.ready(self._status())
 
@@ -352,7 +408,7 @@ class Daemon:
 
     def _begin_drain(self) -> Drain:
         clients, config = len(self.sessions.members), self.config
-        log.info("stopping clients=%d drain=%g", clients, config.drain)
+        log.info(Event("stopping", clients=clients, drain=config.drain))
         # Publishers, the fan-out and the last clients may each take a close-timeout.
         self._drain = Drain(self.sessions, config.drain)
         self._manager.stopping(self._status(), config.drain + 3 * config.close_timeout + _MARGIN)
@@ -365,22 +421,34 @@ class Daemon:
 
     def _say_ready(self, control: Address) -> None:
         log.info(
-            "ready control=%s websocket=%s max_connections=%d",
-            control.path, ",".join(map(str, self.websocket_addresses)), self.sessions.max_connections,
-        )  # fmt: skip
+            Event(
+                "ready",
+                control=str(control.path),
+                websocket=",".join(map(str, self.websocket_addresses)),
+                http=self._http_address(),
+                max_connections=self.sessions.max_connections,
+            )
+        )
         self._manager.ready(self._status())
 
 
+def _http_stream(sock: socket.socket) -> trio.SocketStream:
+    return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+
+
 async def _accept(
-    listener: SocketListener[_S], handler: Callable[[_S], Awaitable[None]], nursery: trio.Nursery
+    listener: SocketListener[_S],
+    handler: Callable[[_S], Awaitable[None]],
+    nursery: trio.Nursery,
+    room: Callable[[], Awaitable[int]] | None = None,
 ) -> None:
-    """Start a task in `nursery` for each connection, for ever."""
+    """Start a task in `nursery` for each connection, for ever, and as many at a time as there is `room` for."""
     while True:
         try:
-            streams = await listener.accept()
+            streams = await (listener.accept() if room is None else listener.accept(await room()))
         except OSError as error:
             # The connection stays in the kernel's queue. Trying again at once would only burn the processor.
-            log.warning("cannot accept a connection: %s", error.strerror)
+            log.warning(Event("cannot accept", reason=error.strerror, listener=str(listener.address)))
             await trio.sleep(_ACCEPT_PAUSE)
         else:
             for stream in streams:

@@ -17,6 +17,7 @@ __all__ = [
     "RealtimeError",
     "RefusedError",
     "RequestTimeoutError",
+    "printable",
     "quoted",
 ]
 
@@ -58,6 +59,13 @@ class RefusedError(RealtimeError):
 
 class ProtocolError(RealtimeError):
     """The peer sent what the protocol does not allow, or the connection broke in the middle of an answer."""
+
+
+def printable(text: str) -> str:
+    """Return `text` on one line and with no power over a terminal: what is not printable comes out escaped."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def quoted(value: object, limit: int = 60) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
 import trio
 
+from realtimed.histogram import Histogram
 from realtimed.hub import Hub
 
 __all__ = ["FanOut"]
@@ -18,9 +20,13 @@ _LOG_LIMIT: Final = 4 * 2**20
 
 
 class FanOut:
-    """Runs the hub's rounds, and holds publishers back when they are faster."""
+    """Runs the hub's rounds, and holds publishers back when they are faster.
+
+    `round_times` has the seconds each round took, from when it was put together until its last send.
+    """
 
     def __init__(self, hub: Hub) -> None:
+        self.round_times = Histogram()
         self._hub = hub
         self._work = trio.Event()
         self._through = trio.lowlevel.ParkingLot()
@@ -31,12 +37,15 @@ class FanOut:
         while True:
             await self._work.wait()
             self._work = trio.Event()
+            began = time.perf_counter()
             while (turn := self._hub.next_round()) is not None:
                 while turn.step(_SLICE):
                     await trio.lowlevel.checkpoint()
+                self.round_times.observe(time.perf_counter() - began)
                 self._through.unpark_all()
                 if not self._hub.idle:
                     await trio.lowlevel.checkpoint()
+                began = time.perf_counter()
 
     async def room(self) -> None:
         """Wait until the fan-out has caught up enough for more to be published."""

@@ -25,6 +25,7 @@ from realtimed.errors import RefusedError, quoted
 from realtimed.frames import Publication, WireFormat
 from realtimed.history import History, Kept, Retention, Ring
 from realtimed.replays import Replays
+from realtimed.watch import Watchers
 
 __all__ = [
     "Batch",
@@ -200,12 +201,14 @@ class Hub:
         self.replays = Replays()
         self.history.emptied = self._forget_if_unused
         self.channels: dict[str, Channel] = {}
+        self.watchers = Watchers(max_patterns=max_channels)
         self.wake: Callable[[], None] = lambda: None
         self.deliver: Callable[[Batch], None] = send_each
         self.log_bytes = 0
         self.publications = 0
         self.deliveries = 0
         self.sends = 0
+        self.sent_bytes = 0
         self.rounds = 0
         self.subscriptions = 0
         self._log: list[tuple[Channel, Publication]] = []
@@ -230,13 +233,14 @@ class Hub:
         self.publications += 1
         if channel is None:
             channel = self._make(str(name))
-            if channel.ring is None:
+            if channel.ring is not None:
+                self.channels[channel.name] = channel
+            elif not self.watchers:
                 return Receipt(0, channel.epoch, 1)
-            self.channels[channel.name] = channel
         channel.offset += 1
         if channel.ring is not None:
             self.history.keep(channel.ring, channel.offset, payload, isinstance(message, str))
-        if not channel.count:
+        if not channel.count and not self.watchers:
             return Receipt(0, channel.epoch, channel.offset)
         publication = Publication(channel.name, payload, isinstance(message, str), channel.offset)
         self._log.append((channel, publication))
@@ -312,6 +316,7 @@ class Hub:
         data = b"".join([publication.encoded(subscriber.form) for _, publication in waiting])
         if data:
             self.sends += 1
+            self.sent_bytes += len(data)
             subscriber.write(data)
 
     def next_round(self) -> Round | None:
@@ -322,6 +327,8 @@ class Hub:
         log = self._take()
         if not log:
             return None
+        if self.watchers:
+            self.watchers.show(publication for _, publication in log)
         start, end = self._log_start - len(log), self._log_start
         late = {each: seen for each, seen in self._caught_up.items() if seen > start}
         self._caught_up = {each: seen for each, seen in late.items() if seen > end}
@@ -373,9 +380,10 @@ class Hub:
                 rings.append((channel.ring, saved.offset, saved.entries))
         self.history.restore(rings, later)
 
-    def round_over(self, sends: int) -> None:
+    def round_over(self, sends: int, sent_bytes: int) -> None:
         """Take note that the round at hand is through."""
         self.sends += sends
+        self.sent_bytes += sent_bytes
         self._round = None
 
     def _find(self, name: object) -> Channel | None:
@@ -494,35 +502,41 @@ class Round:
         self._at = 0
         self._early: set[Subscriber] = set()
         self._sends = 0
+        self._sent_bytes = 0
 
     def step(self, budget: int) -> bool:
         """Serve as many subscribers as are worth `budget` small sends; return whether some are left."""
         batch: list[tuple[bytes, Sequence[Subscriber]]] = []
         while budget > 0 and self._part < len(self._parts):
             data, roster = self._parts[self._part]
-            worth = 1 if data is None else 1 + len(data) // _SMALL_SEND
+            size = len(data) if data is not None else 0
+            worth = 1 + size // _SMALL_SEND
             if self._at == 0 and len(roster) * worth <= budget:
                 served = roster
             else:
                 served = roster[self._at : self._at - (-budget // worth)]
-            budget -= len(served) * worth
-            self._at += len(served)
+            receivers = len(served)
+            budget -= receivers * worth
+            self._at += receivers
             if self._at >= len(roster):
                 self._part += 1
                 self._at = 0
             if self._early:
                 served = [each for each in served if each not in self._early]
+                receivers = len(served)
             if data is not None:
                 batch.append((data, served))
-                self._sends += len(served)
+                self._sends += receivers
+                self._sent_bytes += receivers * size
             else:
                 mixes = self._mixes_for(served)
                 batch += mixes
-                self._sends += sum(len(receivers) for _, receivers in mixes)
+                self._sends += sum(len(each) for _, each in mixes)
+                self._sent_bytes += sum(len(mix) * len(each) for mix, each in mixes)
         self._hub.deliver(batch)
         if self._part < len(self._parts):
             return True
-        self._hub.round_over(self._sends)
+        self._hub.round_over(self._sends, self._sent_bytes)
         return False
 
     def serve_early(self, subscriber: Subscriber) -> None:
@@ -540,6 +554,7 @@ class Round:
     def _send_to_one(self, subscriber: Subscriber, data: bytes) -> None:
         if data:  # a mix is empty if all of it has been handed over already
             self._sends += 1
+            self._sent_bytes += len(data)
             subscriber.write(data)
 
     def _mixes_for(self, subscribers: Iterable[Subscriber]) -> Batch:

@@ -48,8 +48,8 @@ class SocketListener(trio.abc.AsyncResource, Generic[StreamT]):
         host, port = name[:2]
         return Address(host=host, port=port)
 
-    async def accept(self) -> list[StreamT]:
-        """Wait for connections and return those that are there, up to a limit; possibly none.
+    async def accept(self, limit: int = _BATCH) -> list[StreamT]:
+        """Wait for connections and return those that are there, up to `limit`; possibly none.
 
         Raises `OSError` when the process or the system can have no more of them for now.
         """

@@ -6,6 +6,8 @@ import logging
 import resource
 from typing import Final
 
+from realtimed.logs import Event
+
 __all__ = ["connection_limit"]
 
 _FILES_KEPT: Final = 64
@@ -13,6 +15,8 @@ _FILES_KEPT: Final = 64
 
 _FEW: Final = 4000
 """Below so many connections, a daemon whose limit nobody has chosen says how to have more."""
+
+_ADVICE: Final = "raise LimitNOFILE or ulimit -n"
 
 log = logging.getLogger(__name__)
 
@@ -28,20 +32,22 @@ def connection_limit(wanted: int | None) -> int:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         except (OSError, ValueError) as error:  # fs.nr_open may have been lowered since the limit was set
-            log.warning("cannot raise the limit of open files from %d to %d: %s", soft, hard, error)
+            log.warning(Event("open files not raised", soft=soft, hard=hard, reason=str(error)))
         else:
             soft = hard
     possible = max(soft - _FILES_KEPT, 1)
     if wanted is None:
         if possible < _FEW:
-            log.warning(
-                "the limit of open files, %d, allows only %d connections: raise LimitNOFILE or ulimit -n",
-                soft, possible,
-            )  # fmt: skip
+            log.warning(Event("few open files", open_files=soft, allowed=possible, advice=_ADVICE))
         return possible
     if wanted > possible:
         log.warning(
-            "max-connections is %d, but the limit of open files, %d, allows only %d: raise LimitNOFILE or ulimit -n",
-            wanted, soft, possible,
-        )  # fmt: skip
+            Event(
+                "max-connections too high",
+                max_connections=wanted,
+                open_files=soft,
+                allowed=possible,
+                advice=_ADVICE,
+            )
+        )
     return min(wanted, possible)

@@ -30,11 +30,6 @@ class Change:
     applied: tuple[str, ...]
     needs_restart: tuple[str, ...]
 
-    def __str__(self) -> str:
-        """Return the change as a log line shows it."""
-        parts = (("applied", self.applied), ("needs-restart", self.needs_restart))
-        return " ".join(f"{what}={','.join(names)}" for what, names in parts if names) or "nothing has changed"
-
 
 def compare(old: Config, new: Config) -> Change:
     """Return how a daemon that runs with `old` comes as near to `new` as it can.

@@ -11,6 +11,7 @@ import logging
 import math
 import random
 import re
+import secrets
 import time
 from collections.abc import Callable
 from http import HTTPStatus
@@ -25,7 +26,9 @@ from realtimed.config import Config
 from realtimed.errors import quoted
 from realtimed.frames import PING, CloseCode, close_frame
 from realtimed.hub import Hub
+from realtimed.logs import Event
 from realtimed.protocols import Conversation, ViolationError, choose
+from realtimed.request import forwarded_for, refusal, without_unread
 from realtimed.stream import Backlogs, ClientStream
 
 __all__ = ["Session", "Sessions", "heartbeat", "relief"]
@@ -34,15 +37,6 @@ _PATH: Final = "/ws"
 _HEAD_LIMIT: Final = 16 * 1024
 """Bytes of a request's head; h11 below trio-websocket has the same limit."""
 
-_UPGRADE: Final = re.compile(rb"\nupgrade[ \t]*:", re.IGNORECASE)
-_FORWARDED_FOR: Final = re.compile(rb"\nx-forwarded-for[ \t]*:([^\r\n]*)", re.IGNORECASE)
-_HOST: Final = re.compile(rb"(\nhost:)[^\r\n]*", re.IGNORECASE)
-_UNREAD: Final = re.compile(
-    rb"\n(?!(?:host|connection|upgrade|content-length|transfer-encoding|sec-websocket-(?:key|version|protocol))[ \t]*:)"
-    rb"[^\r\n:]+:[^\r\n]*\r(?=\n)",
-    re.IGNORECASE,
-)
-_FOLDED: Final = re.compile(rb"\n[ \t]")
 
 _IN_WORDS: Final = {"restart": "restarting", "max-age": "connected for max-age"}
 
@@ -86,7 +80,7 @@ class Session:
 
     def __init__(self, stream: ClientStream, hub: Hub, config: Config, sessions: Sessions) -> None:
         self.number = sessions.new_number()
-        self.id = f"c-{self.number:x}"
+        self.id = f"c-{sessions.run}-{self.number:x}"
         self.stream = stream
         self.connected_since = time.time()
         self.expires_at = _expiry(config.max_age)
@@ -176,7 +170,7 @@ class Session:
     def library_done(self) -> None:
         """See `realtimed.stream.Owner`."""
         if self._handshake is not None:
-            self._note_refusal("not a valid WebSocket handshake")  # the library has answered 400 or 426
+            self._note_refusal(self.stream.answered, "not a valid WebSocket handshake")
             self.stream.seal()
             self._handshake.cancel()
         else:
@@ -206,15 +200,9 @@ class Session:
             return None
         if not head:
             return None
-        if not head.isascii() or _FOLDED.search(head) is not None:
-            self._respond(HTTPStatus.BAD_REQUEST, "A request's head is ASCII, without folded lines (RFC 9112).")
-            return None
-        if _UPGRADE.search(head) is None:
-            self._respond(
-                HTTPStatus.UPGRADE_REQUIRED,
-                "This is realtimed. It speaks WebSocket, not HTTP: connect with new WebSocket(…) to /ws.",
-                "Upgrade: websocket\r\nConnection: Upgrade, close\r\n",
-            )
+        refused = refusal(head)
+        if refused is not None:
+            self._respond(*refused)
             return None
         if len(self._sessions.members) >= self._sessions.max_connections:
             self._respond(
@@ -224,9 +212,7 @@ class Session:
             )
             return None
         self._address = self._client_address(head)
-        # The library keeps all headers as long as the connection lives, and a browser sends a dozen that nobody reads.
-        # Nor does anybody read Host, but the library decodes it, and raises for what is no internationalized name.
-        self.stream.hand_on(_HOST.sub(b"\\1 realtimed", _UNREAD.sub(b"", head)))
+        self.stream.hand_on(without_unread(head))
         return await self._accept()
 
     async def _accept(self) -> WebSocketConnection:
@@ -240,7 +226,7 @@ class Session:
         self._sessions.connections += 1
         self._sessions.members[self.id] = self
         self.stream.open_gate()
-        log.debug("client=%s connected address=%s protocol=%s", self.id, self._address, protocol.name or "plain")
+        log.debug(Event("client connected", client=self.id, address=self._address, protocol=protocol.name or "plain"))
         if path != _PATH:
             self.close(CloseCode.NO_SUCH_PATH, f"no such path: {quoted(path)}; WebSockets are served at {_PATH}")
         else:
@@ -254,23 +240,22 @@ class Session:
         peer, _ = self.stream.peer()
         if peer and not ip_address(peer.partition("%")[0]).is_loopback:
             return peer
-        hops = _FORWARDED_FOR.findall(head)
         try:
-            return str(ip_address(hops[-1].decode().rpartition(",")[2].strip())) if hops else peer
+            return str(ip_address(forwarded_for(head)))
         except ValueError:
             return peer
 
     def _respond(self, status: HTTPStatus, sentence: str, headers: str = "Connection: close\r\n") -> None:
         """Refuse the request with an HTTP answer of our own, which is the last of this connection."""
-        self._note_refusal(f"{status.value} {sentence}")
+        self._note_refusal(status.value, sentence)
         body = sentence.encode() + b"\n"
         head = f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Length: {len(body)}\r\n{headers}"
         self.stream.write(f"{head}Content-Type: text/plain; charset=utf-8\r\n\r\n".encode() + body)
         self.stream.seal()
 
-    def _note_refusal(self, reason: str) -> None:
-        self._sessions.refused += 1
-        log.info("client=%s handshake refused reason=%s", self.id, quoted(reason, 200))
+    def _note_refusal(self, status: int, reason: str) -> None:
+        self._sessions.refused[status] = self._sessions.refused.get(status, 0) + 1
+        log.info(Event("handshake refused", client=self.id, status=status, reason=reason))
 
     # The conversation.
 
@@ -324,27 +309,30 @@ class Session:
             return False
         self._closed = (code, reason)
         self._sessions.closed[code] = self._sessions.closed.get(code, 0) + 1
+        seconds = round(time.time() - self.connected_since, 1)
         log.info(
-            "client=%s closed code=%d reason=%s address=%s seconds=%.1f",
-            self.id, code, quoted(reason, 200), self._address, time.time() - self.connected_since,
-        )  # fmt: skip
+            Event("client closed", client=self.id, code=code, reason=reason, address=self._address, seconds=seconds)
+        )
         return True
 
 
 class Sessions:
     """All sessions, the limit on their number, and what has become of those that are over."""
 
-    # Invariant: `members` holds those whose handshake has been answered with 101, until their stream is shut.
+    # Invariant: `members` holds those whose handshake has been answered with 101, until their stream is shut. `refused`
+    # counts the other answers by HTTP status, `closed` the ends of WebSockets by close code.
 
     def __init__(self, max_connections: int, backlogs: Backlogs) -> None:
         self.max_connections = max_connections
         self.backlogs = backlogs
         self.members: dict[str, Session] = {}
         self.connections = 0
-        self.refused = 0
+        self.refused: dict[int, int] = {}
         self.closed: dict[int, int] = {}
         self.send_away: Callable[[Session], None] | None = None
         """Set when the daemon is about to end: says goodbye to whoever joins nevertheless."""
+        self.run = secrets.token_hex(2)
+        """In every client's id: one that was noted before a restart means nobody after it."""
         self._numbers = itertools.count(1)
 
     def new_number(self) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import socket
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -33,6 +34,8 @@ _RECEIVE_BYTES: Final = 4096
 _received: Final = memoryview(bytearray(64 * 2**10))
 _REPLAY_BYTES: Final = 64 * 2**10
 _CLOSE_BYTE: Final = 0x88
+_SO_PEERGROUPS: Final = 59
+"""The socket option that returns the peer's supplementary groups (socket(7)); Python has no name for it."""
 
 
 class Backlogs:
@@ -232,6 +235,20 @@ class QueuedStream(trio.abc.Stream):
             pid, uid, gid = (int.from_bytes(raw[at : at + 4], "little", signed=True) for at in (0, 4, 8))
             return "", (pid, uid, gid)
         return str(self._socket.getpeername()[0]), None
+
+    def peer_groups(self) -> frozenset[int]:
+        """Return the groups of the process at the other end of a Unix socket, the supplementary ones among them.
+
+        Of more than 256 supplementary groups, which is more than Python can ask the kernel for, none is returned.
+        """
+        credentials = self.peer()[1]
+        if credentials is None:
+            return frozenset()
+        raw = b""
+        with suppress(OSError):
+            raw = self._socket.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)
+        groups = (int.from_bytes(raw[at : at + 4], sys.byteorder) for at in range(0, len(raw), 4))
+        return frozenset([credentials[2], *groups])
 
     @property
     def pending(self) -> int:
@@ -443,16 +460,17 @@ class ClientStream(QueuedStream):
     end of file, and reports the latter. So a peer that pings while it is being closed finds nobody to trip over it.
     """
 
-    __slots__ = ("_gate", "_head", "_meter", "_rest", "_tokens", "_tokens_at", "burst", "rate")
+    __slots__ = ("_gate", "_head", "_meter", "_rest", "_tokens", "_tokens_at", "answered", "burst", "rate")
 
     # `_head` and `_rest` are bytes the library has not received yet: the request, and what was read behind it. `_gate`
     # is there until the handshake has been answered: the library would take what a hasty client sends before it for
-    # bad HTTP.
+    # bad HTTP. `answered` is the HTTP status with which the library has answered the handshake, 0 before.
 
     def __init__(self, sock: socket.socket, backlogs: Backlogs, *, max_inbound: int, rate: float, burst: int) -> None:
         super().__init__(sock, backlogs)
         self.rate = rate
         self.burst = burst
+        self.answered = 0
         self._head = b""
         self._rest = b""
         self._gate: trio.Event | None = trio.Event()
@@ -473,6 +491,8 @@ class ClientStream(QueuedStream):
             if not more:
                 return b""
             data += more
+        if end + 4 > limit:
+            raise OverflowError
         self._rest = data[end + 4 :]
         return data[: end + 4]
 
@@ -504,6 +524,8 @@ class ClientStream(QueuedStream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Write what the library has to say; its Close is the last word."""
+        if not self.answered:
+            self.answered = int(data[9:12])  # HTTP/1.1 101
         self.write(bytes(data))
         if data[0] == _CLOSE_BYTE:
             self.seal()

@@ -17,6 +17,7 @@ from typing import Final
 import trio
 
 from realtimed.errors import ConfigurationError, quoted
+from realtimed.logs import Event
 
 __all__ = ["Handover", "ServiceManager", "receive_sockets"]
 
@@ -180,7 +181,7 @@ class ServiceManager:
                 self._socket.sendto("\n".join(assignments).encode(), self._address)
             except OSError as error:
                 if not self._failing:
-                    log.warning("cannot notify the service manager: %s", error.strerror or error)
+                    log.warning(Event("service manager not notified", reason=error.strerror or str(error)))
                 self._failing = True
             else:
                 self._failing = False

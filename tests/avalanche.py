@@ -177,8 +177,9 @@ async def run(
         avalanche.all_connected = trio.Event()
         for client in outcome.clients:
             client.complete = trio.Event()
-        daemon.process.send_signal(plan.number)
-        await first.aclose()
+        if plan.number != signal.SIGTERM:
+            daemon.process.send_signal(plan.number)
+        await first.aclose()  # sends a SIGTERM to what still runs; a second one would cut its stop short
         ended = time.monotonic()
         async with running_daemon(directory, *options) as daemon:
             outcome.down = time.monotonic() - ended

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from realtimed import AsyncClient, AsyncSubscription, ChannelMessage, Client
+from realtimed import AsyncClient, AsyncSubscription, ChannelMessage, Client, Position
 from tests.stack import Daemon, running_daemon
 
 FLAVOURS = ("blocking", "trio", "asyncio")
@@ -31,6 +31,11 @@ class _PortalSubscription:
         self._portal = portal
         self._subscription = subscription
         self.positions = subscription.positions
+        self.recovered = subscription.recovered
+
+    @property
+    def seen(self) -> dict[str, Position]:
+        return self._subscription.seen
 
     def __iter__(self) -> _PortalSubscription:
         return self
@@ -54,8 +59,13 @@ class _PortalClient:
         self._portal.call(self._client.aclose)
 
     @contextmanager
-    def subscribe(self, *channels: str) -> Iterator[_PortalSubscription]:
-        with self._portal.wrap_async_context_manager(self._client.subscribe(*channels)) as subscription:
+    def watch(self, *patterns: str) -> Iterator[_PortalSubscription]:
+        with self._portal.wrap_async_context_manager(self._client.watch(*patterns)) as subscription:
+            yield _PortalSubscription(self._portal, subscription)
+
+    @contextmanager
+    def subscribe(self, *channels: str, since: Mapping[str, Position] | None = None) -> Iterator[_PortalSubscription]:
+        with self._portal.wrap_async_context_manager(self._client.subscribe(*channels, since=since)) as subscription:
             yield _PortalSubscription(self._portal, subscription)
 
 

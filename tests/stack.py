@@ -27,6 +27,8 @@ from urllib.parse import urlsplit
 
 import trio
 
+from realtimed.cli.probe import site_of
+
 __all__ = [
     "APP",
     "CADDYFILE",
@@ -63,7 +65,8 @@ _LOG_SHOWN: Final = 50
 
 _OURS: Final = re.compile(
     r"REALTIME_|LISTEN_|WATCHDOG_"
-    r"|(SERVER_ADDRESS|ALLOWED_ORIGINS|PHP_FASTCGI|CERTIFICATE_PORT|CADDY_GLOBAL_OPTIONS|CADDY_ADMIN|NOTIFY_SOCKET)$"
+    r"|(SERVER_ADDRESS|ALLOWED_ORIGINS|METRICS_CLIENTS|PHP_FASTCGI|CERTIFICATE_PORT|CADDY_GLOBAL_OPTIONS|CADDY_ADMIN"
+    r"|NOTIFY_SOCKET|JOURNAL_STREAM)$"
 )
 """Variables that steer a part. What the caller's shell holds of them reaches no part unasked."""
 
@@ -446,14 +449,10 @@ class _AddressError(Exception):
 
 def _origin_of(address: str) -> str:
     """Return the origin of the pages that Caddy serves at one site address, such as ``:8080`` or ``example.com``."""
-    match = re.fullmatch(r"(?:(https?)://)?(\[[^\]]*\]|[^:/]*)(?::(\d+))?/?", address)
-    if match is None:
-        raise _AddressError(f"SERVER_ADDRESS: expected addresses such as :8080 or example.com, got {address!r}")
-    scheme, host, port = match[1], match[2], match[3]
-    if not scheme:
-        scheme = "http" if port == "80" or (not host and port != "443") else "https"
-    default_port = {"http": "80", "https": "443"}[scheme]
-    return f"{scheme}://{host or 'localhost'}" + (f":{port}" if port not in (None, default_port) else "")
+    try:
+        return site_of(address)
+    except ValueError as error:
+        raise _AddressError(f"SERVER_ADDRESS: {error}") from None
 
 
 def _require_free(origin: str) -> None:

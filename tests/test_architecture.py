@@ -14,22 +14,26 @@ PACKAGE = Path(realtimed.__file__).parent
 
 # Each storey may import from those before it, and from its own.
 STOREYS = (
-    {"errors", "config"},
+    {"errors", "config", "logs", "histogram"},
     {"frames", "history", "replays"},
+    {"watch"},
     {"hub"},
     {
         "protocols",
+        "request",
         "snapshot",
         "stream",
         "uring",
         "listener",
         "fanout",
+        "lag",
+        "metrics",
         "control.wire",
         "reload",
         "open_files",
         "systemd",
     },
-    {"session", "control"},
+    {"session", "control", "endpoint"},
     {"drain"},
     {"daemon"},
     {"cli", "__main__"},
@@ -37,8 +41,29 @@ STOREYS = (
 # What talks to a daemon from another process stands apart: it knows the wire and the errors.
 CLIENT_SIDE = {"__init__", "control.client", "control.aclient", "control.calls", "control.connection"}
 
-WITHOUT_TRIO = ("errors", "config", "frames", "history", "replays", "hub", "protocols", "control.wire", *CLIENT_SIDE)
-ONLY_USERS = {"trio_websocket": {"session"}, "msgpack": {"control.wire"}, "typer": {"cli"}}
+WITHOUT_TRIO = (
+    "errors",
+    "config",
+    "logs",
+    "histogram",
+    "metrics",
+    "frames",
+    "history",
+    "replays",
+    "watch",
+    "hub",
+    "protocols",
+    "control.wire",
+    *CLIENT_SIDE,
+)
+ONLY_USERS = {
+    "trio_websocket": {"session"},
+    "msgpack": {"control.wire"},
+    "typer": {"cli"},
+    "rich": {"cli"},
+    "prometheus_client": {"metrics"},
+    "h11": {"endpoint"},
+}
 
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
 

@@ -27,6 +27,7 @@ PATIENCE = 20
 """Seconds after which a test has failed; what it waits for takes milliseconds."""
 
 MIB = 2**20
+KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 
 
 def resident_bytes(daemon: Daemon) -> int:
@@ -126,13 +127,20 @@ async def test_endless_fragments_do_not_fill_the_memory(runtime_dir: Path) -> No
     [
         (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"HTTP/1.1 426 Upgrade Required\r\n"),
         (b"GET /ws HTTP/1.0\r\n\r\n", b"HTTP/1.1 426 Upgrade Required\r\n"),
-        (b"POST /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n\r\n", b"HTTP/1.1 400 "),
-        (REQUEST.replace(b"Version: 13", b"Version: 8"), b"HTTP/1.1 426 "),
-        (REQUEST.replace(b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n", b""), b"HTTP/1.1 400 "),
+        (REQUEST.replace(b"GET", b"POST"), b"HTTP/1.1 400 Bad Request\r\n"),
+        (REQUEST.replace(b"HTTP/1.1", b"HTTP/1.0"), b"HTTP/1.1 400 Bad Request\r\n"),
+        (REQUEST.replace(b"Version: 13", b"Version: 8"), b"HTTP/1.1 426 Upgrade Required\r\n"),
+        (REQUEST.replace(KEY, b""), b"HTTP/1.1 400 Bad Request\r\n"),
+        (REQUEST.replace(KEY, KEY + KEY), b"HTTP/1.1 400 Bad Request\r\n"),
+        (REQUEST.replace(KEY, b"Sec-WebSocket-Key: short\r\n"), b"HTTP/1.1 400 Bad Request\r\n"),
+        (REQUEST.replace(KEY, b"Sec-WebSocket-Key: !!!\r\n"), b"HTTP/1.1 400 Bad Request\r\n"),
+        (REQUEST.replace(b"Host: localhost\r\n", b""), b"HTTP/1.1 400 Bad Request\r\n"),
+        (REQUEST.replace(b"Connection: Upgrade\r\n", b""), b"HTTP/1.1 400 Bad Request\r\n"),
+        (REQUEST.replace(KEY, KEY + b"X: " + b"a" * 17_000 + b"\r\n"), b"HTTP/1.1 431 "),
         (b"GET /\xff HTTP/1.1\r\nUpgrade: websocket\r\n\r\n", b"HTTP/1.1 400 Bad Request\r\n"),
         (REQUEST.replace(b"Host: localhost\r\n", b"Host: localhost\r\n folded\r\n"), b"HTTP/1.1 400 Bad Request\r\n"),
-        (b"GET [ HTTP/9.9\r\nUpgrade: websocket\r\n\r\n", b"HTTP/1.1 400 "),
-        (b"\x16\x03\x01 this is TLS\r\n\r\n", b"HTTP/1.1 4"),
+        (b"GET [ HTTP/9.9\r\nUpgrade: websocket\r\n\r\n", b"HTTP/1.1 400 Bad Request\r\n"),
+        (b"\x16\x03\x01 this is TLS\r\n\r\n", b"HTTP/1.1 400 Bad Request\r\n"),
         (b"GET /" + b"a" * 20_000, b"HTTP/1.1 431 Request Header Fields Too Large\r\n"),
     ],
 )
@@ -141,6 +149,7 @@ async def test_what_is_no_websocket_handshake_gets_an_http_answer(daemon: Daemon
         await stream.send_all(sent)
         answer = b"".join([data async for data in stream])
         assert answer.startswith(answered), answer
+        assert answer.endswith((b".\n", b".)\n")), "every refusal says why, in a sentence"
 
 
 async def test_half_a_handshake_has_a_deadline(runtime_dir: Path) -> None:

@@ -144,7 +144,7 @@ def test_channels_are_those_with_subscribers(daemon: Daemon, connect: Opener) ->
     client = connect(daemon.control_socket)
     with client.subscribe("fruit:apple", "fruit:pear", "meat") as subscription:
         client.broadcast("fruit:pear", "hello")
-        pear = ChannelInfo(1, subscription.positions["fruit:pear"].epoch, 1)
+        pear = ChannelInfo(1, subscription.positions["fruit:pear"].epoch, 1, history=0)
 
         assert set(client.channels()) == {"fruit:apple", "fruit:pear", "meat"}
         assert client.channels("fruit:p") == {"fruit:pear": pear}

@@ -64,9 +64,9 @@ def test_values_are_read(name: str, text: object, value: Any) -> None:
         ("websocket", "localhost:http", "unix:PATH or HOST:PORT"),
         ("websocket", "localhost:65536", "unix:PATH or HOST:PORT"),
         ("websocket", [5], "unix:PATH or HOST:PORT"),
-        ("socket_mode", "rw", "three octal digits"),
-        ("socket_mode", "0888", "three octal digits"),
-        ("socket_mode", 432, "three octal digits"),
+        ("socket_mode", "rw", "octal number"),
+        ("socket_mode", "0888", "octal number"),
+        ("socket_mode", 432, "octal number"),
         ("socket_group", "no such group", "no"),
         ("socket_group", "", "the name of a group"),
         ("max_message", "0", "bytes above 0"),
@@ -113,7 +113,7 @@ def test_the_file_is_named_when_it_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as wrong:
         load(file=file)
     assert str(wrong.value).splitlines() == [
-        f"max_mesage in {file}: there is no such setting",
+        f"max_mesage in {file}: there is no such setting; did you mean max_message?",
         f"heartbeat in {file}: expected a number of seconds above 0, got 'never'",
     ]
 
@@ -122,3 +122,14 @@ def test_addresses_are_shown_as_they_are_given() -> None:
     for text in ("unix:/run/x", "localhost:80", "[::1]:80"):
         [address] = load({"websocket": [text]}).websocket
         assert str(address) == text
+
+
+def test_a_name_that_is_nearly_right_is_told_what_was_meant(tmp_path: Path) -> None:
+    file = tmp_path / "realtimed.toml"
+    file.write_text("max-channels = 5\n")
+    with pytest.raises(ConfigurationError) as caught:
+        load(environ={"REALTIME_HARTBEAT": "3", "REALTIME_UPSTREAM": "x", "REALTIME_APP": "y"}, file=file)
+    assert str(caught.value).splitlines() == [
+        f"max-channels in {file}: there is no such setting; did you mean max_channels?",
+        "REALTIME_HARTBEAT: there is no such variable; did you mean REALTIME_HEARTBEAT?",
+    ]

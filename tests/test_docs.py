@@ -11,6 +11,7 @@ import pytest
 
 from realtimed.config import SETTINGS
 from realtimed.frames import CloseCode
+from realtimed.metrics import CLOSE_REASONS, METRICS
 from tests.clients import publisher
 from tests.stack import ROOT, Daemon
 
@@ -46,15 +47,45 @@ async def test_every_method_and_counter_is_documented(daemon: Daemon) -> None:
     operations, protocol = read("docs/operations.md"), read("docs/protocol.md")
     assert [name for name in stats if f"`{name}`" not in operations] == []
     methods = refusal["message"].partition("there are ")[2].split(", ")
-    assert len(methods) == 11
+    assert len(methods) == 13
     assert [name for name in methods if f"| `{name}` |" not in protocol] == []
     assert [name for name in info if f'"{name}"' not in protocol] == []
+
+
+def test_every_metric_is_documented_with_its_help() -> None:
+    rows = re.findall(
+        r"^\| `(realtimed_\w+?)(?:_total|_info)?` \| (?:gauge|counter|histogram|info) \| (.+) \|$",
+        read("docs/operations.md"),
+        re.MULTILINE,
+    )
+    assert rows == [(name, help) for name, (help, _) in METRICS.items()]
+
+
+def test_every_close_code_is_explained_with_its_reason() -> None:
+    rows = re.findall(r"^\| (\d{4}) \| `(\w+)` \| .+ \|$", read("docs/operations.md"), re.MULTILINE)
+    assert {int(code): reason for code, reason in rows} == CLOSE_REASONS
+
+
+def test_every_check_of_the_doctor_is_documented() -> None:
+    source = read("realtimed/cli/doctor.py")
+    checks = set(re.findall(r'check(?:, patient)? = "([^"]+)"', source))
+    assert len(checks) == 11
+    rows = re.findall(
+        r"^\| `([^`]+)` \| [^|]+ \|$", read("docs/operations.md").partition("### In the browser")[0], re.MULTILINE
+    )
+    assert checks <= set(rows)
+
+
+def test_every_variable_of_the_caddyfile_is_documented() -> None:
+    variables = set(re.findall(r"\{\$([A-Z_]+)", read("caddy/Caddyfile")))
+    documented = set(re.findall(r"^\| `([A-Z_]+)` \|", read("docs/operations.md"), re.MULTILINE))
+    assert variables == documented
 
 
 def test_the_commands_of_the_readme_exist() -> None:
     realtimectl = Path(sys.executable).parent / "realtimectl"
     commands = set(re.findall(r"^ +realtimectl (\w+)", read("README.md"), re.MULTILINE))
-    assert {"broadcast", "tail", "channels", "clients", "stats"} <= commands
+    assert {"broadcast", "tail", "channels", "clients", "top", "doctor"} <= commands
     for command in commands:
         subprocess.run([realtimectl, command, "--help"], check=True, capture_output=True)
 

@@ -200,7 +200,8 @@ def test_a_text_reaches_a_subscriber_as_it_was_sent(php: Php, observer: Client, 
     with observer.subscribe("news") as subscription:
         sent = php.run(f'return $client->broadcast("news", {literal(message)});')
 
-        assert sent == {"recipients": 1, "epoch": subscription.positions["news"].epoch, "offset": 1}
+        epoch = subscription.positions["news"].epoch
+        assert sent == {"recipients": 1, "epoch": epoch, "offset": 1, "repeated": False}
         assert next(subscription) == ChannelMessage("news", message, 1)
 
 
@@ -244,6 +245,7 @@ def test_channels_are_those_with_subscribers_and_their_names_can_be_broadcast_to
             "subscribers": 1,
             "epoch": subscription.positions["room:1"].epoch,
             "offset": 0,
+            "history": 0,
         }
         assert set(php.run("return $client->channels();")) == {"room:1", "room:2", "42"}
         receipts = php.run('return $client->broadcastMany(array_keys($client->channels()), "hello");')

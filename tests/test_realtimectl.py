@@ -85,12 +85,14 @@ def test_broadcast(daemon: Daemon, client: Client, message: str) -> None:
     with client.subscribe("news") as subscription:
         done = ctl(daemon, "broadcast", "news", message)
 
-        assert (done.status, done.out, done.err) == (OK, "queued for 1 client, offset 1\n", "")
+        epoch = subscription.positions["news"].epoch
+        assert (done.status, done.out, done.err) == (OK, f"queued for 1 client, offset 1, epoch {epoch}\n", "")
         assert next(subscription).message == message
 
 
 def test_broadcast_to_nobody(daemon: Daemon) -> None:
-    assert ctl(daemon, "broadcast", "nobody", "hello").out == "queued for 0 clients, offset 1\n"
+    done = ctl(daemon, "broadcast", "nobody", "hello")
+    assert re.fullmatch(r"queued for 0 clients, offset 1, epoch \w+\n", done.out)
 
 
 def test_broadcast_json(daemon: Daemon, client: Client) -> None:
@@ -101,6 +103,7 @@ def test_broadcast_json(daemon: Daemon, client: Client) -> None:
                 "recipients": 1,
                 "epoch": epoch,
                 "offset": next(subscription).offset,
+                "repeated": False,
             }
 
 
@@ -166,17 +169,17 @@ def test_channels(daemon: Daemon, client: Client) -> None:
         epochs = {name: each.epoch for name, each in subscription.positions.items()}
 
         assert ctl(daemon, "channels", "fruit:").out.splitlines() == [
-            "CHANNEL      SUBSCRIBERS  OFFSET  EPOCH",
-            f"fruit:apple            1       0  {epochs['fruit:apple']}",
-            f"fruit:pear             2       1  {epochs['fruit:pear']}",
+            "CHANNEL      SUBSCRIBERS  HISTORY  OFFSET  EPOCH",
+            f"fruit:apple            1        0       0  {epochs['fruit:apple']}",
+            f"fruit:pear             2        0       1  {epochs['fruit:pear']}",
         ]
         assert ctl(daemon, "channels", "--json").json == {
-            "fruit:apple": {"subscribers": 1, "epoch": epochs["fruit:apple"], "offset": 0},
-            "fruit:pear": {"subscribers": 2, "epoch": epochs["fruit:pear"], "offset": 1},
-            "meat": {"subscribers": 1, "epoch": epochs["meat"], "offset": 0},
+            "fruit:apple": {"subscribers": 1, "epoch": epochs["fruit:apple"], "offset": 0, "history": 0},
+            "fruit:pear": {"subscribers": 2, "epoch": epochs["fruit:pear"], "offset": 1, "history": 0},
+            "meat": {"subscribers": 1, "epoch": epochs["meat"], "offset": 0, "history": 0},
         }
     until(lambda: not client.channels())
-    assert ctl(daemon, "channels").out == "CHANNEL  SUBSCRIBERS  OFFSET  EPOCH\n"
+    assert ctl(daemon, "channels").out == "CHANNEL  SUBSCRIBERS  HISTORY  OFFSET  EPOCH\n"
     assert ctl(daemon, "channels", "--json").json == {}
 
 

@@ -128,6 +128,7 @@ async def test_the_daemon_hands_its_history_to_the_next(runtime_dir: Path) -> No
                 assert [offset for offset, _ in kept["messages"]] == [58, 59, 60]
                 answer = await sender.call("subscribe", "news", {"epoch": receipts[0]["epoch"], "offset": 60})
                 assert answer == {"epoch": receipts[0]["epoch"], "offset": 60, "recovered": True}
+                assert await sender.call("unsubscribe", "news") == {"unsubscribed": True}
                 assert (await sender.call("broadcast", "news", "x"))["offset"] == 61
             daemon.process.kill()
             await daemon.wait()
@@ -150,5 +151,5 @@ async def test_a_state_that_cannot_be_used_is_said_and_the_daemon_serves(left: b
     ):
         assert (await sender.call("broadcast", "news", "x"))["offset"] == 1
     log = (runtime_dir / "realtimed.log").read_text()
-    assert f"history begins anew: {state} cannot be used: it " in log
+    assert f"history begins anew state_file={state} reason='it " in log
     assert "history saved channels=1" in log

@@ -222,7 +222,7 @@ async def test_where_io_uring_is_refused_the_daemon_says_so_and_uses_the_loop(
             async with publisher(runtime_dir / "c.sock") as sender:
                 assert (await sender.call("info"))["io_uring"] is False
             daemon.stop()
-    assert f"io_uring is not used: {os.strerror(number)}" in caplog.messages
+    assert f"io_uring is not used reason={os.strerror(number)!r}" in caplog.messages
     assert daemon.hub.deliver is send_each
 
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 import inspect
 import io
 import os
+import re
 import sys
 import time
-from base64 import b64encode
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Concatenate, Final, NamedTuple, ParamSpec
 
 import typer
 
 from realtimed import __version__
-from realtimed.control.calls import NOT_ALLOWED, ChannelMessage
+from realtimed.cli.output import as_json, date, line, print_json, print_map, print_table, some, visible
+from realtimed.cli.since import following, parse_since
+from realtimed.control.calls import HISTORY_SHOWN, NOT_ALLOWED
 from realtimed.control.client import Client
 from realtimed.control.connection import DEFAULT_TIMEOUT
 from realtimed.errors import RealtimeError, RefusedError, quoted
@@ -146,7 +148,7 @@ def _exit_status() -> Iterator[None]:
     try:
         yield
     except RealtimeError as error:
-        typer.echo(f"realtimectl: {_visible(str(error))}", err=True)
+        typer.echo(f"realtimectl: {visible(str(error))}", err=True)
         raise typer.Exit(_REFUSED if isinstance(error, RefusedError) else _UNREACHABLE) from None
     except KeyboardInterrupt:
         raise typer.Exit(_INTERRUPTED) from None
@@ -173,6 +175,15 @@ def broadcast(
     binary: Annotated[
         bool, typer.Option("--binary", help="Send the bytes as they are, as a binary message.", show_default=False)
     ] = False,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            "--key",
+            metavar="KEY",
+            help="Send it only if nothing was sent to this channel with this key before (1 to 200 characters).",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Send a message to all clients that watch a channel.
 
@@ -181,16 +192,22 @@ def broadcast(
       realtimectl broadcast news -- -5          a message that begins with a dash
       jq -c . news.json | realtimectl broadcast news -
       realtimectl broadcast --binary thumbnails - < cat.png
+      realtimectl broadcast --key order-17 orders paid
+
+    With --key the command repeats itself if the connection breaks before the answer, and may itself be repeated after
+    exit status 3: the message is sent once, and the answer to the others is marked as repeated. The daemon knows a key
+    for its retry-window (300 s), and not beyond a restart.
 
     Standard input is sent as it is, with the newline at its end if there is one.
     """  # noqa: D301
     with daemon.client() as client:
-        receipt = client.broadcast(channel, _message(message, binary=binary))
+        receipt = client.broadcast(channel, _message(message, binary=binary), key=key)
     if daemon.json:
-        _print_json(receipt._asdict())
+        print_json(receipt._asdict())
     else:
         clients = "1 client" if receipt.recipients == 1 else f"{receipt.recipients} clients"
-        typer.echo(f"queued for {clients}, offset {receipt.offset}")
+        repeated = " (repeated: it was sent before)" if receipt.repeated else ""
+        typer.echo(f"queued for {clients}, offset {receipt.offset}, epoch {visible(receipt.epoch)}{repeated}")
 
 
 @_command
@@ -200,15 +217,43 @@ def channels(
 ) -> None:
     """List the channels that have subscribers.
 
-    The offset is that of the newest message; it begins at 1 in every epoch.
+    The offset is that of the newest message; it begins at 1 in every epoch. HISTORY is how many messages are kept.
     """
     with daemon.client() as client:
         found = client.channels(prefix)
     if daemon.json:
-        _print_json({name: each._asdict() for name, each in found.items()})
+        print_json({name: each._asdict() for name, each in found.items()})
     else:
-        rows = [(name, each.subscribers, each.offset, each.epoch) for name, each in sorted(found.items())]
-        _print_table(("CHANNEL", "SUBSCRIBERS", "OFFSET", "EPOCH"), rows)
+        rows = [(name, each.subscribers, each.history, each.offset, each.epoch) for name, each in sorted(found.items())]
+        print_table(("CHANNEL", "SUBSCRIBERS", "HISTORY", "OFFSET", "EPOCH"), rows)
+
+
+@_command
+def history(
+    daemon: _Daemon,
+    channel: _Channel,
+    count: Annotated[
+        int, typer.Option("--count", "-n", metavar="COUNT", min=1, max=10**9, help="No more than so many.")
+    ] = (HISTORY_SHOWN),
+) -> None:
+    """Print the last messages of a channel that the daemon keeps, oldest first.
+
+    \b
+      realtimectl history news -n 5
+      realtimectl history news --json | jq '.messages[].message'
+
+    The lines are those of `tail`. With --json it is one object, with the channel's "epoch" and "offset" and a list of
+    "messages".
+    """  # noqa: D301
+    with daemon.client() as client:
+        position, messages = client.history(channel, count)
+    if daemon.json:
+        print_json({"channel": channel, **position._asdict(), "messages": list(map(as_json, messages))})
+        return
+    for message in messages:
+        typer.echo(line(message))
+    if not messages:
+        typer.echo(f"realtimectl: nothing is kept of {channel}", err=True)
 
 
 @_command
@@ -220,13 +265,13 @@ def clients(daemon: _Daemon) -> None:
     with daemon.client() as client:
         found = sorted(client.clients(), key=lambda each: each.connected_since)
     if daemon.json:
-        _print_json([each._asdict() for each in found])
+        print_json([each._asdict() for each in found])
     else:
         rows = [
-            (each.id, each.protocol, each.address, _date(each.connected_since), each.pending, _some(each.channels))
+            (each.id, each.protocol, each.address, date(each.connected_since), each.pending, some(each.channels))
             for each in found
         ]
-        _print_table(("CLIENT", "PROTOCOL", "ADDRESS", "CONNECTED", "PENDING", "CHANNELS"), rows)
+        print_table(("CLIENT", "PROTOCOL", "ADDRESS", "CONNECTED", "PENDING", "CHANNELS"), rows)
 
 
 @_command
@@ -243,44 +288,92 @@ def disconnect(
     """Close a client's connection.
 
     \b
-      realtimectl disconnect c-1f2e --reason 'You have been logged out'
+      realtimectl disconnect c-9c31-1f --reason 'You have been logged out'
     """  # noqa: D301
     with daemon.client() as client:
         found = client.disconnect(client_id, code, reason)
     if not found:
         raise RefusedError("unknown_client", f"no client {quoted(client_id)} is connected; see realtimectl clients")
     if daemon.json:
-        _print_json({"disconnected": 1})
+        print_json({"disconnected": 1})
 
 
 @_command
 def tail(
     daemon: _Daemon,
     channels: Annotated[list[str], typer.Argument(metavar="CHANNEL", show_default=False)],
+    since: Annotated[
+        str | None,
+        typer.Option(
+            "--since",
+            metavar="EPOCH:OFFSET|COUNT|all",
+            help="Begin with messages that the daemon still has.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Print the messages of channels as they come, until Ctrl-C.
 
     \b
       realtimectl tail news sport
+      realtimectl tail 'chat:*'
+      realtimectl tail news --since 5
       realtimectl tail --json news | jq -r .message
+
+    A channel may be a pattern, in which * stands for any characters. Then the channels are watched from outside: what
+    is published to nobody is shown too, and publishers do not count this command as a recipient.
 
     A line has the channel, the offset and the message. What could steer a terminal is escaped, and a binary message is
     shown as b'...'. With --json each line is an object with "channel", "offset" and "message", or "base64" in place
     of "message" if it is binary.
+
+    With --since 5 each channel begins with the last 5 messages that are kept, with --since all with all of them. With
+    --since EPOCH:OFFSET, for one channel, everything after that place is shown, or nothing of it if not all is kept any
+    more, which is said on standard error. The place is as `channels`, `broadcast` and `history --json` tell it.
     """  # noqa: D301
-    with daemon.client() as client, client.subscribe(*channels) as subscription:
-        for message in subscription:
+    begin = None if since is None else parse_since(since, channels)
+    watching = any("*" in channel for channel in channels)
+    if watching and begin is not None:
+        raise typer.BadParameter("it is for channels, not for patterns", param_hint="--since")
+    with (
+        daemon.client() as client,
+        client.watch(*channels) if watching else following(client, channels, begin) as messages,
+    ):
+        for message in messages:
             if daemon.json:
-                _print_json(_as_json(message))
+                print_json(as_json(message))
             else:
-                typer.echo(f"{message.channel} {message.offset} {_visible(message.message)}")
+                typer.echo(line(message))
+
+
+@_command
+def top(
+    daemon: _Daemon,
+    interval: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.1, max=3600, help="Time between two looks at the daemon.")
+    ] = 1.0,
+    count: Annotated[
+        int | None, typer.Option(metavar="NUMBER", min=1, help="End after so many looks.", show_default=False)
+    ] = None,
+) -> None:
+    """Show what the daemon does in each second, until Ctrl-C.
+
+    On a terminal the figures stay in place; in a pipe each look is a line, and with --json an object.
+
+    \b
+      realtimectl top --json --count 1 | jq .deliveries
+    """  # noqa: D301
+    from realtimed.cli.top import top as show  # noqa: PLC0415
+
+    with daemon.client() as client:
+        show(client, interval=interval, count=count, json=daemon.json)
 
 
 @_command
 def stats(daemon: _Daemon) -> None:
     """Show the daemon's counters."""
     with daemon.client() as client:
-        _print_map(client.stats(), json=daemon.json)
+        print_map(client.stats(), json=daemon.json)
 
 
 @_command
@@ -291,16 +384,73 @@ def ping(daemon: _Daemon) -> None:
         client.ping()
         milliseconds = round((time.perf_counter() - began) * 1000, 3)
     if daemon.json:
-        _print_json({"milliseconds": milliseconds})
+        print_json({"milliseconds": milliseconds})
     else:
-        typer.echo(f"the daemon at {_visible(client.socket)} answered after {milliseconds:g} ms")
+        typer.echo(f"the daemon at {visible(client.socket)} answered after {milliseconds:g} ms")
 
 
 @_command
 def info(daemon: _Daemon) -> None:
     """Show the daemon's version, limits and start time."""
     with daemon.client() as client:
-        _print_map(client.info(), json=daemon.json)
+        print_map(client.info(), json=daemon.json)
+
+
+@_command
+def doctor(
+    daemon: _Daemon,
+    url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="The site; else as SERVER_ADDRESS says it.", show_default=False),
+    ] = None,
+    origin: Annotated[
+        str | None,
+        typer.Option(metavar="ORIGIN", help="The origin of your pages; else that of the site.", show_default=False),
+    ] = None,
+    php_user: Annotated[str, typer.Option(metavar="USER", help="The user PHP runs as.")] = "www-data",
+    caddy_user: Annotated[
+        str | None,
+        typer.Option(
+            metavar="USER", help="The user Caddy runs as; else that of the running Caddy, or caddy.", show_default=False
+        ),
+    ] = None,
+    caddy: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Caddy's program; else the one installed here.", show_default=False),
+    ] = None,
+) -> None:
+    """Look at every part between a PHP page and a browser, and say what to do about what is wrong.
+
+    Give it the environment that Caddy has (SERVER_ADDRESS, ALLOWED_ORIGINS), and run it as root if it says so. It
+    opens a few WebSockets and broadcasts on a channel of its own. Exit status 0 only if all is well.
+
+    \b
+      realtimectl doctor
+      realtimectl doctor --url https://yourdomain.com --php-user www-data
+    """  # noqa: D301
+    from realtimed.cli.doctor import FAILED, Patient, default_site, examine  # noqa: PLC0415
+
+    try:
+        site = url if url is not None else default_site(os.environ)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="SERVER_ADDRESS") from None
+    if not re.fullmatch(r"https?://[^\s/?#@]+/?", site):
+        raise typer.BadParameter(f"expected http://HOST or https://HOST, with or without a port, got {site!r}")
+    site = site.removesuffix("/")
+    failures = 0
+    findings = []
+    with daemon.client() as client:
+        for each in examine(Patient(client, site, origin or site, php_user, caddy_user, caddy)):
+            failures += each.status == FAILED
+            findings.append(each._asdict())
+            if not daemon.json:
+                typer.echo(f"{each.status:7}  {each.check}: {visible(each.seen)}")
+                if each.advice:
+                    typer.echo(f"         → {visible(each.advice)}")
+    if daemon.json:
+        print_json({"ok": not failures, "findings": findings})
+    if failures:
+        raise typer.Exit(_REFUSED)
 
 
 def _message(given: str, *, binary: bool) -> str | bytes:
@@ -317,69 +467,6 @@ def _message(given: str, *, binary: bool) -> str | bytes:
         return data.decode() if given == "-" else given.encode().decode()
     except UnicodeError:
         raise RefusedError("invalid_utf8", "the message is not UTF-8 text; --binary sends it as it is") from None
-
-
-# How things are printed. What comes from clients and publishers reaches the terminal only through `_visible` or as JSON
-# in ASCII, where no control character survives.
-
-
-def _visible(value: object) -> str:
-    """Return `value` as text that is safe to print: on one line, and with no power over the terminal."""
-    text = ascii(value) if isinstance(value, bytes) else str(value)
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
-
-
-def _some(names: Sequence[str], shown: int = 3) -> str:
-    return " ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
-
-
-def _date(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-
-
-def _print_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print aligned columns, numbers to the right."""
-    right = [bool(rows) and all(isinstance(row[at], int) for row in rows) for at in range(len(head))]
-    cells = [head, *([_visible(value) for value in row] for row in rows)]
-    widths = [max(len(row[at]) for row in cells) for at in range(len(head))]
-    lines = (
-        "  ".join(
-            cell.rjust(width) if to_right else cell.ljust(width)
-            for cell, width, to_right in zip(row, widths, right, strict=True)
-        ).rstrip()
-        for row in cells
-    )
-    typer.echo("\n".join(lines))
-
-
-def _print_map(values: dict[str, Any], *, json: bool) -> None:
-    if json:
-        _print_json(values)
-        return
-    lines = []
-    for name, value in values.items():
-        if isinstance(value, dict):
-            lines += [(f"{name} {key}", _visible(inner)) for key, inner in value.items()]
-        elif isinstance(value, list):
-            lines.append((name, _visible(" ".join(map(str, value)))))
-        else:
-            lines.append((name, _date(value) if name == "started" else _visible(value)))
-    width = max((len(name) for name, _ in lines), default=0)
-    typer.echo("\n".join(f"{_visible(name):{width}}  {value}" for name, value in lines))
-
-
-def _as_json(message: ChannelMessage) -> dict[str, object]:
-    if isinstance(message.message, bytes):
-        return {"channel": message.channel, "offset": message.offset, "base64": b64encode(message.message).decode()}
-    return {"channel": message.channel, "offset": message.offset, "message": message.message}
-
-
-def _print_json(value: object) -> None:
-    from json import dumps  # noqa: PLC0415  (most calls need none)
-
-    typer.echo(dumps(value))
 
 
 def main() -> None:

@@ -6,17 +6,16 @@ Its options are the settings of `realtimed.config`, one for one.
 from __future__ import annotations
 
 import inspect
-import logging
 import os
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-from realtimed import __version__
-from realtimed.config import SETTINGS, Config, Setting, load
+from realtimed import __version__, logs
+from realtimed.config import SETTINGS, Setting, load
 from realtimed.errors import ConfigurationError
 
 __all__ = ["main"]
@@ -29,9 +28,9 @@ Stop it with Ctrl-C or SIGTERM: clients are told when to come back.
 
 Try it without being root, in two terminals:
 
-    realtimed --socket /tmp/rt.sock --websocket 127.0.0.1:9000
-
-    realtimectl --socket /tmp/rt.sock broadcast news hello
+\b
+  realtimed --socket /tmp/rt.sock --websocket 127.0.0.1:9000
+  realtimectl --socket /tmp/rt.sock broadcast news hello
 
 Each option has an environment variable, and may stand in a TOML file, named like the variable without REALTIME_ and \
 in lower case. The command line wins, then the environment, then the file.
@@ -56,7 +55,7 @@ def _start(**given: Any) -> None:
         if check:
             typer.echo("The configuration is valid.")
             return
-        _log_to_stderr(config)
+        logs.configure(config.log_level, config.log_format)
         # Only now: `--help` and `--check` need no trio.
         from realtimed.daemon import run  # noqa: PLC0415
 
@@ -67,17 +66,23 @@ def _start(**given: Any) -> None:
         raise typer.Exit(_EXIT_USAGE) from None
 
 
-def _log_to_stderr(config: Config) -> None:
-    # Under systemd the journal has the time already.
-    stamp = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
-    logging.basicConfig(level=config.log_level.upper(), stream=sys.stderr, format=f"{stamp}%(levelname)s %(message)s")
-    # What trio-websocket says of each frame is of no use to whoever debugs realtimed's configuration.
-    logging.getLogger("trio-websocket").setLevel(logging.WARNING)
+class _Command(TyperCommand):
+    """Shows its options in groups, which typer does only by way of rich."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                groups.setdefault(getattr(parameter, "rich_help_panel", None) or "Options", []).append(record)
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
 
 
 def _shown_default(setting: Setting) -> str:
     match setting.name, setting.default:
-        case _, None:
+        case _, None | ():
             return ""
         case "socket_mode", int(mode):
             shown = f"{mode:04o}"
@@ -134,8 +139,13 @@ def main() -> None:
     # typer reads a command's options from its signature.
     _start.__signature__ = inspect.Signature(_PARAMETERS)  # type: ignore[attr-defined]
     _start.__annotations__ = {each.name: each.annotation for each in _PARAMETERS}
-    app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
-    app.command(help=_HELP)(_start)
+    app = typer.Typer(
+        add_completion=False,
+        rich_markup_mode=None,  # plain text, and no rich to import
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.command(help=_HELP, cls=_Command)(_start)
     app(prog_name="realtimed")
 
 

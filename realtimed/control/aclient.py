@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, closing
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 import anyio
 
 import realtimed.control.calls as calls
-from realtimed.control.calls import Call, ChannelInfo, ChannelMessage, ClientInfo, Position, Receipt
+from realtimed.control.calls import Call, ChannelInfo, ChannelMessage, ClientInfo, History, Position, Receipt
 from realtimed.control.connection import DEFAULT_TIMEOUT, Deadline, Feed, Line, Steps, Wait, check_timeout, socket_path
 from realtimed.errors import RefusedError, RequestTimeoutError
 
@@ -59,18 +59,26 @@ class AsyncClient:
             async with self._turn:
                 self._line.close()
 
-    async def broadcast(self, channel: str, message: str | bytes) -> Receipt:
+    async def broadcast(
+        self, channel: str, message: str | bytes, *, key: str | None = None, retry: bool = False
+    ) -> Receipt:
         """See `Client.broadcast`."""
-        return await self._call(calls.broadcast(channel, message))
+        return await self._call(calls.broadcast(channel, message, key, retry=retry))
 
-    async def broadcast_many(self, channels: Iterable[str], message: str | bytes) -> list[Receipt]:
+    async def broadcast_many(
+        self, channels: Iterable[str], message: str | bytes, *, key: str | None = None, retry: bool = False
+    ) -> list[Receipt]:
         """See `Client.broadcast_many`."""
-        return await self._call(calls.broadcast_many(channels, message))
+        return await self._call(calls.broadcast_many(channels, message, key, retry=retry))
 
     async def broadcast_each(self, pairs: Iterable[tuple[str, str | bytes]]) -> list[Receipt | RefusedError]:
         """See `Client.broadcast_each`."""
         async with self._my_turn() as deadline:
             return await _run(self._line.broadcast_each(pairs, deadline))
+
+    async def history(self, channel: str, count: int = calls.HISTORY_SHOWN) -> History:
+        """See `Client.history`."""
+        return await self._call(calls.history(channel, count))
 
     async def channels(self, prefix: str = "") -> dict[str, ChannelInfo]:
         """See `Client.channels`."""
@@ -97,16 +105,28 @@ class AsyncClient:
         await self._call(calls.ping())
 
     @asynccontextmanager
-    async def subscribe(self, *channels: str) -> AsyncIterator[AsyncSubscription]:
-        """Watch channels as a client does, on a connection of its own:
+    async def subscribe(
+        self, *channels: str, since: Mapping[str, Position] | None = None
+    ) -> AsyncIterator[AsyncSubscription]:
+        """Watch channels as a client does, on a connection of its own; see `Client.subscribe` for `since`.
 
         async with client.subscribe("news", "sport") as subscription:
             async for message in subscription:
                 print(message.channel, message.message)
-        """  # noqa: D400
+        """
         feed = Feed(self.socket)
         try:
-            await _run(feed.open(channels, Deadline(self._timeout)))
+            await _run(feed.open(channels, Deadline(self._timeout), since))
+            yield AsyncSubscription(feed)
+        finally:
+            feed.close()
+
+    @asynccontextmanager
+    async def watch(self, *patterns: str) -> AsyncIterator[AsyncSubscription]:
+        """See `Client.watch`."""
+        feed = Feed(self.socket)
+        try:
+            await _run(feed.open_watching(patterns, Deadline(self._timeout)))
             yield AsyncSubscription(feed)
         finally:
             feed.close()
@@ -143,6 +163,16 @@ class AsyncSubscription:
     def positions(self) -> dict[str, Position]:
         """The position of each channel when the subscription began."""
         return self._feed.positions
+
+    @property
+    def recovered(self) -> dict[str, bool]:
+        """Of each channel with a `since`: whether everything after it comes, in order; if not, none of it does."""
+        return self._feed.recovered
+
+    @property
+    def seen(self) -> dict[str, Position]:
+        """How far each channel has been received, as a later `since`."""
+        return dict(self._feed.seen)
 
     def __aiter__(self) -> Self:
         return self

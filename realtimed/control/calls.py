@@ -6,6 +6,7 @@ connection. Answers find their calls by id, in whatever order they come.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
@@ -13,6 +14,7 @@ from realtimed.control.wire import ID_LIMIT, Notification, Response, encode_requ
 from realtimed.errors import ProtocolError, RefusedError, quoted
 
 __all__ = [
+    "HISTORY_SHOWN",
     "IN_FLIGHT",
     "NOT_ALLOWED",
     "Batch",
@@ -20,6 +22,7 @@ __all__ = [
     "ChannelInfo",
     "ChannelMessage",
     "ClientInfo",
+    "History",
     "Position",
     "Receipt",
     "broadcast",
@@ -28,18 +31,29 @@ __all__ = [
     "clients",
     "disconnect",
     "goodbye",
+    "history",
     "info",
     "ping",
     "published",
     "request_ids",
     "stats",
     "subscribe",
+    "watch",
 ]
 
 _T = TypeVar("_T")
 
 IN_FLIGHT: Final = 512
 """Calls of a batch that may await their answers at a time. More would not be faster: it hides the round trip."""
+
+HISTORY_SHOWN: Final = 100
+"""How many messages of a channel's history are asked for unless the caller says."""
+
+_COUNT_LIMIT: Final = 2**32
+"""No history is that long; larger numbers are a mistake, and those of 64 bits and more cannot be sent."""
+
+_KEY_BYTES: Final = 16
+"""Random bytes of a key that is made up: as many as a UUID has."""
 
 _CHUNK: Final = 64 * 2**10
 """Bytes of requests that are put together before they are sent; the last request may exceed it."""
@@ -52,27 +66,30 @@ class Receipt(NamedTuple):
     """What became of a broadcast.
 
     `recipients` is the number of clients it was queued for. `offset` numbers the messages of a channel one by one;
-    `epoch` changes when they begin anew at 1.
+    `epoch` changes when they begin anew at 1. `repeated` says that a broadcast with the same key was carried out
+    before: this is its receipt, and nothing was sent again.
     """
 
     recipients: int
     epoch: str
     offset: int
+    repeated: bool = False
 
 
 class Position(NamedTuple):
-    """How far a channel has come: the `offset` of its newest message, within its `epoch`."""
+    """A place in a channel: behind the message with this `offset`, within its `epoch`."""
 
     epoch: str
     offset: int
 
 
 class ChannelInfo(NamedTuple):
-    """A channel, its number of subscribers, and the offset of its newest message."""
+    """A channel, its number of subscribers, the offset of its newest message, and how many messages are kept."""
 
     subscribers: int
     epoch: str
     offset: int
+    history: int
 
 
 class ClientInfo(NamedTuple):
@@ -98,12 +115,26 @@ class ChannelMessage(NamedTuple):
     offset: int
 
 
+class History(NamedTuple):
+    """What the daemon keeps of a channel: the newest `messages`, oldest first, and the `position` of the channel.
+
+    The last message is the one that `position` names. If there is no such channel, its epoch is "" and its offset 0.
+    """
+
+    position: Position
+    messages: list[ChannelMessage]
+
+
 class Call(NamedTuple, Generic[_T]):
-    """A method with its parameters; `read` turns the result into what the caller gets, or raises `ProtocolError`."""
+    """A method with its parameters; `read` turns the result into what the caller gets, or raises `ProtocolError`.
+
+    A call is `repeatable` if the daemon does no more for a second one like it than to answer again.
+    """
 
     method: str
     params: Sequence[object]
     read: Callable[[object], _T]
+    repeatable: bool = False
 
     def encode(self, id: int) -> bytes:
         """Return the request. Raises `RefusedError` for a str that cannot be sent, as the daemon would."""
@@ -120,13 +151,16 @@ class Call(NamedTuple, Generic[_T]):
 # The methods of the daemon.
 
 
-def broadcast(channel: str, message: str | bytes) -> Call[Receipt]:
-    """Send `message` to all who watch `channel`."""
-    return Call("broadcast", (_text("channel", channel), _message(message)), _receipt)
+def broadcast(channel: str, message: str | bytes, key: str | None = None, *, retry: bool = False) -> Call[Receipt]:
+    """Send `message` to all who watch `channel`; with a key, or one made up if `retry`, it is repeatable."""
+    keys = _keys(key, retry=retry)
+    return Call("broadcast", (_text("channel", channel), _message(message), *keys), _receipt, bool(keys))
 
 
-def broadcast_many(channels: Iterable[str], message: str | bytes) -> Call[list[Receipt]]:
-    """Send `message` to all who watch any of `channels`."""
+def broadcast_many(
+    channels: Iterable[str], message: str | bytes, key: str | None = None, *, retry: bool = False
+) -> Call[list[Receipt]]:
+    """Send `message` to all who watch any of `channels`; `key` and `retry` are as for `broadcast`."""
     if isinstance(channels, str):
         raise TypeError(f"channels must be several names; to send to one, use broadcast({quoted(channels)}, …)")
     names = [_text("channel", channel) for channel in channels]
@@ -137,7 +171,8 @@ def broadcast_many(channels: Iterable[str], message: str | bytes) -> Call[list[R
             raise ProtocolError(f"the daemon sent {len(receipts)} receipts for {len(names)} channels")
         return receipts
 
-    return Call("broadcast_many", (names, _message(message)), read)
+    keys = _keys(key, retry=retry)
+    return Call("broadcast_many", (names, _message(message), *keys), read, bool(keys))
 
 
 def channels(prefix: str) -> Call[dict[str, ChannelInfo]]:
@@ -145,11 +180,25 @@ def channels(prefix: str) -> Call[dict[str, ChannelInfo]]:
 
     def read(result: object) -> dict[str, ChannelInfo]:
         return {
-            name: ChannelInfo(_field(each, "subscribers", int), _field(each, "epoch", str), _field(each, "offset", int))
+            name: ChannelInfo(_field(each, "subscribers", int), *_position(each), _field(each, "history", int))
             for name, each in _map(result).items()
         }
 
     return Call("channels", (_text("prefix", prefix),), read)
+
+
+def history(channel: str, count: int) -> Call[History]:
+    """Ask for the last `count` messages of `channel` that are kept."""
+    if not isinstance(count, int):
+        raise TypeError(f"count must be an int, not {type(count).__name__}")
+    if not 0 <= count < _COUNT_LIMIT:
+        raise ValueError(f"count must be from 0 to {_COUNT_LIMIT - 1}, not {count}")
+
+    def read(result: object) -> History:
+        messages = [_kept(channel, each) for each in _field(result, "messages", list)]
+        return History(_position(result), messages)
+
+    return Call("history", (_text("channel", channel), count), read)
 
 
 def clients() -> Call[list[ClientInfo]]:
@@ -163,13 +212,24 @@ def disconnect(client_id: str, code: int, reason: str | None) -> Call[bool]:
     return Call("disconnect", params, lambda result: _field(result, "disconnected", int) > 0)
 
 
-def subscribe(channel: str) -> Call[Position]:
-    """Have the messages of `channel` sent to this connection."""
+def subscribe(channel: str, since: Position | None = None) -> Call[tuple[Position, bool | None]]:
+    """Have the messages of `channel` sent to this connection, those after `since` included if they are kept.
+
+    The result is where the channel is, and whether all since then follow; None if that was not asked.
+    """
+    if since is None:
+        return Call("subscribe", (_text("channel", channel),), lambda result: (_position(result), None))
+    epoch, offset = since
     return Call(
         "subscribe",
-        (_text("channel", channel),),
-        lambda result: Position(_field(result, "epoch", str), _field(result, "offset", int)),
+        (_text("channel", channel), {"epoch": _text("epoch", epoch), "offset": offset}),
+        lambda result: (_position(result), _field(result, "recovered", bool)),
     )
+
+
+def watch(pattern: str) -> Call[bool]:
+    """Have the messages of all channels that match `pattern` sent to this connection."""
+    return Call("watch", (_text("pattern", pattern),), lambda result: _field(result, "watched", bool))
 
 
 def stats() -> Call[dict[str, Any]]:
@@ -286,11 +346,30 @@ def _message(value: object) -> str | bytes:
     return value
 
 
+def _keys(key: object, *, retry: bool) -> tuple[str, ...]:
+    """Return the key as the parameter that it is, or none."""
+    if key is not None:
+        return (_text("key", key),)
+    return (os.urandom(_KEY_BYTES).hex(),) if retry else ()
+
+
 # How results are read. A newer daemon may say more than is known here; what is said less is a `ProtocolError`.
 
 
 def _receipt(result: object) -> Receipt:
-    return Receipt(_field(result, "recipients", int), _field(result, "epoch", str), _field(result, "offset", int))
+    repeated = isinstance(result, dict) and "repeated" in result and _field(result, "repeated", bool)
+    return Receipt(_field(result, "recipients", int), *_position(result), repeated)
+
+
+def _position(result: object) -> Position:
+    return Position(_field(result, "epoch", str), _field(result, "offset", int))
+
+
+def _kept(channel: str, entry: object) -> ChannelMessage:
+    match entry:
+        case [int(offset), str() | bytes() as message]:
+            return ChannelMessage(channel, message, offset)
+    raise ProtocolError(f"the daemon's history has a message that is none: {quoted(entry)}")
 
 
 def _client(result: object) -> ClientInfo:

@@ -9,13 +9,13 @@ import select
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 import realtimed.control.calls as calls
-from realtimed.control.calls import Call, ChannelInfo, ChannelMessage, ClientInfo, Position, Receipt
+from realtimed.control.calls import Call, ChannelInfo, ChannelMessage, ClientInfo, History, Position, Receipt
 from realtimed.control.connection import DEFAULT_TIMEOUT, Deadline, Feed, Line, Steps, Wait, check_timeout, socket_path
 from realtimed.errors import RefusedError, RequestTimeoutError
 
@@ -37,9 +37,9 @@ class Client:
     `timeout` is how many seconds a call may take in all: for its turn, the connection and the answer.
 
     The connection is opened by the first call and kept for the next ones; after the daemon was restarted it is opened
-    anew. A request is never sent twice: when it is not certain that nothing of it has arrived, the call raises an
-    error. A client may be used by many threads, which take turns, and after a fork, where the child opens a connection
-    of its own. After `close` the next call opens the connection again.
+    anew. Without a key a request is never sent twice: when it is not certain that nothing of it has arrived, the call
+    raises an error. A client may be used by many threads, which take turns, and after a fork, where the child opens a
+    connection of its own. After `close` the next call opens the connection again.
 
     Every method may raise, all of them children of `RealtimeError`:
 
@@ -77,16 +77,31 @@ class Client:
         with self._turn:
             self._line.close()
 
-    def broadcast(self, channel: str, message: str | bytes) -> Receipt:
-        """Send `message` to all clients that watch `channel`: a str as text, bytes as binary."""
-        return self._call(calls.broadcast(channel, message))
+    def broadcast(self, channel: str, message: str | bytes, *, key: str | None = None, retry: bool = False) -> Receipt:
+        """Send `message` to all clients that watch `channel`: a str as text, bytes as binary.
 
-    def broadcast_many(self, channels: Iterable[str], message: str | bytes) -> list[Receipt]:
+        A `key` of 1 to 200 characters makes the broadcast safe to repeat (``docs/protocol.md``, 6.7): of all that have
+        this key and this channel the daemon carries out the first, whatever the messages of the others are, and answers
+        the others with its receipt, `repeated`. So when the daemon hangs up before it answers, the call itself repeats
+        it, on another connection, until the timeout; and after an error the caller may repeat it, in another process
+        too, as long as the daemon knows the key (``retry-window``, 300 s).
+
+        `retry=True` is for this call alone: the same with a key that is made up, or with `key` if there is one.
+
+        A daemon that is killed forgets its keys. If it had carried out the broadcast before, the next one does so
+        again, in another epoch and not `repeated`: in this one case clients may have the message twice.
+        """
+        return self._call(calls.broadcast(channel, message, key, retry=retry))
+
+    def broadcast_many(
+        self, channels: Iterable[str], message: str | bytes, *, key: str | None = None, retry: bool = False
+    ) -> list[Receipt]:
         """Send `message` to all clients that watch any of `channels`; return a receipt for each channel, in order.
 
-        A client that watches several of them gets it once for each. If one channel is refused, nothing is sent.
+        A client that watches several of them gets it once for each. If one channel is refused, nothing is sent. `key`
+        and `retry` are as for `broadcast`; a key is one for this list of channels, in this order.
         """
-        return self._call(calls.broadcast_many(channels, message))
+        return self._call(calls.broadcast_many(channels, message, key, retry=retry))
 
     def broadcast_each(self, pairs: Iterable[tuple[str, str | bytes]]) -> list[Receipt | RefusedError]:
         """Send many messages, each a pair of channel and message, as fast as the daemon takes them.
@@ -103,6 +118,13 @@ class Client:
         """
         with self._my_turn() as deadline:
             return _run(self._line.broadcast_each(pairs, deadline))
+
+    def history(self, channel: str, count: int = calls.HISTORY_SHOWN) -> History:
+        """Return the last `count` messages of `channel` that the daemon keeps, and where the channel is.
+
+        What is kept is bounded in number, age and bytes (``docs/protocol.md``, 1.4). `count` is 0 or more.
+        """
+        return self._call(calls.history(channel, count))
 
     def channels(self, prefix: str = "") -> dict[str, ChannelInfo]:
         """Return the channels that have subscribers and whose names begin with `prefix`."""
@@ -133,16 +155,39 @@ class Client:
         self._call(calls.ping())
 
     @contextmanager
-    def subscribe(self, *channels: str) -> Iterator[Subscription]:
-        """Watch channels as a client does, on a connection of its own:
+    def subscribe(self, *channels: str, since: Mapping[str, Position] | None = None) -> Iterator[Subscription]:
+        """Watch channels as a client does, on a connection of its own.
 
         with client.subscribe("news", "sport") as subscription:
             for message in subscription:
                 print(message.channel, message.message)
+
+        `since` has positions of some of these channels, from an earlier subscription's `seen` for example. For each
+        the daemon sends all messages that came after it, before any newer one, or none of them if it no longer has
+        them all: see `Subscription.recovered`.
+        """
+        feed = Feed(self.socket)
+        try:
+            _run(feed.open(channels, Deadline(self._timeout), since))
+            yield Subscription(feed)
+        finally:
+            feed.close()
+
+    @contextmanager
+    def watch(self, *patterns: str) -> Iterator[Subscription]:
+        """See what is published on all channels that match any of `patterns`, in which ``*`` stands for any characters:
+
+        with client.watch("chat:*") as subscription:
+            for message in subscription:
+                print(message.channel, message.message)
+
+        Unlike `subscribe` it makes no channel exist and counts as nobody's recipient; what is published on a channel
+        without subscribers is seen as well. There are no `positions`. For debugging and supervision: a daemon has
+        room for a few watchers only.
         """  # noqa: D400
         feed = Feed(self.socket)
         try:
-            _run(feed.open(channels, Deadline(self._timeout)))
+            _run(feed.open_watching(patterns, Deadline(self._timeout)))
             yield Subscription(feed)
         finally:
             feed.close()
@@ -174,7 +219,8 @@ class Subscription:
     """The messages of some channels as they come: iterate over it, or call `receive`.
 
     `positions` says, for each channel, which message was its newest when the subscription began: every later one
-    comes, with the offsets that follow. When the daemon hangs up, because it stops or because the messages were read
+    comes, with the offsets that follow. So does what was missed after a `since`, with lower offsets, if `recovered`
+    says so. When the daemon hangs up, because it stops or because the messages were read
     too slowly, `NoDaemonError` is raised: the iteration does not just end. Not for several threads at a time.
     """
 
@@ -185,6 +231,16 @@ class Subscription:
     def positions(self) -> dict[str, Position]:
         """The position of each channel when the subscription began."""
         return self._feed.positions
+
+    @property
+    def recovered(self) -> dict[str, bool]:
+        """Of each channel with a `since`: whether everything after it comes, in order; if not, none of it does."""
+        return self._feed.recovered
+
+    @property
+    def seen(self) -> dict[str, Position]:
+        """How far each channel has been received, as a later `since`."""
+        return dict(self._feed.seen)
 
     def __iter__(self) -> Self:
         return self
@@ -225,15 +281,22 @@ _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 _shared: dict[str, Client] = {}
 
 
-def broadcast(channel: str, message: str | bytes, *, socket: str | os.PathLike[str] | None = None) -> Receipt:
+def broadcast(
+    channel: str,
+    message: str | bytes,
+    *,
+    key: str | None = None,
+    retry: bool = False,
+    socket: str | os.PathLike[str] | None = None,
+) -> Receipt:
     """Send `message` to all clients that watch `channel`, and return once the daemon has taken it.
 
-    `socket` is as for `Client`, and so are the errors. The connection is kept for the next call: one for each process
-    and socket, whose threads take turns.
+    `key` and `retry` are as for `Client.broadcast`, `socket` as for `Client`, and so are the errors. The connection is
+    kept for the next call: one for each process and socket, whose threads take turns.
     """
     path = socket_path(socket)
     client = _shared.get(path) or _shared.setdefault(path, Client(path))
-    return client.broadcast(channel, message)
+    return client.broadcast(channel, message, key=key, retry=retry)
 
 
 def _after_fork() -> None:

@@ -16,7 +16,7 @@ import socket
 import stat
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from realtimed.control.calls import (
@@ -30,9 +30,10 @@ from realtimed.control.calls import (
     published,
     request_ids,
     subscribe,
+    watch,
 )
 from realtimed.control.wire import BadBytesError, Decoder, Message, Notification, Oversized, Request, Response
-from realtimed.errors import NoDaemonError, ProtocolError, RealtimeError, RefusedError, RequestTimeoutError
+from realtimed.errors import NoDaemonError, ProtocolError, RealtimeError, RefusedError, RequestTimeoutError, quoted
 
 __all__ = ["DEFAULT_TIMEOUT", "Deadline", "Feed", "Line", "Steps", "Wait", "check_timeout", "socket_path"]
 
@@ -53,6 +54,9 @@ _READ_BYTES: Final = 256 * 2**10
 
 _RETRY_SECONDS: Final = 0.01
 """How long to wait before knocking again at a daemon whose queue of new connections is full."""
+
+_REPEAT_SECONDS: Final = 0.05
+"""How long to wait, after a connection broke, before a call is repeated on another: it may be a restart."""
 
 
 class Wait(NamedTuple):
@@ -105,6 +109,8 @@ class _Connection:
         self.sock = sock
         self.ended = False
         """Nothing more comes: the daemon has hung up, or has sent what is not its protocol."""
+        self.hung_up = False
+        """The daemon has hung up, or has died."""
         self.deaf = False
         """The daemon takes no more bytes. What it sent before may still be there to read."""
         self._decoder = Decoder(_ANSWER_LIMIT)
@@ -154,7 +160,7 @@ class _Connection:
             return []
         except OSError:  # reset: the daemon ended with commands unread
             data = b""
-        self.ended = not data
+        self.ended = self.hung_up = not data
         try:
             return self._decoder.feed(data)
         except BadBytesError as error:
@@ -197,6 +203,23 @@ def _connect(path: str, deadline: Deadline) -> Steps[_Connection]:
     finally:
         if not connected:
             sock.close()
+
+
+def _connect_again(path: str, deadline: Deadline, broken: ProtocolError) -> Steps[_Connection]:
+    """Open a connection in place of one that broke; if there is no daemon, wait for one until the deadline.
+
+    Raises `ProtocolError` then: what was asked on the first connection may have been carried out.
+    """
+    cause: NoDaemonError | RequestTimeoutError | None = None
+    while True:
+        yield Wait(None, writable=False, seconds=min(_REPEAT_SECONDS, deadline.left))
+        if not deadline.left:
+            why = "the connection broke each time" if cause is None else "no connection was to be had"
+            raise ProtocolError(f"{broken}. It could not be repeated within {deadline.seconds:g} s: {why}") from cause
+        try:
+            return (yield from _connect(path, deadline))
+        except (NoDaemonError, RequestTimeoutError) as error:
+            cause = error
 
 
 def _why_not(path: str, error: OSError) -> str:
@@ -259,8 +282,11 @@ class Line:
             self._kept = None
 
     def call(self, call: Call[_T], deadline: Deadline) -> Steps[_T]:
-        """Make one call and return its result. Raises `RealtimeError`."""
-        [outcome] = yield from self._run(Batch([call], self._ids), deadline)
+        """Make one call and return its result. Raises `RealtimeError`.
+
+        If the daemon hangs up before it answers, a repeatable call is made again until `deadline`.
+        """
+        [outcome] = yield from self._run(Batch([call], self._ids), deadline, repeatable=call.repeatable)
         if isinstance(outcome, RefusedError):
             raise outcome
         return outcome
@@ -283,15 +309,16 @@ class Line:
             error.add_note(f"{len(batch.outcomes) - batch.unanswered} broadcasts had been answered before.")
             raise
 
-    def _run(self, batch: Batch[_T], deadline: Deadline) -> Steps[list[_T | RefusedError]]:
-        unsent = memoryview(batch.requests())
+    def _run(self, batch: Batch[_T], deadline: Deadline, *, repeatable: bool = False) -> Steps[list[_T | RefusedError]]:
+        """Carry out a batch. One that is `repeatable` has a single call."""
+        requests = unsent = memoryview(batch.requests())
         if batch.done:
             return batch.results()  # all were refused before they were sent
         connection, self._kept = self._kept, None
         if connection is not None:
             # The daemon may have been restarted since the last call. A connection that takes not a byte of the requests
             # is replaced: they are sent again, but cannot arrive twice. Once a byte has left there is no such
-            # certainty, and no second try.
+            # certainty, and no second try but for what is repeatable.
             sent = connection.begin(unsent)
             if sent is None:
                 connection.close()
@@ -300,15 +327,23 @@ class Line:
                 unsent = unsent[sent:]
         if connection is None:
             connection = yield from _connect(self.path, deadline)
-        reusable = False
-        try:
-            reusable = yield from _exchange(connection, self.path, batch, unsent, deadline, deque())
-        finally:
-            if reusable:
-                self._kept = connection
+        while True:
+            reusable = False
+            try:
+                reusable = yield from _exchange(connection, self.path, batch, unsent, deadline, deque())
+            except ProtocolError as error:
+                if not (repeatable and connection.hung_up):
+                    raise
+                broken = error
             else:
-                connection.close()
-        return batch.results()
+                return batch.results()
+            finally:
+                if reusable:
+                    self._kept = connection
+                else:
+                    connection.close()
+            connection = yield from _connect_again(self.path, deadline, broken)
+            unsent = requests
 
 
 def _exchange(
@@ -369,13 +404,19 @@ def _take_answers(connection: _Connection, batch: Batch[Any], notifications: deq
 class Feed:
     """The messages of some channels, on a connection of their own."""
 
+    # Invariant: once open, `positions` and `seen` have every channel, and `recovered` those that had a `since`.
+
     def __init__(self, path: str) -> None:
         self.positions: dict[str, Position] = {}
+        self.recovered: dict[str, bool] = {}
+        self.seen: dict[str, Position] = {}
         self._path = path
         self._connection: _Connection | None = None
         self._notifications: deque[Notification] = deque()
 
-    def open(self, channels: Sequence[str], deadline: Deadline) -> Steps[None]:
+    def open(
+        self, channels: Sequence[str], deadline: Deadline, since: Mapping[str, Position] | None = None
+    ) -> Steps[None]:
         """Connect and subscribe. Raises `RealtimeError`; if one channel is refused, that of the refusal.
 
         Whatever comes of it, `close` has to follow.
@@ -383,13 +424,33 @@ class Feed:
         if not channels:
             raise ValueError("subscribe needs at least one channel")
         names = list(dict.fromkeys(channels))
-        batch = Batch(map(subscribe, names), request_ids())
+        since = since or {}
+        strangers = [name for name in since if name not in names]
+        if strangers:
+            raise ValueError(f"since has {quoted(strangers[0])}, which is none of the channels to subscribe to")
+        batch = Batch((subscribe(name, since.get(name)) for name in names), request_ids())
         self._connection = yield from _connect(self._path, deadline)
         yield from _exchange(self._connection, self._path, batch, memoryview(b""), deadline, self._notifications)
         for name, outcome in zip(names, batch.results(), strict=True):
             if isinstance(outcome, RefusedError):
                 raise outcome
-            self.positions[name] = outcome
+            position, recovered = outcome
+            self.positions[name] = self.seen[name] = position
+            if recovered is not None:
+                self.recovered[name] = recovered
+            if recovered:
+                self.seen[name] = Position(*since[name])  # what was missed is still to be received
+
+    def open_watching(self, patterns: Sequence[str], deadline: Deadline) -> Steps[None]:
+        """Connect and watch by pattern: as `open`, without positions."""
+        if not patterns:
+            raise ValueError("watch needs at least one pattern")
+        batch = Batch(map(watch, dict.fromkeys(patterns)), request_ids())
+        self._connection = yield from _connect(self._path, deadline)
+        yield from _exchange(self._connection, self._path, batch, memoryview(b""), deadline, self._notifications)
+        for outcome in batch.results():
+            if isinstance(outcome, RefusedError):
+                raise outcome
 
     def close(self) -> None:
         """Close the connection, if there is one."""
@@ -405,6 +466,8 @@ class Feed:
             while self._notifications:
                 message = published(self._notifications.popleft())
                 if message is not None:
+                    if message.channel in self.seen:
+                        self.seen[message.channel] = self.seen[message.channel]._replace(offset=message.offset)
                     return message
             if connection.ended:
                 raise NoDaemonError(

@@ -31,6 +31,7 @@ from realtimed.control.wire import (
 from realtimed.errors import RefusedError, quoted
 from realtimed.frames import CloseCode, Publication, WireFormat
 from realtimed.hub import Hub, Joined, Position, Receipt, check_channel_name, encode_message
+from realtimed.logs import Event
 from realtimed.stream import QueuedStream
 
 __all__ = ["Client", "Connection", "Service"]
@@ -74,8 +75,13 @@ class Service:
     answered: Answered
     connections: set[Connection] = field(default_factory=set)
     commands: int = 0
-    refused: int = 0
     stopping: bool = False
+    refused: dict[str, int] = field(default_factory=dict)
+    """Refused commands, by the code of the error."""
+
+    def note_refusal(self, code: str) -> None:
+        """Count a command that is refused."""
+        self.refused[code] = self.refused.get(code, 0) + 1
 
     def stop(self) -> None:
         """Let every connection end once it has answered what has been sent to it.
@@ -100,6 +106,9 @@ class Connection:
         self._decoder = Decoder(service.config.max_message + _PARAMS_ROOM)
         self._nursery: trio.Nursery
         self._is_new = True
+        self._credentials = stream.peer()[1] or (0, -1, -1)
+        self._forbidden: str | None = None
+        self._complained = False
         stream.form = self.form
 
     async def run(self) -> None:
@@ -108,13 +117,15 @@ class Connection:
         try:
             async with trio.open_nursery() as self._nursery:
                 self.stream.attach(self._nursery, self)
-                log.debug("publisher connected pid=%d uid=%d gid=%d", *(self.stream.peer()[1] or (0, -1, -1)))
+                log.debug(Event("publisher connected", **self._peer()))
+                self._check_access()
                 await self._serve()
                 with trio.move_on_after(self._service.config.close_timeout):
                     await self.stream.flush()
                 self._nursery.cancel_scope.cancel()
         finally:
             self._hub.leave(self.stream)
+            self._hub.watchers.leave(self.stream)
             self._service.connections.remove(self)
             self.stream.shut()
             self.stream.detach()
@@ -135,7 +146,8 @@ class Connection:
 
     def slow(self, reason: str) -> None:
         """See `realtimed.stream.Owner`."""
-        log.warning("publisher disconnected: it does not read its answers, %s", reason)
+        reason = f"it does not read its answers: {reason}"
+        log.warning(Event("publisher disconnected", code="slow", reason=reason, **self._peer()))
         self._nursery.cancel_scope.cancel()
 
     def broken(self) -> None:
@@ -184,12 +196,13 @@ class Connection:
 
     def _end(self, code: str, message: str) -> None:
         """Say what ends the connection: a response to no request in particular."""
-        self._service.refused += 1
-        log.info("publisher disconnected code=%s reason=%s", code, quoted(message, 200))
+        self._service.note_refusal(code)
+        log.info(Event("publisher disconnected", code=code, reason=message, **self._peer()))
         self.stream.write(encode_response(None, {"code": code, "message": message}, None))
 
     def _carry_out(self, messages: list[Message]) -> None:
         answers: list[bytes] = []
+        work = self._result if self._forbidden is None else self._forbid
         self._service.commands += len(messages)
         for message in messages:
             if answers and self.stream.channels:
@@ -197,14 +210,14 @@ class Connection:
                 self._write(answers)
                 answers = []
             try:
-                result = self._result(message)
+                result = work(message)
             except RefusedError as error:
-                self._service.refused += 1
+                self._service.note_refusal(error.code)
                 if isinstance(message, (Request, Oversized)) and message.id is not None:
                     refusal = {"code": error.code, "message": error.message}
                     answers.append(encode_response(message.id, refusal, None))
                 else:
-                    log.info("notification refused code=%s reason=%s", error.code, quoted(error.message, 200))
+                    self._complain(error)
             else:
                 if isinstance(message, Request):
                     answers.append(encode_response(message.id, None, _shown(result)))
@@ -217,6 +230,34 @@ class Connection:
     def _write(self, answers: Sequence[bytes]) -> None:
         if answers:
             self.stream.write(b"".join(answers))
+
+    def _peer(self) -> dict[str, int]:
+        """Return the fields of the log that say who the publisher is."""
+        pid, uid, gid = self._credentials
+        return {"pid": pid, "uid": uid, "gid": gid}
+
+    def _complain(self, error: RefusedError) -> None:
+        """Log that a notification was refused, which its sender is not told: the first time on a connection."""
+        if not self._complained:
+            self._complained = True
+            log.info(Event("notification refused", code=error.code, reason=error.message, **self._peer()))
+
+    def _check_access(self) -> None:
+        """Forbid everything to a publisher that is not of the users or groups that are let in."""
+        config = self._service.config
+        if not config.allow_user and not config.allow_group:
+            return
+        _, uid, gid = self._credentials
+        if uid in config.allow_user or not self.stream.peer_groups().isdisjoint(config.allow_group):
+            return
+        self._forbidden = (
+            "this daemon serves only the users of allow-user and the groups of allow-group;"
+            f" you are user {uid} of group {gid}"
+        )
+        log.warning(Event("publisher not allowed", **self._peer()))
+
+    def _forbid(self, message: Message) -> object:
+        raise RefusedError("not_allowed", self._forbidden or "")
 
     def _result(self, message: Message) -> object:
         if isinstance(message, (Notification, Request)):
@@ -267,6 +308,11 @@ class Connection:
                 return self._hub.subscribe(self.stream, channel, Position(epoch, offset))
             case "unsubscribe", [channel]:
                 return {"unsubscribed": self._hub.unsubscribe(self.stream, channel)}
+            case "watch", [pattern]:
+                self._hub.watchers.add(self.stream, pattern)
+                return {"watched": True}
+            case "unwatch", [pattern]:
+                return {"unwatched": self._hub.watchers.remove(self.stream, pattern)}
             case "stats", []:
                 return self._service.stats()
             case "ping", []:
@@ -319,6 +365,8 @@ _PARAMS: Final = {
     "disconnect": "[client id, code?, reason?]",
     "subscribe": "[channel, {epoch, offset}?]",
     "unsubscribe": "[channel]",
+    "watch": "[pattern]",
+    "unwatch": "[pattern]",
     "stats": "[]",
     "ping": "[]",
     "info": "[]",

@@ -1,6 +1,6 @@
 """The protocol `realtime.v1`: JSON envelopes, for applications.
 
-    ← {"event":"welcome","client":"c-1f2e","heartbeat":25}
+    ← {"event":"welcome","client":"c-9c31-1f","heartbeat":25}
     → {"action":"subscribe","channel":"news","id":7,"since":{"epoch":"k3f","offset":41}}
     ← {"event":"subscribed","channel":"news","id":7,"epoch":"k3f","offset":44,"recovered":true}
     ← {"event":"message","channel":"news","offset":45,"data":"…"}     (binary: "base64" in place of "data")

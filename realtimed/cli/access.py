@@ -1,0 +1,78 @@
+"""Who may open a Unix socket: what the permission bits say about a user, or about a process that runs."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = ["Credentials", "obstacle", "of_processes", "of_user"]
+
+
+class Credentials(NamedTuple):
+    """A user with all groups, and a name for messages."""
+
+    name: str
+    uid: int
+    groups: frozenset[int]
+
+
+def of_user(name: str) -> Credentials:
+    """Return a user's credentials after a fresh login. Raises `KeyError` if there is no such user."""
+    user = pwd.getpwnam(name)
+    return Credentials(f"user {name}", user.pw_uid, frozenset(os.getgrouplist(name, user.pw_gid)))
+
+
+def of_processes(program: str) -> Iterator[Credentials]:
+    """Yield what running processes of that name may do, which a change of groups does not reach until a restart."""
+    for directory in Path("/proc").iterdir():
+        if not directory.name.isdigit():
+            continue
+        try:
+            if (directory / "comm").read_text().strip() != program:
+                continue
+            fields = dict(line.split(":", 1) for line in (directory / "status").read_text().splitlines() if ":" in line)
+        except OSError:
+            continue  # it has ended meanwhile
+        uid, gid = int(fields["Uid"].split()[1]), int(fields["Gid"].split()[1])
+        groups = frozenset([gid, *map(int, fields["Groups"].split())])
+        yield Credentials(f"the running {program} (process {directory.name}, uid {uid})", uid, groups)
+
+
+def obstacle(path: Path, who: Credentials) -> str | None:
+    """Return what keeps someone from opening the Unix socket at `path`, or None.
+
+    Connecting needs write permission on the socket, and search permission on every directory above it (unix(7)).
+    Raises `OSError` if that cannot be looked at.
+    """
+    real = path.resolve()
+    for directory in reversed(real.parents):
+        if not _may(directory, who, 0o1):
+            return f"{who.name} may not enter {directory} ({_described(directory)})"
+    if not _may(real, who, 0o2):
+        return f"{who.name} may not write to {path} ({_described(real)})"
+    return None
+
+
+def _may(path: Path, who: Credentials, bit: int) -> bool:
+    """Return whether the permission bits let someone do what `bit` stands for in the last digit of a mode."""
+    status = path.stat()
+    if who.uid == 0:
+        return True
+    if who.uid == status.st_uid:
+        bit <<= 6
+    elif status.st_gid in who.groups:
+        bit <<= 3
+    return bool(status.st_mode & bit)
+
+
+def _described(path: Path) -> str:
+    status = path.stat()
+    try:
+        owner, group = path.owner(), path.group()
+    except KeyError:
+        owner, group = str(status.st_uid), str(status.st_gid)
+    return f"mode {stat.S_IMODE(status.st_mode):04o}, owner {owner}, group {group}"

@@ -1,0 +1,362 @@
+"""`realtimectl doctor`: looks at every part between a PHP page and a browser, and says what to do about its faults."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shutil
+import ssl
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from realtimed import __version__
+from realtimed.cli.access import Credentials, obstacle, of_processes, of_user
+from realtimed.cli.probe import Probe, site_of
+from realtimed.control.client import Client
+from realtimed.errors import ProtocolError, RealtimeError
+
+__all__ = ["FAILED", "OK", "SKIPPED", "Finding", "Patient", "default_site", "examine"]
+
+OK: Final = "ok"
+FAILED: Final = "failed"
+SKIPPED: Final = "skipped"
+
+_PROBE_TIMEOUT: Final = 10.0
+"""Seconds that a handshake may take: Caddy itself waits 5 for a daemon that restarts."""
+
+_FOREIGN: Final = "https://foreign.invalid"
+"""An origin that can be nobody's: the top-level domain is reserved (RFC 2606)."""
+
+_OLDEST_CADDY: Final = (2, 11, 3)
+"""The first one that understands all of ``caddy/Caddyfile``."""
+
+_FEW_CONNECTIONS: Final = 1000
+"""A daemon that can hold no more than so many WebSockets has hardly been given that limit on purpose."""
+
+
+class Finding(NamedTuple):
+    """What came of one check: its status, what was seen, and what to do about it if it failed."""
+
+    check: str
+    status: str
+    seen: str
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """What is to be examined."""
+
+    client: Client
+    site: str
+    origin: str
+    php_user: str
+    caddy_user: str | None
+    caddy: str | None
+
+
+def default_site(environ: Mapping[str, str]) -> str:
+    """Return the URL of the site that ``caddy/Caddyfile`` serves with these variables. Raises `ValueError`."""
+    address = re.split(r"[\s,]+", environ.get("SERVER_ADDRESS", "").strip())[0] or ":8080"
+    if re.fullmatch(r"(https://)?:443|https://", address):  # it has certificates for the allowed origins' hosts
+        secure = [each for each in environ.get("ALLOWED_ORIGINS", "").split() if each.startswith("https://")]
+        if secure:
+            return secure[0]
+    return site_of(address)
+
+
+def examine(patient: Patient) -> Iterator[Finding]:
+    """Yield the findings in the order of the way from PHP to the browser."""
+    finding, info = _control_socket(patient)
+    yield finding
+    yield _exposure(patient, info)
+    yield _php_access(patient, info)
+    yield _websocket_socket(patient, info)
+    yield _caddy(patient)
+    own = _OwnOrigin(patient)
+    yield own.finding
+    yield own.delivery()
+    yield _foreign_origin(patient)
+    yield _open_files(info)
+    yield _versions(info)
+    yield _caddy_version(patient)
+
+
+# The daemon and its sockets.
+
+
+def _control_socket(patient: Patient) -> tuple[Finding, Mapping[str, Any] | None]:
+    check = "control socket"
+    path = patient.client.socket
+    try:
+        info = patient.client.info()
+    except RealtimeError as error:
+        advice = "Start realtimed, or say where its control socket is: --socket or REALTIME_SOCKET."
+        return Finding(check, FAILED, str(error), advice), None
+    return Finding(check, OK, f"the daemon answers at {path}, as process {info.get('pid')}"), info
+
+
+def _exposure(patient: Patient, info: Mapping[str, Any] | None) -> Finding:
+    """See that not everybody on this machine may publish."""
+    check = "control socket's mode"
+    try:
+        mode = stat.S_IMODE(Path(patient.client.socket).stat().st_mode)
+    except OSError as error:
+        return Finding(check, SKIPPED, f"there is no socket to look at: {error.strerror}")
+    if not mode & 0o002 or (info is not None and (info.get("allow_user") or info.get("allow_group"))):
+        return Finding(check, OK, f"mode {mode:04o}")
+    return Finding(
+        check,
+        FAILED,
+        f"mode {mode:04o}: everybody on this machine may publish, list the clients and disconnect them",
+        "Start realtimed with --socket-mode 0660 and --socket-group, or limit it with --allow-user.",
+    )
+
+
+def _php_access(patient: Patient, info: Mapping[str, Any] | None) -> Finding:
+    check = "PHP's access"
+    path = Path(patient.client.socket)
+    try:
+        php = of_user(patient.php_user)
+    except KeyError:
+        return Finding(
+            check, FAILED, f"there is no user {patient.php_user}", "Say which user PHP runs as: --php-user NAME."
+        )
+    hindrance = _hindrance(path, php)
+    if hindrance is not None:
+        return Finding(
+            check,
+            FAILED,
+            hindrance,
+            f"Start realtimed with --socket-group and a group of {patient.php_user}, in a directory that it may enter;"
+            " or is PHP's user another one (--php-user)?",
+        )
+    users, groups = (info or {}).get("allow_user") or [], (info or {}).get("allow_group") or []
+    if (users or groups) and php.uid not in users and php.groups.isdisjoint(groups):
+        return Finding(
+            check,
+            FAILED,
+            f"{php.name} may open {path}, but is not of those that the daemon serves",
+            f"Start realtimed with --allow-user {patient.php_user} as well.",
+        )
+    return Finding(check, OK, f"{php.name} may open {path}")
+
+
+def _websocket_socket(patient: Patient, info: Mapping[str, Any] | None) -> Finding:
+    check = "Caddy's access"
+    if info is None:
+        return Finding(check, SKIPPED, "the daemon did not say where its WebSocket sockets are")
+    paths = [Path(each.removeprefix("unix:")) for each in info.get("websocket", []) if each.startswith("unix:")]
+    if not paths:
+        return Finding(check, OK, "WebSockets come in at a port, which needs no permission")
+    everybody = _caddy_credentials(patient.caddy_user)
+    if not everybody:
+        return Finding(
+            check,
+            FAILED,
+            f"no Caddy is running here, and there is no user {patient.caddy_user or 'caddy'}",
+            "Start Caddy, or say which user it runs as: --caddy-user NAME.",
+        )
+    for path, hindrance in [(path, _hindrance(path, each)) for path in paths for each in everybody]:
+        if hindrance is not None:
+            return Finding(
+                check,
+                FAILED,
+                hindrance,
+                f"Put Caddy's user into the group of {path} (usermod --append --groups GROUP USER) and restart Caddy,"
+                " or start realtimed with another --socket-group.",
+            )
+    return Finding(check, OK, f"{everybody[0].name} may open {paths[0]}")
+
+
+def _caddy_credentials(user: str | None) -> list[Credentials]:
+    """Return what the running Caddys may do, those of `user` if it is given; if none runs, what that user may."""
+    try:
+        known = of_user(user or "caddy")
+    except KeyError:
+        known = None
+    running = [each for each in of_processes("caddy") if user is None or (known is not None and each.uid == known.uid)]
+    return running or ([known] if known is not None else [])
+
+
+def _hindrance(path: Path, who: Credentials) -> str | None:
+    try:
+        return obstacle(path, who)
+    except OSError as error:
+        return f"cannot look at {path}: {error.strerror}; run this as root"
+
+
+# Caddy, as a browser sees it.
+
+
+def _attempt(patient: Patient, probe: Probe, origin: str | None) -> str | None:
+    """Open the probe; return what went wrong, or None if there was an answer over HTTP."""
+    try:
+        probe.open(origin)
+    except ssl.SSLError as error:
+        return f"{patient.site}: TLS fails: {error.reason or error}"
+    except TimeoutError:
+        return f"{patient.site} does not answer within {_PROBE_TIMEOUT:g} s"
+    except OSError as error:
+        return f"{patient.site} cannot be reached: {error.strerror or error}"
+    except ProtocolError as error:
+        return f"{patient.site}: {error}"
+    return None
+
+
+def _caddy(patient: Patient) -> Finding:
+    check = "Caddy"
+    with Probe(patient.site, _PROBE_TIMEOUT) as probe:
+        trouble = _attempt(patient, probe, patient.origin)
+        if trouble is not None:
+            advice = "Start Caddy; or is the site elsewhere? Say so with --url, or with SERVER_ADDRESS as Caddy has it."
+            return Finding(check, FAILED, trouble, advice)
+        return Finding(check, OK, f"{patient.site} answers")
+
+
+class _OwnOrigin:
+    """Opens a WebSocket as the site's own pages do, and sends a message all the way."""
+
+    def __init__(self, patient: Patient) -> None:
+        self._patient = patient
+        self._probe: Probe | None = None
+        self.finding = self._open()
+
+    def _open(self) -> Finding:
+        check, patient = "own origin", self._patient
+        probe = Probe(patient.site, _PROBE_TIMEOUT)
+        trouble = _attempt(patient, probe, patient.origin)
+        if trouble is not None:
+            probe.close()
+            return Finding(check, SKIPPED, "Caddy does not answer")
+        if probe.status == 101:
+            self._probe = probe
+            return Finding(check, OK, f"pages of {patient.origin} may open WebSockets")
+        with probe:
+            if probe.status == 403:
+                return Finding(
+                    check,
+                    FAILED,
+                    f"pages of {patient.origin} may not open WebSockets: 403 {probe.text}",
+                    f"Add {patient.origin} to Caddy's ALLOWED_ORIGINS and restart it; or name the origin of your pages:"
+                    " --origin.",
+                )
+            return Finding(
+                check,
+                FAILED,
+                f"{patient.site}/ws answers {probe.status} {probe.text}".rstrip(),
+                "502 to 504 mean that Caddy does not reach realtimed: is REALTIME_UPSTREAM in Caddy's environment one"
+                " of realtimed's --websocket addresses? Anything else means that not realtimed is behind /ws there.",
+            )
+
+    def delivery(self) -> Finding:
+        check = "delivery"
+        if self._probe is None:
+            return Finding(check, SKIPPED, "there is no WebSocket to deliver to")
+        channel, message = f"realtimectl-doctor:{secrets.token_hex(8)}", secrets.token_hex(8)
+        elsewhere = (
+            "Caddy's REALTIME_UPSTREAM leads to another daemon than the control socket: make it one of this daemon's"
+            " --websocket addresses."
+        )
+        with self._probe as probe:
+            try:
+                probe.receive("welcome")
+                probe.send(action="subscribe", channel=channel)
+                probe.receive("subscribed")
+                receipt = self._patient.client.broadcast(channel, message)
+                if not receipt.recipients:
+                    return Finding(check, FAILED, "the WebSocket is open, but not at this daemon", elsewhere)
+                received = probe.receive("message").get("data")
+            except RealtimeError as error:
+                return Finding(check, FAILED, str(error), elsewhere)
+            except OSError as error:
+                return Finding(check, FAILED, f"no message came through: {error.strerror or error}", elsewhere)
+        if received != message:
+            return Finding(check, FAILED, "another message came through than was sent", elsewhere)
+        return Finding(check, OK, f"a broadcast has come through {self._patient.site}")
+
+
+def _foreign_origin(patient: Patient) -> Finding:
+    check = "foreign origins"
+    advice = (
+        "Every page in the world may use a visitor's WebSockets here. Use the project's caddy/Caddyfile, or keep its"
+        " matchers, responds and reverse_proxy together in one handle block; and ALLOWED_ORIGINS must not have *."
+    )
+    for origin, shown in ((_FOREIGN, _FOREIGN), (None, "no origin")):
+        with Probe(patient.site, _PROBE_TIMEOUT) as probe:
+            if _attempt(patient, probe, origin) is not None:
+                return Finding(check, SKIPPED, "Caddy does not answer")
+            if probe.status != 403:
+                return Finding(check, FAILED, f"a WebSocket with {shown} gets {probe.status}, not 403", advice)
+    return Finding(check, OK, f"{_FOREIGN} gets 403, and so does whoever names no origin")
+
+
+# Limits and versions.
+
+
+def _unless_silent(info: Mapping[str, Any] | None, check: str, look: Callable[[Mapping[str, Any]], Finding]) -> Finding:
+    return look(info) if info is not None else Finding(check, SKIPPED, "the daemon does not answer")
+
+
+def _open_files(info: Mapping[str, Any] | None) -> Finding:
+    check = "open files"
+
+    def look(info: Mapping[str, Any]) -> Finding:
+        limits = info.get("limits", {})
+        allowed, wanted = limits.get("max_connections"), limits.get("max_connections_wanted")
+        files = limits.get("open_files")
+        if not isinstance(allowed, int) or not isinstance(files, int):
+            return Finding(check, FAILED, "the daemon does not say what its limits are", "Update realtimed.")
+        advice = "Raise LimitNOFILE in realtimed's systemd unit, or ulimit -Hn where it is started, and restart it."
+        if isinstance(wanted, int) and wanted > allowed:
+            seen = f"max-connections is {wanted}, but the limit of open files, {files}, allows only {allowed}"
+            return Finding(check, FAILED, seen, advice)
+        if wanted is None and allowed < _FEW_CONNECTIONS:
+            seen = f"the limit of open files, {files}, allows only {allowed} WebSockets"
+            return Finding(check, FAILED, seen, advice + " If so few are meant, say so: --max-connections.")
+        return Finding(check, OK, f"{files}, enough for {allowed} WebSockets")
+
+    return _unless_silent(info, check, look)
+
+
+def _versions(info: Mapping[str, Any] | None) -> Finding:
+    check = "versions"
+
+    def look(info: Mapping[str, Any]) -> Finding:
+        daemon = info.get("version")
+        here = f"realtimectl {__version__} on Python {'.'.join(map(str, sys.version_info[:3]))}"
+        seen = f"realtimed {daemon} on Python {info.get('python')}, {here}"
+        if daemon == __version__:
+            return Finding(check, OK, seen)
+        return Finding(check, FAILED, seen, "Restart realtimed after an update, and use the realtimectl beside it.")
+
+    return _unless_silent(info, check, look)
+
+
+def _caddy_version(patient: Patient) -> Finding:
+    check = "Caddy's version"
+    beside = Path(sys.executable).parent / "caddy"
+    program = patient.caddy or (str(beside) if beside.exists() else shutil.which("caddy"))
+    if program is None:
+        return Finding(check, SKIPPED, "there is no caddy in the PATH")
+    try:
+        done = subprocess.run(
+            [program, "version"], capture_output=True, text=True, errors="replace", timeout=_PROBE_TIMEOUT, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding(check, FAILED, f"{program} does not run: {error}", "Name the Caddy that you use: --caddy PATH.")
+    found = re.match(r"v?(\d+)\.(\d+)\.(\d+)", done.stdout)
+    oldest = ".".join(map(str, _OLDEST_CADDY))
+    if found is None:
+        seen = f"{program} version says {done.stdout.strip() or 'nothing'}"
+        return Finding(check, FAILED, seen, f"Install Caddy {oldest} or later.")
+    version = tuple(map(int, found.groups()))
+    seen = f"{program} is version {found[0]}"
+    if version < _OLDEST_CADDY:
+        return Finding(check, FAILED, seen, f"caddy/Caddyfile needs {oldest} or later: pip install 'realtimed[caddy]'.")
+    return Finding(check, OK, seen)

@@ -1,0 +1,151 @@
+"""The HTTP endpoint for those who watch over the daemon: ``/healthz``, ``/readyz`` and ``/metrics``.
+
+It has a socket of its own, which the network does not reach. One request a connection; whoever is slow or talks too
+much is sent away, and whoever comes in numbers waits in the kernel's queue, so that all of them together never take
+more than a small share of the daemon's time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Final, NamedTuple
+
+import h11
+import trio
+
+from realtimed.metrics import CONTENT_TYPE
+
+__all__ = ["Endpoint"]
+
+_REQUEST_TIMEOUT: Final = 5.0
+"""Seconds a request may take to arrive."""
+
+_ANSWER_TIMEOUT: Final = 5.0
+"""Seconds the answer may take to be taken."""
+
+_HEAD_LIMIT: Final = 8 * 1024
+"""Bytes of a request's head."""
+
+_CONNECTIONS: Final = 16
+"""Connections at a time."""
+
+_PACE: Final = 0.01
+"""Seconds for each connection before another one is accepted."""
+
+_SHARE: Final = 0.05
+"""How much of the time may go into making pages of metrics. Whoever asks more often gets the page made last."""
+
+_TEXT: Final = "text/plain; charset=utf-8"
+
+
+class _Answer(NamedTuple):
+    status: HTTPStatus
+    body: bytes
+    content_type: str = _TEXT
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+def _sentence(status: HTTPStatus, text: str, *headers: tuple[str, str]) -> _Answer:
+    return _Answer(status, text.encode() + b"\n", headers=headers)
+
+
+class Endpoint:
+    """Answers requests. `ready` returns what keeps the daemon from serving newcomers, or None; `metrics` a page."""
+
+    def __init__(self, ready: Callable[[], str | None], metrics: Callable[[], bytes]) -> None:
+        self._ready = ready
+        self._make_metrics = metrics
+        self._metrics = b""
+        self._stale_at = -1.0
+        self._open = 0
+        self._next_turn = trio.current_time()
+        self._through = trio.lowlevel.ParkingLot()
+
+    async def room(self) -> int:
+        """Wait until more connections may be accepted; return how many."""
+        await trio.sleep_until(self._next_turn)
+        await trio.lowlevel.checkpoint()  # those accepted last have begun now
+        while self._open >= _CONNECTIONS:
+            await self._through.park()
+        return _CONNECTIONS - self._open
+
+    async def serve(self, stream: trio.abc.Stream) -> None:
+        """Answer the one request of a connection, and close it."""
+        self._open += 1
+        self._next_turn = max(self._next_turn, trio.current_time()) + _PACE
+        try:
+            async with stream:
+                await self._serve(stream)
+        except trio.BrokenResourceError:
+            pass  # the peer has gone
+        finally:
+            self._open -= 1
+            self._through.unpark_all()
+
+    async def _serve(self, stream: trio.abc.Stream) -> None:
+        http = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD_LIMIT)
+        answer = _sentence(HTTPStatus.REQUEST_TIMEOUT, f"The limit is {_REQUEST_TIMEOUT:g} s.")
+        bodiless = False
+        with trio.move_on_after(_REQUEST_TIMEOUT):
+            try:
+                request = await _receive(stream, http)
+            except h11.RemoteProtocolError as error:
+                status = HTTPStatus(error.error_status_hint)
+                answer = _sentence(status, f"That is not a request that can be read: {status.phrase}.")
+            else:
+                if request is None:
+                    return
+                answer = self._answer(request)
+                bodiless = request.method == b"HEAD"
+        await _send(stream, http, answer, bodiless=bodiless)
+
+    def _answer(self, request: h11.Request) -> _Answer:
+        if request.method not in (b"GET", b"HEAD"):
+            return _sentence(HTTPStatus.METHOD_NOT_ALLOWED, "There are only GET and HEAD.", ("Allow", "GET, HEAD"))
+        match request.target.partition(b"?")[0]:
+            case b"/healthz":
+                return _sentence(HTTPStatus.OK, "ok")
+            case b"/readyz":
+                obstacle = self._ready()
+                if obstacle is None:
+                    return _sentence(HTTPStatus.OK, "ready")
+                return _sentence(HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: {obstacle}")
+            case b"/metrics":
+                return _Answer(HTTPStatus.OK, self._page(), CONTENT_TYPE)
+        return _sentence(HTTPStatus.NOT_FOUND, "There are /healthz, /readyz and /metrics.")
+
+    def _page(self) -> bytes:
+        began = trio.current_time()
+        if began >= self._stale_at:
+            self._metrics = self._make_metrics()
+            ended = trio.current_time()
+            self._stale_at = ended + (ended - began) / _SHARE
+        return self._metrics
+
+
+async def _receive(stream: trio.abc.Stream, http: h11.Connection) -> h11.Request | None:
+    """Read the head of a request; return None if the peer hangs up. Raises `h11.RemoteProtocolError`."""
+    while True:
+        event = http.next_event()
+        if event is h11.NEED_DATA:
+            http.receive_data(bytes(await stream.receive_some(4096)))
+        elif isinstance(event, h11.Request):
+            return event
+        else:
+            return None
+
+
+async def _send(stream: trio.abc.Stream, http: h11.Connection, answer: _Answer, *, bodiless: bool = False) -> None:
+    """Send an answer, which is the last of its connection, for as long as the peer may take."""
+    headers = [
+        ("Content-Type", answer.content_type),
+        ("Content-Length", str(len(answer.body))),
+        ("Cache-Control", "no-store"),
+        ("Connection", "close"),
+        *answer.headers,
+    ]
+    head = h11.Response(status_code=answer.status.value, reason=answer.status.phrase, headers=headers)
+    parts = [http.send(head), http.send(h11.Data(data=b"" if bodiless else answer.body)), http.send(h11.EndOfMessage())]
+    with trio.move_on_after(_ANSWER_TIMEOUT):
+        await stream.send_all(b"".join(part for part in parts if part))

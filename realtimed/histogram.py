@@ -1,0 +1,38 @@
+"""A histogram that costs a fraction of a microsecond an observation, to be read by whoever asks for figures."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import Final
+
+__all__ = ["SECONDS", "Histogram"]
+
+SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Upper bounds for times, from a tenth of a millisecond on."""
+
+
+class Histogram:
+    """How often a value was at most each of `bounds`, which ascend, and the sum of all values."""
+
+    # Invariant: `_counts` has a place for each bound, and one more for what is above the last.
+
+    def __init__(self, bounds: tuple[float, ...] = SECONDS) -> None:
+        self.bounds = bounds
+        self.sum = 0.0
+        self._counts = [0] * (len(bounds) + 1)
+
+    def observe(self, value: float) -> None:
+        """Take note of one value."""
+        self.sum += value
+        self._counts[bisect_left(self.bounds, value)] += 1
+
+    @property
+    def count(self) -> int:
+        """How many values there were."""
+        return sum(self._counts)
+
+    def cumulative(self) -> Iterator[tuple[float, int]]:
+        """Yield each bound with the number of values at or below it, and infinity with that of all."""
+        return zip((*self.bounds, float("inf")), accumulate(self._counts), strict=True)
