@@ -53,8 +53,8 @@ async def test_a_restart_brings_everyone_back_as_advised(
     recovered = plan.clients if keep_history else 0
     assert sum(client.recoveries for client in outcome.clients) == recovered
     assert sum(client.refusals for client in outcome.clients) == plan.clients - recovered
-    # They were told different moments of 1.8 s, the first of them after 1 s. Where a machine is so slow that there is no
-    # daemon yet, they wait for it together.
+    # They were told different moments of 1.8 s, the first of them after 1 s. If there is no daemon by then, since the
+    # machine is slow, they wait for it together.
     assert outcome.down > 1 or outcome.most_in_a_second < plan.clients
 
 
