@@ -80,7 +80,8 @@ typedef struct {
 static struct sockaddr_storage server_address, publish_address;
 static socklen_t server_length, publish_length;
 static int clients = 1, stalled, threads = 1, channels = 1, channels_each = 1, concurrent = 256, size = 128;
-static int payload_at;                   /* where in a frame's payload the message begins */
+static int payload_at;                   /* where in a frame's payload the message begins, at least */
+static int payload_tail = -1;            /* bytes behind the message, where what is before it varies in length */
 static int fixed_header, greeting_bytes; /* frames of a fixed form: bytes before the message; bytes of the greeting */
 static bool publishes, pings;
 static Template request, subscription, prefix, suffix;
@@ -349,8 +350,10 @@ static size_t header_size(const uint8_t *h, size_t count, uint64_t *payload)
         for (size_t i = 2; i < header; i++)
             *payload = *payload << 8 | h[i];
     }
-    return (h[0] & 0x0f) <= 2 && *payload >= (uint64_t)(payload_at + size)
-        ? header + (size_t)payload_at + DIGITS : header;
+    if ((h[0] & 0x0f) > 2 || *payload < (uint64_t)(payload_at + size + (payload_tail > 0 ? payload_tail : 0)))
+        return header;
+    size_t before = payload_tail < 0 ? (size_t)payload_at : (size_t)*payload - (size_t)(size + payload_tail);
+    return header + before + DIGITS <= HEADER_MAX ? header + before + DIGITS : header;
 }
 
 static void begin_frame(Connection *c, const uint8_t *h, size_t header, uint64_t payload)
@@ -678,7 +681,7 @@ static void parse_command_line(int count, char **arguments)
         {"server", 1, 0, 's'}, {"publish", 1, 0, 'p'}, {"clients", 1, 0, 'n'}, {"stalled", 1, 0, 'x'},
         {"threads", 1, 0, 't'}, {"channels", 1, 0, 'm'}, {"channels-each", 1, 0, 'e'}, {"concurrent", 1, 0, 'c'},
         {"size", 1, 0, 'z'}, {"payload-at", 1, 0, 'a'}, {"fixed-header", 1, 0, 'f'}, {"greeting-bytes", 1, 0, 'g'},
-        {"ping", 0, 0, 'i'}, {"request", 1, 0, 'r'}, {"subscription", 1, 0, 'u'}, {"prefix", 1, 0, 'b'},
+        {"payload-tail", 1, 0, 'l'}, {"ping", 0, 0, 'i'}, {"request", 1, 0, 'r'}, {"subscription", 1, 0, 'u'}, {"prefix", 1, 0, 'b'},
         {"suffix", 1, 0, 'd'}, {0, 0, 0, 0}};
     int option;
     while ((option = getopt_long(count, arguments, "", options, NULL)) != -1) {
@@ -693,6 +696,7 @@ static void parse_command_line(int count, char **arguments)
         case 'c': concurrent = atoi(optarg); break;
         case 'z': size = atoi(optarg); break;
         case 'a': payload_at = atoi(optarg); break;
+        case 'l': payload_tail = atoi(optarg); break;
         case 'f': fixed_header = atoi(optarg); break;
         case 'g': greeting_bytes = atoi(optarg); break;
         case 'i': pings = true; break;

@@ -123,6 +123,8 @@ async def loading(
         "--greeting-bytes", str(target.greeting_bytes), "--request", target.request.hex(),
         "--subscription", target.subscription.hex(), "--prefix", prefix.hex(), "--suffix", suffix.hex(),
     ]  # fmt: skip
+    if target.payload_tail is not None:
+        command += ["--payload-tail", str(target.payload_tail)]
     if target.fixed_header is not None:
         command += ["--fixed-header", str(target.fixed_header(size))]
     if publishing:

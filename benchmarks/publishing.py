@@ -1,6 +1,7 @@
 """Publishers, one after another, against a running server; prints JSON. A process of its own, started by a scenario.
 
 Usage: python -m benchmarks.publishing realtimed|Redis SOCKET SERVER-PROCESS
+       python -m benchmarks.publishing keeping SOCKET SERVER-PROCESS SUBSCRIBERS
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +28,13 @@ _MESSAGE: Final = "x" * 128
 _CALLS: Final = 2_000
 _PIPELINED: Final = 50_000
 _PHP_CALLS: Final = 500
+_KEPT: Final = 100_000
+_COMMAND: Final = b'{"action":"subscribe","channel":"history"}'
+_SUBSCRIBE: Final = (
+    b"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    b"\x81%c\x00\x00\x00\x00%b" % (0x80 | len(_COMMAND), _COMMAND)
+)
 _COMMANDS: Final = 5
 _ROOT: Final = Path(__file__).resolve().parent.parent
 
@@ -112,6 +121,29 @@ def _realtimed(path: str, server: int) -> dict[str, Figures]:
     return ways
 
 
+def _keeping(path: str, server: int, subscribers: int) -> Figures:
+    """Broadcast pipelined notifications to WebSockets that read everything."""
+    raw = msgpack.packb([2, "broadcast", ["history", _MESSAGE]])
+    ping, pong = msgpack.packb([0, 99, "ping", []]), msgpack.packb([1, 99, None, "pong"])
+    with ExitStack() as stack:
+        for _ in range(subscribers):
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.connect(str(Path(path).with_name("realtime-ws.sock")))
+            client.sendall(_SUBSCRIBE)
+            client.recv(4096)
+            reader = threading.Thread(target=_read_all, args=(client,))
+            reader.start()
+            stack.callback(reader.join)
+            stack.callback(client.shutdown, socket.SHUT_RDWR)
+        _pipelined(path, raw * 1000 + ping, pong)
+        return _with_cost(server, _KEPT, lambda: _pipelined(path, raw * _KEPT + ping, pong))
+
+
+def _read_all(client: socket.socket) -> None:
+    while client.recv(1 << 20):
+        pass
+
+
 def _redis(path: str, server: int) -> dict[str, Figures]:
     message = _MESSAGE.encode()
     command = b"*3\r\n$7\r\nPUBLISH\r\n$6\r\nnobody\r\n$%d\r\n%b\r\n" % (len(message), message)
@@ -132,5 +164,8 @@ def _redis(path: str, server: int) -> dict[str, Figures]:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "keeping":
+        print(json.dumps(_keeping(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))))
+        sys.exit()
     measure = {"realtimed": _realtimed, "Redis": _redis}[sys.argv[1]]
     print(json.dumps(measure(sys.argv[2], int(sys.argv[3]))))

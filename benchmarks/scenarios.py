@@ -22,8 +22,8 @@ from benchmarks import machine
 from benchmarks.loading import Load, Sample, loading
 from benchmarks.processes import BenchmarkError
 from benchmarks.report import Table, count, span
-from benchmarks.servers import REALTIMED, Server, Target, realtimed_behind_caddy
-from tests.stack import ROOT
+from benchmarks.servers import REALTIMED, Server, Target, realtimed_behind_caddy, realtimed_v1
+from tests.stack import ROOT, running_daemon
 
 __all__ = ["SCENARIOS", "Bench"]
 
@@ -195,6 +195,43 @@ async def through_caddy(bench: Bench) -> None:
     await _compare(bench, title, servers, bench.windows, clients=clients, pinging=True)
 
 
+async def protocols(bench: Bench) -> None:
+    """Measure what the envelopes of realtime.v1 cost: 1,000 subscribers that speak it, and 1,000 that speak plain."""
+    servers = [*bench.chosen(REALTIMED.name), Server("realtime.v1", lambda: None, realtimed_v1)]
+    windows = [window for window in bench.windows if window <= 8] or bench.windows
+    await _compare(bench, "Protocols: 1000 subscribers, 128 B", servers, windows, clients=1000)
+
+
+async def history(bench: Bench) -> None:
+    """Measure what it costs to keep a publication: pipelined broadcasts with history and without."""
+    table = Table(
+        "History: pipelined broadcasts of 128 B, server CPU each µs",
+        ["subscribers", "history-size 100", "history-size 0", "difference"],
+        data={"rounds": {}},
+        notes=["Each figure is the median of the rounds, with the least and the greatest in brackets."],
+    )
+    async with AsyncExitStack() as stack:
+        daemons = [
+            await stack.enter_async_context(running_daemon(bench.place(f"history {size}"), "--history-size", size))
+            for size in ("100", "0")
+        ]
+        for subscribers in (0, 1):
+            pairs: list[list[float]] = []
+            for number in range(bench.rounds):
+                bench.progress(f"history: {subscribers} subscribers, round {number + 1} of {bench.rounds}")
+                pairs.append([
+                    json.loads((await trio.run_process(
+                        [sys.executable, "-m", "benchmarks.publishing", "keeping", str(daemon.control_socket),
+                         str(daemon.process.pid), str(subscribers)], capture_stdout=True, cwd=ROOT,
+                    )).stdout)["cpu"]
+                    for daemon in daemons
+                ])  # fmt: skip
+            kept, none = zip(*pairs, strict=True)
+            table.rows.append([str(subscribers), span(kept), span(none), span(a - b for a, b in pairs)])
+            table.data["rounds"][str(subscribers)] = pairs
+    bench.report(table)
+
+
 async def slow_consumers(bench: Bench) -> None:
     """Measure the rate of clients that read, with and without others that never do."""
     reading = 900
@@ -339,6 +376,8 @@ SCENARIOS: Final[dict[str, Callable[[Bench], Awaitable[None]]]] = {
     "connect-storm": connect_storm,
     "idle-memory": idle_memory,
     "publishers": publishers,
+    "protocols": protocols,
+    "history": history,
     "slow-consumers": slow_consumers,
     "through-caddy": through_caddy,
 }

@@ -17,7 +17,7 @@ from benchmarks import tools
 from benchmarks.processes import BenchmarkError, running, until_connectable
 from tests.stack import running_caddy, running_daemon
 
-__all__ = ["CHANNEL", "FLOOR", "REALTIMED", "SERVERS", "Server", "Target", "realtimed_behind_caddy"]
+__all__ = ["CHANNEL", "FLOOR", "REALTIMED", "SERVERS", "Server", "Target", "realtimed_behind_caddy", "realtimed_v1"]
 
 CHANNEL: Final = b"########"
 
@@ -41,7 +41,9 @@ class Target:
     subscription: bytes = b""
     """The text message that subscribes, where the request does not."""
     payload_at: int = 0
-    """Bytes of a frame's payload before the message."""
+    """Bytes of a frame's payload before the message, at least."""
+    payload_tail: int | None = None
+    """Bytes behind the message, where the number of those before it varies."""
     greeting_bytes: int = 0
     """Bytes of the answer to the request, where that is not HTTP."""
     fixed_header: Callable[[int], int] | None = None
@@ -117,6 +119,18 @@ async def realtimed_behind_caddy(directory: Path) -> AsyncIterator[Target]:
             processes={**target.processes, "Caddy": caddy.process.pid},
             address=f"tcp:{caddy.port}",
             request=_REQUEST % (b"/ws", origin),
+        )
+
+
+@asynccontextmanager
+async def realtimed_v1(directory: Path) -> AsyncIterator[Target]:
+    """Run realtimed for clients that speak realtime.v1: an envelope around each message, with its offset."""
+    async with _running_realtimed(directory) as target:
+        yield replace(
+            target,
+            request=_REQUEST % (b"/ws", b"Sec-WebSocket-Protocol: realtime.v1\r\n"),
+            payload_at=len('{"event":"message","channel":"########","offset":1,"data":"'),
+            payload_tail=len('"}'),
         )
 
 

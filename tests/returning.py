@@ -141,15 +141,17 @@ class Readers:
     async def running() -> AsyncIterator[Readers]:
         """Read as long as the context lasts."""
         readers = Readers()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(readers._run)
-            try:
-                yield readers
-            finally:
-                nursery.cancel_scope.cancel()
-                for connection in list(readers._connections.values()):
-                    connection.close()
-                readers._epoll.close()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(readers._run)
+                try:
+                    yield readers
+                finally:
+                    nursery.cancel_scope.cancel()
+        finally:
+            for connection in list(readers._connections.values()):
+                connection.close()
+            readers._epoll.close()
 
     def add(self, connection: Connection) -> None:
         self._connections[connection.sock.fileno()] = connection

@@ -167,21 +167,18 @@ async def test_what_waits_behind_a_replay_waits_for_the_replay_and_not_for_the_c
         size = len(b"".join(frames))
         here.stream.write_frames([b"answer", *frames])
         del frames
-        here.stream.write(b"live" * 100)
-        await here.read(here.stream.pending // 10)
+        for _ in range(8):  # more than the kernel takes with the last of the replay
+            here.stream.write(bytes(LIMIT // 10))
         # The client keeps to the pace, so this takes much longer than the timeout that a message has.
-        read, waited = here.stream.pending, 0
-        while here.stream.pending > 400:
+        waited = 0
+        while here.stream.pending:
             await here.read(round(1.2 * LIMIT / TIMEOUT))
             mock_clock.jump(1)
             waited += 1
             await wait_all_tasks_blocked()
-            assert not here.owner.said, f"after {waited} s, {here.stream.pending} of {read} bytes are waiting"
+            assert not here.owner.said, f"after {waited} s, {here.stream.pending} bytes are waiting"
         assert waited > 2 * TIMEOUT
         assert size > 10 * LIMIT
-        mock_clock.jump(TIMEOUT / 2)
-        await wait_all_tasks_blocked()
-        assert not here.owner.said
 
 
 async def test_the_next_command_waits_for_the_replay_and_not_for_what_is_published_meanwhile() -> None:
