@@ -268,14 +268,16 @@ class Session:
                 await self._sessions.backlogs.room()
                 await self.stream.flush_replay()
                 if self._closed is None:
-                    try:
-                        answer = conversation.receive(message)
-                    except ViolationError as violation:
-                        self.close(violation.code, violation.reason)
-                    else:
-                        self.stream.write_frames(answer)
+                    self._answer(conversation, message)
         except ConnectionClosed:
             self._follow_library()
+
+    def _answer(self, conversation: Conversation, message: str | bytes) -> None:
+        """Carry out a message. An answer may be megabytes, so nothing keeps it while the next message is awaited."""
+        try:
+            self.stream.write_frames(conversation.receive(message))
+        except ViolationError as violation:
+            self.close(violation.code, violation.reason)
 
     def _follow_library(self) -> None:
         """Take note of how the library saw the connection end.

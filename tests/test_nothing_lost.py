@@ -53,8 +53,9 @@ async def test_a_restart_brings_everyone_back_as_advised(
     recovered = plan.clients if keep_history else 0
     assert sum(client.recoveries for client in outcome.clients) == recovered
     assert sum(client.refusals for client in outcome.clients) == plan.clients - recovered
-    # They were told different moments of 1.8 s: not all come in the same one, however slow the machine is.
-    assert outcome.most_in_a_second < plan.clients
+    # They were told different moments of 1.8 s, the first of them after 1 s. Where a machine is so slow that there is no
+    # daemon yet, they wait for it together.
+    assert outcome.down > 1 or outcome.most_in_a_second < plan.clients
 
 
 async def test_after_a_crash_everyone_comes_back_and_is_told(runtime_dir: Path) -> None:
