@@ -174,10 +174,10 @@ class Daemon:
                     # All commands are answered. What they published goes out before the rest is sent away.
                     with trio.move_on_after(self.config.close_timeout):
                         await self.fan_out.settle()
-                    await self._save_history()
                     await drain.finish()
                     clients.cancel_scope.deadline = trio.current_time() + self.config.close_timeout
                 background.cancel_scope.cancel()
+            await self._save_history()  # after a second signal as well: nothing is published any more
         log.info(Event("stopped"))
 
     def stats(self) -> dict[str, object]:
@@ -185,7 +185,7 @@ class Daemon:
         return {
             "uptime": round(time.time() - self.started, 3),
             "clients": len(self.sessions.members),
-            "channels": len(self.hub.channels),
+            "channels": self.hub.subscribed_channels,
             "subscriptions": self.hub.subscriptions,
             "history_channels": self.history.channels,
             "history_publications": self.history.publications,
@@ -417,7 +417,7 @@ class Daemon:
     def _status(self) -> str:
         if self._drain is not None:
             return f"Stopping: {len(self.sessions.members)} clients left"
-        return f"Serving {len(self.sessions.members)} clients on {len(self.hub.channels)} channels{self._note}"
+        return f"Serving {len(self.sessions.members)} clients on {self.hub.subscribed_channels} channels{self._note}"
 
     def _say_ready(self, control: Address) -> None:
         log.info(

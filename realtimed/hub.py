@@ -187,7 +187,7 @@ class Hub:
 
     # Invariants:
     # - `channels` holds exactly the channels that have a subscriber or something in their history, or had a subscriber
-    #   so recently that `history` remembers it.
+    #   so recently that `history` remembers it; `subscribed_channels` is how many of them have a subscriber now.
     # - `_log` is what has been published and is in no round yet, each with the channel it went to. The first entry is
     #   publication number `_log_start` of this hub; `log_bytes` is the sum of the payloads.
     # - `_caught_up[s] = n` says that `s` has everything below number n already. Entries that no longer matter to
@@ -201,6 +201,7 @@ class Hub:
         self.replays = Replays()
         self.history.emptied = self._forget_if_unused
         self.channels: dict[str, Channel] = {}
+        self.subscribed_channels = 0
         self.watchers = Watchers(max_patterns=max_channels)
         self.wake: Callable[[], None] = lambda: None
         self.deliver: Callable[[Batch], None] = send_each
@@ -280,6 +281,7 @@ class Hub:
             self.history.joined(channel.ring)
         channel.subscribers.setdefault(subscriber.form, set()).add(subscriber)
         channel.rosters.pop(subscriber.form, None)
+        self.subscribed_channels += not channel.count
         channel.count += 1
         subscriber.channels.add(channel)
         self.subscriptions += 1
@@ -438,6 +440,7 @@ class Hub:
         if not members:
             del channel.subscribers[subscriber.form]
         channel.count -= 1
+        self.subscribed_channels -= not channel.count
         subscriber.channels.remove(channel)
         self.subscriptions -= 1
         if not channel.count:

@@ -113,7 +113,7 @@ METRICS: Final[Mapping[str, tuple[str, Maker]]] = {
         "Requests that did not become WebSockets, by HTTP status.",
         _by("status", "handshakes_refused_with"),
     ),
-    "realtimed_channels": ("Channels now: those that have subscribers or history.", _gauge("channels")),
+    "realtimed_channels": ("Channels that have subscribers now.", _gauge("channels")),
     "realtimed_history_channels": ("Channels that something is kept of now.", _gauge("history_channels")),
     "realtimed_history_publications": ("Publications that are kept now.", _gauge("history_publications")),
     "realtimed_history_bytes": ("Bytes that count for what is kept now.", _gauge("history_bytes")),

@@ -70,7 +70,10 @@ def refusal(head: bytes) -> Refusal | None:
         return _bad("A request has one Host header.")
     if b"websocket" not in _words(fields[b"upgrade"]) or b"upgrade" not in _words(fields.get(b"connection", [])):
         return _bad("A WebSocket handshake has the headers Connection: Upgrade and Upgrade: websocket.")
-    if fields.get(b"sec-websocket-version") != [b"13"]:
+    versions = fields.get(b"sec-websocket-version", [])
+    if len(versions) != 1:
+        return _bad("A WebSocket handshake has one Sec-WebSocket-Version, which is 13.")
+    if versions != [b"13"]:
         return _OTHER_VERSION
     if not _is_key(fields.get(b"sec-websocket-key", [])):
         return _bad(f"A WebSocket handshake has one Sec-WebSocket-Key, {_KEY_BYTES} bytes in base64.")

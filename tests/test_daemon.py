@@ -23,7 +23,17 @@ from wsproto.events import CloseConnection, Ping, Pong, TextMessage
 
 from realtimed.control.wire import Decoder, Message, Notification, Response, encode_notification, encode_request
 from realtimed.frames import CloseCode
-from tests.clients import Publisher, RawClient, closing, publisher, raw_client, subscribe, unsubscribe, websocket
+from tests.clients import (
+    REQUEST,
+    Publisher,
+    RawClient,
+    closing,
+    publisher,
+    raw_client,
+    subscribe,
+    unsubscribe,
+    websocket,
+)
 from tests.stack import Daemon, PartFailedError, running_daemon
 
 PATIENCE = 30
@@ -300,7 +310,7 @@ async def test_beyond_the_limit_of_connections_handshakes_get_503(runtime_dir: P
                 raw_client(daemon.websocket_socket),
                 await trio.open_unix_socket(daemon.websocket_socket) as third,
             ):
-                await third.send_all(b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n\r\n")
+                await third.send_all(REQUEST)
                 answer = b"".join([data async for data in third])
                 assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
                 assert b"\r\nRetry-After: 5\r\n" in answer

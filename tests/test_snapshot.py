@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from realtimed.hub import Hub, Position
 from realtimed.snapshot import SnapshotError, dump, load
-from tests.clients import publisher
+from tests.clients import publisher, raw_client
 from tests.stack import running_daemon
 from tests.test_history import Clock, come_back, make_hub, missed, publish
 
@@ -122,9 +122,9 @@ async def test_the_daemon_hands_its_history_to_the_next(runtime_dir: Path) -> No
             assert await daemon.stop() == 0
         assert stat.S_IMODE(state.stat().st_mode) == 0o600
         async with running_daemon(runtime_dir, "--state-file", str(state)) as daemon:
-            assert not state.exists(), "a state is used once"
             async with publisher(daemon.control_socket) as sender:
                 kept = await sender.call("history", "news", 3)
+                assert not state.exists(), "a state is used once"
                 assert [offset for offset, _ in kept["messages"]] == [58, 59, 60]
                 answer = await sender.call("subscribe", "news", {"epoch": receipts[0]["epoch"], "offset": 60})
                 assert answer == {"epoch": receipts[0]["epoch"], "offset": 60, "recovered": True}
@@ -153,3 +153,21 @@ async def test_a_state_that_cannot_be_used_is_said_and_the_daemon_serves(left: b
     log = (runtime_dir / "realtimed.log").read_text()
     assert f"history begins anew state_file={state} reason='it " in log
     assert "history saved channels=1" in log
+
+
+async def test_a_second_signal_loses_no_history(runtime_dir: Path) -> None:
+    """A client that does not answer its Close would hold the stop up for a minute; the second signal does not wait."""
+    state = runtime_dir / "state"
+    with trio.fail_after(60):
+        async with (
+            running_daemon(runtime_dir, "--state-file", str(state), "--close-timeout", "60") as daemon,
+            publisher(daemon.control_socket) as sender,
+            raw_client(daemon.websocket_socket) as client,
+        ):
+            await sender.call("broadcast", "news", "x")
+            daemon.process.terminate()
+            while b"restarting" not in await client.stream.receive_some():
+                pass
+            assert await daemon.stop() == 0
+        assert "history saved channels=1" in daemon.log
+        assert state.exists()

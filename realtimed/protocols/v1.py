@@ -86,7 +86,7 @@ class RealtimeV1(Conversation):
 
     def greeting(self, client: str, heartbeat: float) -> bytes:
         """See `Conversation.greeting`."""
-        return _event("welcome", client=client, heartbeat=heartbeat)
+        return _event("welcome", client=client, heartbeat=int(heartbeat) if heartbeat == int(heartbeat) else heartbeat)
 
     def receive(self, message: str | bytes) -> Sequence[Frame]:
         """See `Conversation.receive`."""
