@@ -5,12 +5,13 @@ VENV := .venv
 IN_VENV := $(VENV)/bin/python -m
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help run test jitter avalanche bench lint format check clean php browser systemd
+.PHONY: help run test conformance jitter avalanche bench lint format check clean php browser systemd
 .NOTPARALLEL:
 
 help:
 	@echo 'make run      run the daemon, PHP, Caddy and the demo page, until Ctrl-C'
 	@echo 'make test     run all tests; some of them: make test ARGS="-k origins"'
+	@echo 'make conformance   run the Autobahn test suite, directly and through Caddy; some of it: ARGS="6.* 7.*"'
 	@echo 'make jitter   cut the connections of 1,000 clients for a minute: does each have every message, in order, once?'
 	@echo 'make avalanche   restart the daemon under 5,000 clients: are all back, and when? ARGS="--kill --caddy"'
 	@echo 'make bench    measure beside other servers; some of it: make bench ARGS="one-channel --servers realtimed ws"'
@@ -28,7 +29,7 @@ run: php $(INSTALLED)
 test: php $(INSTALLED) browser systemd
 	$(IN_VENV) pytest $(ARGS)
 
-jitter avalanche: $(INSTALLED)
+conformance jitter avalanche: $(INSTALLED)
 	@$(IN_VENV) tests.$@ $(ARGS)
 
 bench: php $(INSTALLED)
