@@ -35,5 +35,4 @@ async def test_a_hundred_thousand_channels_stay_within_the_limit(runtime_dir: Pa
     print(f"{stats['history_channels']} channels are kept; memory grew by {grown / 2**20:.1f} MiB")
     assert stats["publications"] == CHANNELS + AT_ONCE
     assert stats["history_bytes"] > 0.99 * LIMIT
-    assert stats["channels"] == stats["history_channels"]
     assert grown < LIMIT
