@@ -233,10 +233,9 @@ def test_a_connection_that_was_kept_and_one_that_is_new_are_repeated_alike(
         client.close()
 
 
-@pytest.mark.parametrize("kind", WITH_RETRY)
+# The functions have the default timeout, 5 s.
+@pytest.mark.parametrize("kind", [kind for kind in WITH_RETRY if "function" not in kind])
 def test_repeating_ends_with_the_timeout(daemon: Daemon, path: Path, channel: str, kind: str) -> None:
-    if "function" in kind:
-        pytest.skip("the function has the default timeout, 5 s")
     with (
         browsing(daemon, channel) as browser,
         BreakingProxy(path, daemon.control_socket, for_ever=answer_is_lost) as proxy,
