@@ -330,6 +330,9 @@ async def test_fifty_come_back_to_six_megabytes_at_once(runtime_dir: Path) -> No
 
                         for rate in rates:
                             coming.start_soon(come, rate)
+                    # The daemon keeps a hundred messages: who is not there before the next one cannot have all.
+                    while (await sender.call("channels")).get("news", {}).get("subscribers") != len(rates):
+                        pass
                     # A live message would push an old one out of the history of who has not been answered yet.
                     while (await sender.call("stats"))["subscriptions"] < len(rates):
                         pass
