@@ -62,9 +62,9 @@ async def daemon(runtime_dir: Path) -> AsyncIterator[Daemon]:
         yield running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def daemons() -> Iterator[Daemons]:
-    """Run daemons that the tests of a module share, each when it is first asked for."""
+    """Run daemons that many tests share, each when it is first asked for."""
     with running_daemons() as running:
         yield running
 

@@ -36,6 +36,11 @@ from tests.clients import websocket
 from tests.stack import Daemon, running_daemon, runtime_directory
 
 __all__ = [
+    "ALONE",
+    "FORGETFUL",
+    "LIVELY",
+    "SHORT",
+    "SMALL",
     "Browser",
     "ClosedError",
     "Daemons",
@@ -51,6 +56,14 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
+
+# Settings that many tests need, so that they share a daemon.
+SMALL: Final = {"max_channels": 2, "max_message": 100, "history_size": 3}
+FORGETFUL: Final = {"history_size": 0}
+SHORT: Final = {"history_age": 0.3, "command_timeout": 0.2, "retry_window": 0.2}
+LIVELY: Final = {"heartbeat": 0.1, "silence_timeout": 0.5, "close_timeout": 0.1}
+ALONE: Final = {"max_channels": 77}
+"""A daemon for one test at a time, which waits until nobody else is there."""
 
 Settings: TypeAlias = Mapping[str, Any]
 
@@ -113,7 +126,7 @@ class Browser(ABC):
         messages = []
         try:
             while True:
-                messages.append(await self.receive())  # noqa: PERF401  (what came before the end counts)
+                messages.append(await self.receive())
         except ClosedError as closed:
             return messages, closed.code, closed.reason
 
@@ -180,6 +193,12 @@ class Publisher:
             assert (answer.id, answer.result, set(answer.error)) == (1, None, {"code", "message"})
             raise RefusedError(**answer.error)
         return answer.result
+
+    async def until_alone(self) -> None:
+        """Wait until nobody is left who was here before."""
+        with trio.fail_after(PATIENCE):
+            while (stats := await self.call("stats"))["clients"] or stats["publishers"] > 1:
+                pass
 
     async def until_subscribed(self, channel: str, subscribers: int = 1) -> None:
         """Wait until a channel has so many subscribers."""
@@ -328,6 +347,9 @@ class _PipeStream(QueuedStream):
     def peer(self) -> tuple[str, tuple[int, int, int] | None]:
         return "", (1, 2, 3)
 
+    def peer_groups(self) -> frozenset[int]:
+        return frozenset([3, 4])
+
     def write(self, data: bytes) -> None:
         self._pipe.to_publisher.put_data(data)
 
@@ -355,12 +377,13 @@ async def _expire(core: Core) -> None:
 class InMemory(Peers):
     """The core of a daemon that listens nowhere."""
 
-    def __init__(self, settings: Settings, nursery: trio.Nursery) -> None:
+    def __init__(self, settings: Settings, nursery: trio.Nursery, *, fan_out: bool = True) -> None:
         super().__init__(nursery)
         with runtime_directory() as directory:
             self.core = Core(load(file=written(settings, directory)))
         self._browsers = 0
-        nursery.start_soon(self.core.fan_out.run)
+        if fan_out:
+            nursery.start_soon(self.core.fan_out.run)
         nursery.start_soon(_expire, self.core)
 
     async def browser(self, *subprotocols: str) -> Browser:

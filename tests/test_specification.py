@@ -26,7 +26,7 @@ def clauses() -> list[str]:
     return CLAUSE.findall((ROOT / "docs" / "protocol.md").read_text())
 
 
-def tests() -> list[str]:
+def names_of_tests() -> list[str]:
     """Return the name of every test in the files that belong to the specification."""
     files = HERE.parent.glob("test_specification_*.py")
     nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text()))]
@@ -52,7 +52,7 @@ def test_numbers_follow_each_other() -> None:
 
 
 def test_every_clause_has_a_test_and_every_test_a_clause() -> None:
-    names = tests()
+    names = names_of_tests()
     assert [name for name in names if NUMBERED.match(name) is None] == [], "a test names its clause"
     assert len(names) == len(set(names)), "two tests with one name"
     tested = {match[1].replace("_", ".") for name in names if (match := NUMBERED.match(name)) is not None}

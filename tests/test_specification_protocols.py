@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import pytest
 import trio
 
 from tests.clients import closing, publisher, subscribe, unsubscribe, websocket
-from tests.peers import InMemory, Opening
-from tests.stack import running_daemon
+from tests.peers import FORGETFUL, LIVELY, SMALL, InMemory, Opening, Settings
+from tests.stack import Daemon, running_daemon, runtime_directory
 
 PATIENCE = 20
 """Seconds after which a test has failed; what it waits for takes far less."""
@@ -123,7 +124,7 @@ async def test_3_4_1_anything_else_closes_with_4400(open_peers: Opening, message
 
 
 async def test_3_4_2_one_channel_too_many_closes_with_4429(open_peers: Opening, channel: str) -> None:
-    browser = await (await open_peers(max_channels=2)).browser()
+    browser = await (await open_peers(**SMALL)).browser()
     for number in range(3):
         await browser.say("subscribe", f"{channel}-{number}")
     assert await browser.closing() == (4429, "the limit, max-channels, is 2 channels a client")
@@ -133,8 +134,8 @@ async def test_3_4_2_one_channel_too_many_closes_with_4429(open_peers: Opening, 
 
 
 async def test_4_1_1_welcome_is_the_first_event(open_peers: Opening) -> None:
-    for heartbeat in (25, 7.5):
-        browser = await (await open_peers(heartbeat=heartbeat)).browser("realtime.v1")
+    for settings, heartbeat in (({}, 25), (LIVELY, 0.1)):
+        browser = await (await open_peers(**settings)).browser("realtime.v1")
         welcome = await browser.event()
         assert welcome == {"event": "welcome", "client": welcome["client"], "heartbeat": heartbeat}
         assert type(welcome["heartbeat"]) is type(heartbeat)
@@ -249,7 +250,7 @@ async def test_4_3_1_since_replays_everything_missed(open_peers: Opening, channe
 async def test_4_3_2_what_is_not_known_any_more_is_never_replayed_in_part(
     open_peers: Opening, channel: str, since: dict[str, object]
 ) -> None:
-    peers = await open_peers(history_size=3)
+    peers = await open_peers(**SMALL)
     sender, browser = await peers.publisher(), await peers.enveloped()
     for number in range(5):
         epoch = (await sender.call("broadcast", channel, str(number)))["epoch"]
@@ -259,9 +260,11 @@ async def test_4_3_2_what_is_not_known_any_more_is_never_replayed_in_part(
     assert (await browser.event())["offset"] == 6
 
 
-@pytest.mark.parametrize("size", [0, 3])
-async def test_4_3_3_who_has_missed_nothing_is_up_to_date(open_peers: Opening, channel: str, size: int) -> None:
-    peers = await open_peers(history_size=size)
+@pytest.mark.parametrize("settings", [FORGETFUL, SMALL])
+async def test_4_3_3_who_has_missed_nothing_is_up_to_date(
+    open_peers: Opening, channel: str, settings: Settings
+) -> None:
+    peers = await open_peers(**settings)
     sender, browser, other = await peers.publisher(), await peers.enveloped(), await peers.enveloped()
     assert (await other.ask("subscribe", channel))["offset"] == 0
     receipt = await sender.call("broadcast", channel, "x")
@@ -432,12 +435,13 @@ async def test_4_8_2_an_error_bears_the_id_that_could_be_read(
 
 
 async def test_4_8_3_what_was_refused_has_changed_nothing(open_peers: Opening, channel: str) -> None:
-    peers = await open_peers(max_channels=1)
+    peers = await open_peers(**SMALL)
     sender, browser = await peers.publisher(), await peers.enveloped()
     for fields in ({"id": [1]}, {"since": 5}):
         assert (await browser.ask("subscribe", channel, **fields))["event"] == "error"
     assert (await sender.call("history", channel))["epoch"] == ""
-    await browser.ask("subscribe", channel)
+    for name in (channel, f"{channel}-1"):
+        await browser.ask("subscribe", name)
     assert (await browser.ask("subscribe", f"{channel}-2"))["event"] == "error"
     assert (await browser.ask("unsubscribe", channel, id=[1]))["event"] == "error"
     assert (await sender.call("history", f"{channel}-2"))["epoch"] == ""
@@ -479,7 +483,7 @@ async def test_4_8_5_invalid_channel(open_peers: Opening, action: str, name: str
 
 
 async def test_4_8_6_too_many_channels(open_peers: Opening, channel: str) -> None:
-    browser = await (await open_peers(max_channels=2)).enveloped()
+    browser = await (await open_peers(**SMALL)).enveloped()
     names = [f"{channel}-{number}" for number in range(3)]
     answers = [await browser.ask("subscribe", name) for name in names]
     assert [answer.get("code") for answer in answers] == [None, None, "too_many_channels"]
@@ -488,11 +492,12 @@ async def test_4_8_6_too_many_channels(open_peers: Opening, channel: str) -> Non
     assert (await browser.ask("subscribe", names[2]))["event"] == "subscribed"
 
 
-async def goodbyes(daemon_options: tuple[str, ...], directory: Path, *, stop: bool) -> list[dict[str, Any]]:
+async def goodbyes(*options: str, stop: bool) -> list[dict[str, Any]]:
     """Return the goodbyes of ten clients of a daemon, each with the code and the reason of the Close behind it."""
     heard: list[dict[str, Any]] = []
+    welcomed: list[object] = []
 
-    async def listen() -> None:
+    async def listen(daemon: Daemon) -> None:
         async with websocket(daemon.websocket_socket, subprotocols=["realtime.v1"]) as client:
             assert json.loads(await client.get_message())["event"] == "welcome"
             welcomed.append(client)
@@ -502,35 +507,40 @@ async def goodbyes(daemon_options: tuple[str, ...], directory: Path, *, stop: bo
             code, reason = await closing(client)
             heard.append({**goodbye, "code": code, "words": reason})
 
-    welcomed: list[object] = []
-    with trio.fail_after(PATIENCE):
-        async with running_daemon(directory, *daemon_options) as daemon, trio.open_nursery() as nursery:
+    with trio.fail_after(PATIENCE), runtime_directory() as directory:
+        async with running_daemon(directory, *options) as daemon, trio.open_nursery() as nursery:
             for _ in range(10):
-                nursery.start_soon(listen)
+                nursery.start_soon(listen, daemon)
     return heard
 
 
-async def test_4_9_1_goodbye_comes_before_a_close_with_4503(runtime_dir: Path) -> None:
-    for goodbye in await goodbyes((), runtime_dir, stop=True):
+@pytest.fixture(scope="module")
+def farewells() -> list[dict[str, Any]]:
+    """What clients of a daemon that stops are told."""
+    return trio.run(partial(goodbyes, stop=True))
+
+
+def test_4_9_1_goodbye_comes_before_a_close_with_4503(farewells: list[dict[str, Any]]) -> None:
+    for goodbye in farewells:
         assert set(goodbye) == {"event", "reason", "retry_after_ms", "code", "words"}
         assert (goodbye["event"], goodbye["code"]) == ("goodbye", 4503)
         assert isinstance(goodbye["retry_after_ms"], int)
         assert goodbye["words"] == f"restarting, come back in {goodbye['retry_after_ms']} ms"
 
 
-async def test_4_9_2_the_reason_is_restart_when_the_daemon_stops(runtime_dir: Path) -> None:
-    assert {goodbye["reason"] for goodbye in await goodbyes((), runtime_dir, stop=True)} == {"restart"}
+def test_4_9_2_the_reason_is_restart_when_the_daemon_stops(farewells: list[dict[str, Any]]) -> None:
+    assert [goodbye["reason"] for goodbye in farewells] == ["restart"] * 10
 
 
-async def test_4_9_3_the_reason_is_max_age_for_one_that_is_old(runtime_dir: Path) -> None:
+async def test_4_9_3_the_reason_is_max_age_for_one_that_is_old() -> None:
     began = trio.current_time()
-    heard = await goodbyes(("--max-age", "0.6", "--heartbeat", "0.1"), runtime_dir, stop=False)
+    heard = await goodbyes("--max-age", "0.6", "--heartbeat", "0.1", stop=False)
     assert trio.current_time() - began >= 0.3
-    assert {(goodbye["reason"], goodbye["code"]) for goodbye in heard} == {("max-age", 4503)}
+    assert [(goodbye["reason"], goodbye["code"]) for goodbye in heard] == [("max-age", 4503)] * 10
     assert all(0 <= goodbye["retry_after_ms"] <= 1000 for goodbye in heard)
 
 
-async def test_4_9_4_each_client_gets_a_time_of_its_own(runtime_dir: Path) -> None:
-    times = {goodbye["retry_after_ms"] for goodbye in await goodbyes((), runtime_dir, stop=True)}
+def test_4_9_4_each_client_gets_a_time_of_its_own(farewells: list[dict[str, Any]]) -> None:
+    times = {goodbye["retry_after_ms"] for goodbye in farewells}
     assert len(times) >= 8, "of ten times within a second or more, two may be the same by chance"
     assert min(times) >= 1000
