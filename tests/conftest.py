@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
 
+from tests.peers import Daemons, Opening, opening, running_daemons
 from tests.site import PATIENCE
 from tests.stack import (
     Caddy,
@@ -59,6 +60,33 @@ def runtime_dir() -> Iterator[Path]:
 async def daemon(runtime_dir: Path) -> AsyncIterator[Daemon]:
     async with running_daemon(runtime_dir) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def daemons() -> Iterator[Daemons]:
+    """Run daemons that many tests share, each when it is first asked for."""
+    with running_daemons() as running:
+        yield running
+
+
+@pytest.fixture(params=["memory", "daemon"])
+async def open_peers(request: pytest.FixtureRequest, daemons: Daemons) -> AsyncIterator[Opening]:
+    """Give a function that opens peers with the given settings, in memory and over sockets."""
+    async with opening(daemons if request.param == "daemon" else None) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def open_sockets(daemons: Daemons) -> AsyncIterator[Opening]:
+    """Give a function that opens peers with the given settings, over sockets."""
+    async with opening(daemons) as opened:
+        yield opened
+
+
+@pytest.fixture
+def channel(request: pytest.FixtureRequest) -> str:
+    """Give a channel that no other test uses."""
+    return "".join(each if each.isalnum() else "-" for each in request.node.name)
 
 
 @pytest.fixture

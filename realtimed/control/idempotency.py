@@ -47,19 +47,17 @@ class Answered:
         """
         if not isinstance(key, str) or not 1 <= len(key) <= KEY_LIMIT:
             raise RefusedError("invalid_params", f"an idempotency key is a str of 1 to {KEY_LIMIT} characters")
-        self._forget()
+        self._forget_old()
         known = self._receipts.get((channels, key))
         if known is not None:
             return known[1], True
         receipts = publish()
         self._receipts[channels, key] = self._clock(), receipts
+        if len(self._receipts) > _REMEMBERED:
+            self._receipts.popitem(last=False)
         return receipts, False
 
-    def _forget(self) -> None:
-        """Forget what is too old, or too much with one more."""
+    def _forget_old(self) -> None:
         oldest = self._clock() - self.age
-        while self._receipts:
-            time, _ = next(iter(self._receipts.values()))
-            if time > oldest and len(self._receipts) < _REMEMBERED:
-                break
+        while self._receipts and next(iter(self._receipts.values()))[0] <= oldest:
             self._receipts.popitem(last=False)

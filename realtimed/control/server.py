@@ -292,7 +292,7 @@ class Connection:
                 return self._hub.describe_channels(prefix)
             case "history", [channel]:
                 return self._history(channel, _HISTORY_SHOWN)
-            case "history", [channel, int(count)]:
+            case "history", [channel, int(count)] if _is_count(count):
                 return self._history(channel, count)
             case "clients", []:
                 return [client.describe() for client in self._service.clients.values()]
@@ -304,7 +304,7 @@ class Connection:
                 return self._disconnect(client, code, reason)
             case "subscribe", [channel]:
                 return self._hub.subscribe(self.stream, channel)
-            case "subscribe", [channel, {"epoch": str(epoch), "offset": int(offset)}]:
+            case "subscribe", [channel, {"epoch": str(epoch), "offset": int(offset)}] if _is_count(offset):
                 return self._hub.subscribe(self.stream, channel, Position(epoch, offset))
             case "unsubscribe", [channel]:
                 return {"unsubscribed": self._hub.unsubscribe(self.stream, channel)}
@@ -371,6 +371,11 @@ _PARAMS: Final = {
     "ping": "[]",
     "info": "[]",
 }
+
+
+def _is_count(value: int) -> bool:
+    """Return whether this is a whole number from 0, and no truth value, which is an int as well."""
+    return type(value) is int and value >= 0
 
 
 def _shown(result: object) -> Any:

@@ -86,7 +86,8 @@ class RealtimeV1(Conversation):
 
     def greeting(self, client: str, heartbeat: float) -> bytes:
         """See `Conversation.greeting`."""
-        return _event("welcome", client=client, heartbeat=int(heartbeat) if heartbeat == int(heartbeat) else heartbeat)
+        # A whole number is written as one: 25.0 is no integer to every reader of JSON.
+        return _event("welcome", client=client, heartbeat=int(heartbeat) if heartbeat.is_integer() else heartbeat)
 
     def receive(self, message: str | bytes) -> Sequence[Frame]:
         """See `Conversation.receive`."""
