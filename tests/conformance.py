@@ -109,7 +109,7 @@ async def echo_behind_caddy(directory: Path) -> AsyncIterator[tuple[Daemon, str]
 
 @asynccontextmanager
 async def _origin_added(target: int) -> AsyncIterator[int]:
-    """Listen at a port that leads to `target`, and add an Origin to requests: the suite sends none, and Caddy wants one.
+    """Listen at a port that leads to `target`, and add an Origin: Caddy wants one, and the suite sends none.
 
     Behind the request it passes on bytes as they come, and ends of file.
     """
