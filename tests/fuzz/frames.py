@@ -89,10 +89,12 @@ def expected(data: bytes) -> Expected:
             size = int.from_bytes(data[begin : begin + width], "big")
             begin += width
             wrong = wrong or (begin <= len(data) and (size < 126 or (width == 8 and (size <= 0xFFFF or size >= 2**63))))
-        begin += 4
-        if begin > len(data) or wrong:
-            # Of a header that has not come in whole some of this can be seen, or not yet.
-            result.codes = {1002} if begin <= len(data) else {1002, None} if wrong else {None}
+        begin += 4 if second & 0x80 else 0
+        if wrong:
+            # Who sees the mistake before the header is whole may say so.
+            result.codes = {1002} if begin <= len(data) else {1002, None}
+            return result
+        if begin > len(data):
             return result
         mask = data[begin - 4 : begin]
         payload = bytes(byte ^ mask[index % 4] for index, byte in enumerate(data[begin : begin + size]))

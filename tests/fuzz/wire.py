@@ -46,8 +46,8 @@ class _Outcome(NamedTuple):
 def check(data: bytes) -> None:
     """Raise if the invariant does not hold."""
     limit = _LIMITS[data[0] % len(_LIMITS)] if data else 1
-    size = data[1] + 1 if len(data) > 1 else 1
     stream = data[2:]
+    size = max(data[1] + 1, len(stream) // 256) if len(data) > 1 else 1
     whole = _decoded(stream, limit, len(stream) or 1)
     in_pieces = _decoded(stream, limit, size)
     assert _agree(whole, in_pieces), f"in pieces of {size}: {in_pieces}; whole: {whole}"
