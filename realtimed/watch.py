@@ -52,11 +52,7 @@ class Watchers:
 
         Raises `RefusedError` with the code ``invalid_channel``, ``too_many_channels`` or ``too_many_watchers``.
         """
-        if not isinstance(pattern, str) or _PATTERN.fullmatch(pattern) is None:
-            raise RefusedError(
-                "invalid_channel",
-                f"{quoted(pattern)} is not a pattern: 1 to 200 characters of A-Z a-z 0-9 _ - = @ , . ; : / and *",
-            )
+        pattern = _checked(pattern)
         patterns = self._patterns.get(watcher, set())
         if pattern in patterns:
             return
@@ -69,7 +65,11 @@ class Watchers:
         self._set(watcher, patterns | {pattern})
 
     def remove(self, watcher: Watcher, pattern: object) -> bool:
-        """Let `watcher` no longer see what only `pattern` matches. Returns whether it did watch it."""
+        """Let `watcher` no longer see what only `pattern` matches. Returns whether it did watch it.
+
+        Raises `RefusedError` with the code ``invalid_channel`` if it cannot be a pattern.
+        """
+        pattern = _checked(pattern)
         patterns = self._patterns.get(watcher, set())
         if pattern not in patterns:
             return False
@@ -95,3 +95,13 @@ class Watchers:
             return
         self._patterns[watcher] = patterns
         self._matchers[watcher] = re.compile("|".join(map(translate, sorted(patterns))))
+
+
+def _checked(pattern: object) -> str:
+    """Return what is a pattern, or raise `RefusedError`."""
+    if isinstance(pattern, str) and _PATTERN.fullmatch(pattern) is not None:
+        return pattern
+    raise RefusedError(
+        "invalid_channel",
+        f"{quoted(pattern)} is not a pattern: 1 to 200 characters of A-Z a-z 0-9 _ - = @ , . ; : / and *",
+    )

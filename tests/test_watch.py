@@ -84,11 +84,12 @@ def test_when_nobody_watches_a_message_to_nobody_goes_nowhere() -> None:
     assert hub.idle
 
 
-@pytest.mark.parametrize("pattern", ["", "a b", "chat:?", "[ab]", "x" * 201, "é*", 7, None, "a\n"])
+@pytest.mark.parametrize("pattern", ["", "a b", "chat:?", "[ab]", "x" * 201, "é*", 7, None, ["a"], "a\n"])
 def test_what_is_no_pattern(pattern: object) -> None:
-    with pytest.raises(RefusedError) as refusal:
-        Watchers(max_patterns=1).add(Watching(), pattern)
-    assert refusal.value.code == "invalid_channel"
+    for method in (Watchers(max_patterns=1).add, Watchers(max_patterns=1).remove):
+        with pytest.raises(RefusedError) as refusal:
+            method(Watching(), pattern)
+        assert refusal.value.code == "invalid_channel"
 
 
 def test_patterns_and_watchers_are_bounded() -> None:
@@ -200,6 +201,7 @@ async def test_it_sees_what_subscribers_get_and_they_get_the_same(daemon: Daemon
                 seen += await watcher.stream.receive_some()
             assert await watcher.call("unwatch", "chat:*") == {"unwatched": True}
             assert await watcher.call("unwatch", "chat:*") == {"unwatched": False}
+            assert (await watcher.call("unwatch", ["chat:*"]))["code"] == "invalid_channel"
 
 
 async def test_a_watcher_that_does_not_read_is_cut_and_holds_nobody_up(runtime_dir: Path) -> None:

@@ -103,8 +103,9 @@ def encode_notification(method: str, params: Sequence[object]) -> bytes:
 class Decoder:
     """Turns what a stream delivers, in pieces of any size, into messages.
 
-    `limit` is the largest command in bytes that is decoded. However the stream is cut into pieces, the same messages
-    come out of it, and the work is in proportion to its bytes.
+    `limit` is the largest command in bytes that is decoded; it has room for at least a kind and an id. However the
+    stream is cut into pieces, the same messages come out of it, and the work is in proportion to its bytes. Only a
+    command that is both too large and wrong is called the one or the other, as it happens.
     """
 
     # Invariants: `_unpacker` has been fed `_fed` bytes, and `_partial` is the part of them that belongs to the command

@@ -1,0 +1,156 @@
+"""Fuzzes one target, or each in turn: `python -m tests.fuzz TARGET… --seconds 60`, or `--megabytes 10`.
+
+Guided by coverage: with atheris where it is installed, otherwise by a loop of our own that keeps an input which reaches
+a line of realtimed that none reached before. Both begin with the corpus and the seeds. An input that breaks the
+invariant is written to a file, and ends the run with status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import importlib.util
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+from tests.fuzz import TARGETS, corpus
+from tests.fuzz.mutations import mutated
+from tests.stack import ROOT
+
+_SHOWN_EVERY: Final = 10.0
+"""Seconds between two lines of progress."""
+
+_LONGEST: Final = 4096
+"""Bytes of an input."""
+
+_HANG: Final = 20
+"""Seconds that one input may take."""
+
+_MEMORY_LIMIT: Final = 1024
+"""MiB that a fuzzer may take: beyond that something leaks."""
+
+
+class _Budget:
+    """Counts what has been fed, shows it, and ends the process when it is enough."""
+
+    def __init__(self, target: str, seconds: float, size: float) -> None:
+        self._check: Callable[[bytes], None]
+        self._target = target
+        self._began = self._shown = time.monotonic()
+        self._ends = self._began + seconds
+        self._size = size
+        self.inputs = self.bytes = 0
+
+    def load(self) -> None:
+        """Import the target."""
+        self._check = importlib.import_module(f"tests.fuzz.{self._target}").check
+
+    def feed(self, data: bytes) -> None:
+        """Check the invariant for one input; one that breaks it is written to a file."""
+        try:
+            self._check(data)
+        except BaseException:
+            file = Path(f"fuzz-{self._target}-{hashlib.sha1(data).hexdigest()[:12]}")
+            file.write_bytes(data)
+            print(f"{self._target}: broken by {data[:200]!r}, all of it is in {file}", flush=True)
+            raise
+        self.inputs += 1
+        self.bytes += len(data)
+        now = time.monotonic()
+        if now - self._shown > _SHOWN_EVERY:
+            self._show()
+            self._shown = now
+        if now > self._ends or self.bytes >= self._size:
+            self._show()
+            sys.stdout.flush()
+            os._exit(0)  # neither libFuzzer nor the loop has another way out
+
+    def _show(self) -> None:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        seconds = time.monotonic() - self._began
+        shown = f"{self.inputs} inputs, {self.bytes} bytes, {self.inputs / seconds:.0f} inputs/s, {memory:.0f} MiB"
+        print(f"{self._target}: {seconds:.0f} s, {shown}", flush=True)
+
+
+def _fuzz_with_atheris(budget: _Budget, target: str, found: Path) -> None:
+    atheris: Any = importlib.import_module("atheris")
+    with atheris.instrument_imports(include=["realtimed", "wsproto", "trio_websocket", "h11"]):
+        budget.load()
+    arguments = [
+        f"-max_len={_LONGEST}", f"-timeout={_HANG}", f"-rss_limit_mb={_MEMORY_LIMIT}", "-len_control=0", "-verbosity=0",
+        str(found),
+    ]  # fmt: skip
+    for number, data in enumerate(corpus(target)):
+        (found / f"seed-{number}").write_bytes(data)
+    atheris.Setup([sys.argv[0], *arguments], budget.feed)
+    atheris.Fuzz()
+
+
+def _fuzz_without(budget: _Budget, target: str) -> None:
+    budget.load()
+    inputs, source, reached = corpus(target), random.Random(), set[tuple[str, int]]()
+    ours = str(ROOT / "realtimed")
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if not frame.f_code.co_filename.startswith(ours):
+            return None
+        if event == "line":
+            reached.add((frame.f_code.co_filename, frame.f_lineno))
+        return trace
+
+    pending = list(inputs)
+    while True:
+        data = pending.pop() if pending else mutated(source.choice(inputs), inputs, source)[:_LONGEST]
+        before = len(reached)
+        sys.settrace(trace)
+        try:
+            budget.feed(data)
+        finally:
+            sys.settrace(None)
+        if len(reached) > before:
+            inputs.append(data)
+
+
+def _fuzz(target: str, seconds: float, size: float, keep: Path | None) -> None:
+    budget = _Budget(target, seconds, size)
+    if importlib.util.find_spec("atheris") is None:
+        _fuzz_without(budget, target)
+    elif keep is not None:
+        _fuzz_with_atheris(budget, target, keep)
+    else:
+        with tempfile.TemporaryDirectory() as found:
+            _fuzz_with_atheris(budget, target, Path(found))
+
+
+def _main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("targets", nargs="*", default=TARGETS, metavar="TARGET", help=f"of {', '.join(TARGETS)}")
+    parser.add_argument("--seconds", type=float, default=60, help="for each target at most (default: 60)")
+    parser.add_argument("--megabytes", type=float, default=1000, help="for each target at most (default: 1000)")
+    parser.add_argument("--keep", type=Path, help="a directory for the inputs that reach something new")
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.alone:
+        [target] = given.targets
+        _fuzz(target, given.seconds, given.megabytes * 1e6, given.keep)
+    limits = [f"--seconds={given.seconds}", f"--megabytes={given.megabytes}"]
+    status = 0
+    for target in given.targets:
+        keep = [f"--keep={given.keep}"] if given.keep is not None else []
+        command = [sys.executable, "-m", "tests.fuzz", target, "--alone", *limits, *keep]
+        status |= subprocess.run(command, check=False).returncode
+    return 1 if status else 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())
