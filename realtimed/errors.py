@@ -71,10 +71,10 @@ def printable(text: str) -> str:
 def quoted(value: object, limit: int = 60) -> str:
     """Return `value` as it may stand in an error or a log line.
 
-    Control characters, terminal escapes, lone surrogates and everything else outside printable ASCII come out
-    escaped, and no more than about `limit` characters of a string or of bytes are shown.
+    Control characters, terminal escapes, characters that turn the direction of writing, lone surrogates and what else
+    `str.isprintable` denies come out escaped, and no more than about `limit` characters of a string or of bytes.
     """
     if isinstance(value, (str, bytes)) and len(value) > limit:
-        return ascii(value[:limit]) + "…"
-    shown = ascii(value)
+        return repr(value[:limit]) + "…"
+    shown = repr(value)
     return shown if len(shown) <= limit + 2 else shown[:limit] + "…"

@@ -82,6 +82,18 @@ def binary_frame(payload: bytes) -> bytes:
     return _frame(_FINAL | _BINARY, payload)
 
 
+def check_close(code: int, reason: str) -> None:
+    """Raise `ValueError` unless an application may close with this code, and a Close has room for the reason.
+
+    Source: RFC 6455 sections 7.4.2 and 5.5.
+    """
+    if code not in (1000, 1001) and not 3000 <= code <= 4999:
+        raise ValueError("a close code is 1000, 1001 or 3000 to 4999 (RFC 6455 section 7.4)")
+    size = len(reason.encode("utf-8", "replace"))
+    if size > _CONTROL_PAYLOAD_LIMIT - 2:
+        raise ValueError(f"the reason has {size} bytes; a Close has room for {_CONTROL_PAYLOAD_LIMIT - 2}")
+
+
 def close_frame(code: int, reason: str = "") -> bytes:
     """Return a Close. A `reason` beyond the 123 bytes a Close has room for is cut between characters."""
     room = _CONTROL_PAYLOAD_LIMIT - 2

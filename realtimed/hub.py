@@ -169,7 +169,7 @@ def encode_message(message: object, limit: int) -> bytes:
         except UnicodeEncodeError as error:
             raise RefusedError(
                 "invalid_utf8",
-                f"the message is not valid UTF-8 at character {error.start}: send text as UTF-8, or bytes as bin",
+                f"the message is not valid UTF-8 at character {error.start}: what is not text can be sent as binary",
             ) from None
     elif isinstance(message, bytes):
         payload = message

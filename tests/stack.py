@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 import trio
 
 from realtimed.cli.probe import site_of
+from realtimed.errors import quoted
 
 __all__ = [
     "APP",
@@ -447,7 +448,7 @@ def _notifications(path: Path) -> Iterator[tuple[dict[str, str], Callable[[], Aw
 
 
 class _AddressError(Exception):
-    """The demo cannot be served at SERVER_ADDRESS."""
+    """The demo cannot be served at SERVER_ADDRESS, or to ALLOWED_ORIGINS."""
 
 
 def _origin_of(address: str) -> str:
@@ -474,6 +475,16 @@ def _require_free(origin: str) -> None:
         if error.errno != errno.EADDRINUSE:
             raise
         raise _AddressError(f"Port {port} is taken by another program. Choose another:{instead}{port + 1}") from None
+
+
+def _check_origins(origins: str) -> None:
+    """Raise `_AddressError` if one of `origins` is what no browser sends: Caddy would take it and let nobody in."""
+    for origin in origins.split():
+        if origin != "null" and re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@*,\sA-Z]+", origin) is None:
+            raise _AddressError(
+                f"ALLOWED_ORIGINS: expected origins as browsers send them, separated by spaces, such as"
+                f" https://example.com or http://localhost:8080, got {quoted(origin)}"
+            )
 
 
 def _guide(daemon: Daemon, origin: str) -> str:
@@ -512,6 +523,7 @@ async def _run(server_address: str, allowed_origins: str | None) -> None:
     own_origins = [_origin_of(address) for address in re.split(r"[\s,]+", server_address.strip())]
     for origin in own_origins:
         _require_free(origin)
+    _check_origins(allowed_origins or "")
     environment = {"SERVER_ADDRESS": server_address, "ALLOWED_ORIGINS": allowed_origins or " ".join(own_origins)}
     async with trio.open_nursery() as nursery:
         await nursery.start(_cancel_on_signal, nursery.cancel_scope)

@@ -11,7 +11,6 @@ import socket
 import stat
 import subprocess
 import sys
-from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,19 +18,16 @@ from typing import Any
 import pytest
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
-from wsproto.events import CloseConnection, Ping, Pong, TextMessage
+from wsproto.events import CloseConnection, Ping, TextMessage
 
-from realtimed.control.wire import Decoder, Message, Notification, Response, encode_notification, encode_request
+from realtimed.control.wire import encode_notification, encode_request
 from realtimed.frames import CloseCode
 from tests.clients import (
-    REQUEST,
     Publisher,
     RawClient,
-    closing,
     publisher,
     raw_client,
     subscribe,
-    unsubscribe,
     websocket,
 )
 from tests.stack import Daemon, PartFailedError, running_daemon
@@ -71,116 +67,6 @@ async def test_a_broadcast_reaches_everyone_on_the_channel_and_nobody_else(daemo
             }  # fmt: skip
             assert json.loads(await enveloped.get_message())["base64"] == "/wA="
             assert await elsewhere.get_message() == "goal"
-
-
-async def test_broadcast_many_answers_for_each_channel_in_order(daemon: Daemon) -> None:
-    with trio.fail_after(PATIENCE):
-        async with websocket(daemon.websocket_socket) as client, publisher(daemon.control_socket) as sender:
-            for channel in ("a", "b"):
-                await client.send_message(subscribe(channel))
-                await until_subscribed(sender, channel, 1)
-            receipts = await sender.call("broadcast_many", ["a", "nobody", "b"], "hello")
-            assert [receipt["recipients"] for receipt in receipts] == [1, 0, 1]
-            assert [await client.get_message(), await client.get_message()] == ["hello", "hello"]
-
-
-async def test_after_unsubscribing_nothing_more_comes(daemon: Daemon) -> None:
-    with trio.fail_after(PATIENCE):
-        async with websocket(daemon.websocket_socket) as client, publisher(daemon.control_socket) as sender:
-            for channel in ("left", "kept"):
-                await client.send_message(subscribe(channel))
-            await until_subscribed(sender, "kept", 1)
-            await client.send_message(unsubscribe("left"))
-            await until_subscribed(sender, "left", 0)
-            assert (await sender.call("broadcast", "left", "x"))["recipients"] == 0
-            await sender.call("broadcast", "kept", "y")
-            assert await client.get_message() == "y"
-
-
-async def test_one_publisher_is_heard_in_order_across_channels(daemon: Daemon) -> None:
-    with trio.fail_after(PATIENCE):
-        async with websocket(daemon.websocket_socket) as client, publisher(daemon.control_socket) as sender:
-            for channel in ("a", "b", "c"):
-                await client.send_message(subscribe(channel))
-                await until_subscribed(sender, channel, 1)
-            commands = [encode_notification("broadcast", ["abc"[n % 3], str(n)]) for n in range(3000)]
-            await sender.stream.send_all(b"".join(commands))
-            assert [await client.get_message() for _ in commands] == [str(n) for n in range(3000)]
-
-
-async def test_tail_sees_what_is_published(daemon: Daemon) -> None:
-    with trio.fail_after(PATIENCE):
-        async with publisher(daemon.control_socket) as watcher, publisher(daemon.control_socket) as sender:
-            assert (await watcher.call("subscribe", "news"))["offset"] == 0
-            await sender.call("broadcast", "news", "hello")
-            await sender.call("broadcast", "news", b"\xff")
-            decoder = Decoder(2**20)
-            seen: list[Message] = []
-            while len(seen) < 2:
-                seen += decoder.feed(await watcher.stream.receive_some())
-            assert seen == [
-                Notification("message", ["news", "hello", 1]),
-                Notification("message", ["news", b"\xff", 2]),
-            ]
-            assert await watcher.call("unsubscribe", "news") == {"unsubscribed": True}
-            assert (await sender.call("broadcast", "news", "x"))["recipients"] == 0
-
-
-async def test_clients_are_listed_and_can_be_disconnected(daemon: Daemon) -> None:
-    with trio.fail_after(PATIENCE):
-        headers = [("X-Forwarded-For", "203.0.113.1, 198.51.100.7")]
-        async with (
-            websocket(daemon.websocket_socket, subprotocols=["realtime.v1"], headers=headers) as client,
-            publisher(daemon.control_socket) as admin,
-        ):
-            name = json.loads(await client.get_message())["client"]
-            await client.send_message(subscribe("news"))
-            await until_subscribed(admin, "news", 1)
-            [listed] = await admin.call("clients")
-            assert listed.pop("connected_since") > 1.7e9
-            assert listed == {
-                "id": name, "protocol": "realtime.v1", "channels": ["news"], "address": "198.51.100.7", "pending": 0,
-            }  # fmt: skip
-            assert await admin.call("disconnect", "c-nobody") == {"disconnected": 0}
-            assert await admin.call("disconnect", name, 4403, "be gone") == {"disconnected": 1}
-            assert await closing(client) == (4403, "be gone")
-            assert await admin.call("channels") == {}
-
-
-async def test_stats_agree_with_what_happened(daemon: Daemon) -> None:
-    with trio.fail_after(PATIENCE):
-        async with (
-            websocket(daemon.websocket_socket) as one,
-            websocket(daemon.websocket_socket) as two,
-            publisher(daemon.control_socket) as sender,
-        ):
-            for client in (one, two):
-                await client.send_message(subscribe("news"))
-            await until_subscribed(sender, "news", 2)
-            before = await sender.call("stats")
-            for _ in range(10):
-                await sender.call("broadcast", "news", "x")
-            await sender.call("broadcast", "nobody", "x")
-            await sender.call("broadcast", "no spaces", "x")
-            for client in (one, two):
-                for _ in range(10):
-                    await client.get_message()
-            after = await sender.call("stats")
-            assert (after["clients"], after["channels"], after["subscriptions"]) == (2, 1, 2)
-            assert after["publications"] - before["publications"] == 11
-            assert after["deliveries"] - before["deliveries"] == 20
-            assert after["commands"] - before["commands"] == 13
-            assert after["commands_refused"] - before["commands_refused"] == 1
-            assert (after["backlogged"], after["backlog_bytes"]) == (0, 0)
-
-
-async def test_info_tells_the_version_and_the_limits(daemon: Daemon) -> None:
-    with trio.fail_after(PATIENCE):
-        async with publisher(daemon.control_socket) as asking:
-            info = await asking.call("info")
-    assert info["pid"] == daemon.process.pid
-    assert info["protocols"] == ["plain", "realtime.v1"]
-    assert info["limits"]["max_message"] == 65536
 
 
 async def subscribe_all(clients: list[RawClient], channel: str) -> None:
@@ -299,44 +185,6 @@ async def test_clients_are_pinged_and_the_silent_are_sent_away(runtime_dir: Path
             assert re.fullmatch(r"c-[0-9a-f]{4}-1", left["id"])
 
 
-async def test_beyond_the_limit_of_connections_handshakes_get_503(runtime_dir: Path) -> None:
-    with trio.fail_after(PATIENCE):
-        async with (
-            running_daemon(runtime_dir, "--max-connections", "2") as daemon,
-            raw_client(daemon.websocket_socket),
-            publisher(daemon.control_socket) as asking,
-        ):
-            async with (
-                raw_client(daemon.websocket_socket),
-                await trio.open_unix_socket(daemon.websocket_socket) as third,
-            ):
-                await third.send_all(REQUEST)
-                answer = b"".join([data async for data in third])
-                assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
-                assert b"\r\nRetry-After: 5\r\n" in answer
-                assert b"max-connections, is 2" in answer
-            while (await asking.call("stats"))["clients"] > 1:
-                pass
-            async with raw_client(daemon.websocket_socket):
-                pass
-
-
-@pytest.mark.parametrize("path", ["/", "/nope", "/ws/", "/ws/more"])
-async def test_a_wrong_path_is_told_so(daemon: Daemon, path: str) -> None:
-    with trio.fail_after(PATIENCE):
-        async with websocket(daemon.websocket_socket, resource=path) as client:
-            code, reason = await closing(client)
-            assert code == CloseCode.NO_SUCH_PATH
-            assert "/ws" in reason
-
-
-@pytest.mark.parametrize("path", ["/ws", "/WS", "//ws", "/%77s", "/ws?token=1"])
-async def test_all_spellings_of_the_path_lead_there(daemon: Daemon, path: str) -> None:
-    with trio.fail_after(PATIENCE):
-        async with websocket(daemon.websocket_socket, resource=path, subprotocols=["realtime.v1"]) as client:
-            assert json.loads(await client.get_message())["event"] == "welcome"
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_ends_it_cleanly(runtime_dir: Path, number: signal.Signals) -> None:
     async def goodbye(client: WebSocketConnection) -> list[Any]:
@@ -388,23 +236,6 @@ async def test_stopping_does_not_wait_for_ever_for_those_who_do_not_answer(runti
         ):
             await half.send_all(b"GET /ws HTTP/1.1\r\n")
             daemon.process.terminate()
-            assert await daemon.wait() == 0
-
-
-async def test_what_was_sent_before_the_stop_is_answered(runtime_dir: Path) -> None:
-    """A publisher either has an answer or knows that nothing was taken."""
-    with trio.fail_after(PATIENCE):
-        async with running_daemon(runtime_dir) as daemon, publisher(daemon.control_socket) as sender:
-            assert await sender.call("ping") == "pong"
-            daemon.process.terminate()
-            sent = 0
-            try:
-                while True:
-                    await sender.stream.send_all(encode_request(sent, "ping", []))
-                    sent += 1
-            except trio.BrokenResourceError:
-                pass
-            assert [(await sender.answer()).id for _ in range(sent)] == list(range(sent))
             assert await daemon.wait() == 0
 
 
@@ -499,50 +330,3 @@ def test_help_names_every_option_and_its_variable() -> None:
     text = realtimed("--help", COLUMNS="200").stdout
     for word in ("--socket ", "REALTIME_WEBSOCKET", "--max-backlog", "default 1M", "--config", "--check"):
         assert word in text
-
-
-async def test_pongs_keep_a_client(runtime_dir: Path) -> None:
-    with trio.fail_after(PATIENCE):
-        async with (
-            running_daemon(runtime_dir, "--heartbeat", "0.1", "--silence-timeout", "0.5") as daemon,
-            raw_client(daemon.websocket_socket) as client,
-        ):
-            for _ in range(10):
-                assert await client.stream.receive_some(2) == b"\x89\x00"
-                await client.send(Pong())
-
-
-async def test_what_a_publisher_watches_never_overtakes_its_answers(daemon: Daemon) -> None:
-    """All in one write: the message is on its way when the subscription ends, and is handed over then."""
-    commands = [("subscribe", ["own"]), ("broadcast", ["own", "x"]), ("unsubscribe", ["own"]), ("ping", [])]
-    requests = b"".join(encode_request(id, method, params) for id, (method, params) in enumerate(commands))
-    decoder, heard = Decoder(2**20), list[object]()
-    with trio.fail_after(30):
-        async with await trio.open_unix_socket(daemon.control_socket) as stream:
-            await stream.send_all(requests)
-            while "pong" not in heard:
-                for message in decoder.feed(await stream.receive_some()):
-                    heard.append(message.params if isinstance(message, Notification) else message.id)
-                    if isinstance(message, Response) and message.result == "pong":
-                        heard.append("pong")
-    assert heard == [0, 1, ["own", "x", 1], 2, 3, "pong"]
-
-
-async def test_clients_that_read_nothing_hold_publishers_up_for_a_moment_only(runtime_dir: Path) -> None:
-    """Six of them, each within its own limit and deadline, take more memory together than there is for all."""
-    options = ("--max-backlog-total", "2M", "--max-backlog", "1M", "--backlog-timeout", "600")
-    with trio.fail_after(PATIENCE):
-        async with AsyncExitStack() as stack:
-            daemon = await stack.enter_async_context(running_daemon(runtime_dir, *options))
-            sender = await stack.enter_async_context(publisher(daemon.control_socket))
-            for _ in range(6):
-                client = await stack.enter_async_context(raw_client(daemon.websocket_socket))
-                await client.send(TextMessage(data=subscribe("news")))
-            await until_subscribed(sender, "news", 6)
-            message = "x" * 50_000
-            for number in range(24):  # 208 KiB of each client's are in the kernel, 1 MiB may wait
-                assert (await sender.call("broadcast", "news", message))["offset"] == number + 1
-            while (stats := await sender.call("stats"))["closed"].get("4409", 0) < 4:
-                pass
-            assert stats["backlog_bytes"] <= 2 * 2**20
-            assert stats["closed"] == {"4409": 4}

@@ -70,7 +70,9 @@ class TestPlain:
         [
             ("hello", "not JSON"),
             ("", "not JSON"),
-            ("{", "not JSON"),
+            ("{", "not JSON: it ends too early"),
+            ('{"action":"subscribe","channel":"\\ud800"}', "not JSON: half a surrogate pair"),
+            ('{"action":NaN}', "not JSON: invalid character (byte 10)"),
             ('"\ud800"', "not JSON"),
             ("[]", "Expected `object`, got `array`"),
             ("5", "Expected `object`, got `int`"),

@@ -216,10 +216,12 @@ def test_clients_and_disconnect(daemon: Daemon, client: Client) -> None:
 def test_disconnect_says_when_there_is_nobody_to_disconnect(daemon: Daemon) -> None:
     nobody = ctl(daemon, "disconnect", "c-99\x1b[2J")
     bad = ctl(daemon, "disconnect", "c-99", "--code", "1006")
+    long = ctl(daemon, "disconnect", "c-99", "--reason", "ü" * 62)
 
     assert (nobody.status, nobody.out) == (REFUSED, "")
     assert "realtimectl: no client 'c-99\\x1b[2J' is connected" in nobody.err
-    assert (bad.status, "close code" in bad.err) == (REFUSED, True)
+    assert (bad.status, "a close code is 1000, 1001 or 3000 to 4999" in bad.err) == (USAGE, True)
+    assert (long.status, "the reason has 124 bytes; a Close has room for 123" in long.err) == (USAGE, True)
 
 
 def test_ping_stats_and_info(daemon: Daemon, client: Client) -> None:
@@ -411,10 +413,12 @@ def test_a_full_disk_is_an_error_and_no_traceback(daemon: Daemon) -> None:
 
 
 def test_a_terminal_that_lacks_a_character(daemon: Daemon) -> None:
-    done = ctl(daemon, "disconnect", "größe", PYTHONIOENCODING="ascii")
+    known = ctl(daemon, "disconnect", "größe")
+    lacking = ctl(daemon, "disconnect", "中", PYTHONIOENCODING="latin-1")
 
-    assert done.status == REFUSED
-    assert "no client 'gr\\xf6\\xdfe' is connected" in done.err
+    assert (known.status, lacking.status) == (REFUSED, REFUSED)
+    assert "no client 'größe' is connected" in known.err
+    assert "no client '\\u4e2d' is connected" in lacking.err
 
 
 # Usage.

@@ -255,6 +255,7 @@ async def test_6_11_7_disconnect_closes_a_client(shared: Daemon) -> None:
             assert await admin.call("disconnect", "c-nobody") == {"disconnected": 0}
             for code in (999, 1002, 1006, 2999, 5000, True, -1):
                 assert (await admin.call("disconnect", name, code))["code"] == "invalid_params"
+            assert (await admin.call("disconnect", name, 4000, "ü" * 62))["code"] == "invalid_params"
             assert await admin.call("disconnect", name, 4000) == {"disconnected": 1}
 
 

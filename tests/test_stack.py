@@ -118,6 +118,22 @@ async def test_a_taken_port_is_said() -> None:
     assert f"Port {run.port} is taken" in second.stderr.decode()
 
 
+@pytest.mark.parametrize(
+    "origins", ["*", "https://a.example,https://b.example", "https://a.example/", "a.example", "https://A.example"]
+)
+async def test_an_origin_that_no_browser_sends_is_said(origins: str) -> None:
+    done = await trio.run_process(
+        [sys.executable, "-m", "tests.stack"],
+        cwd=ROOT,
+        env={**os.environ, "SERVER_ADDRESS": f":{free_port()}", "ALLOWED_ORIGINS": f"http://localhost:1 {origins}"},
+        capture_stderr=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "ALLOWED_ORIGINS: expected origins as browsers send them, separated by spaces" in done.stderr.decode()
+    assert f"got '{origins}'" in done.stderr.decode()
+
+
 async def test_the_end_of_a_part_ends_all_and_is_explained() -> None:
     async with launcher() as run:
         (daemon,) = processes_in(run.directory, "realtimed")

@@ -46,7 +46,7 @@ Options that all commands have may stand before or after the command's name.
 \b
 Exit status:
   0    done
-  1    refused: the reason is on standard error
+  1    refused, or nothing could be read or written: the reason is on standard error
   2    wrong usage
   3    no daemon there, or no answer in time
   130  ended by Ctrl-C
@@ -289,9 +289,16 @@ def disconnect(
 
     \b
       realtimectl disconnect c-9c31-1f --reason 'You have been logged out'
+
+    A reason may have 123 bytes. When no such client is connected, it says so and the exit status is 1.
     """  # noqa: D301
     with daemon.client() as client:
-        found = client.disconnect(client_id, code, reason)
+        try:
+            found = client.disconnect(client_id, code, reason)
+        except RefusedError as error:
+            if error.code == "invalid_params":
+                raise typer.BadParameter(error.message) from None
+            raise
     if not found:
         raise RefusedError("unknown_client", f"no client {quoted(client_id)} is connected; see realtimectl clients")
     if daemon.json:

@@ -29,7 +29,7 @@ from realtimed.control.wire import (
     encode_response,
 )
 from realtimed.errors import RefusedError, quoted
-from realtimed.frames import CloseCode, Publication, WireFormat
+from realtimed.frames import CloseCode, Publication, WireFormat, check_close
 from realtimed.hub import Hub, Joined, Position, Receipt, check_channel_name, encode_message
 from realtimed.logs import Event
 from realtimed.stream import QueuedStream
@@ -348,8 +348,10 @@ class Connection:
     def _disconnect(
         self, id: str, code: int = CloseCode.NOT_ALLOWED, reason: str = "disconnected by an administrator"
     ) -> dict[str, object]:
-        if code not in (1000, 1001) and not 3000 <= code <= 4999:
-            raise RefusedError("invalid_params", "a close code is 1000, 1001 or 3000 to 4999 (RFC 6455 section 7.4)")
+        try:
+            check_close(code, reason)
+        except ValueError as error:
+            raise RefusedError("invalid_params", str(error)) from None
         client = self._service.clients.get(id)
         if client is not None:
             client.close(code, reason)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from realtimed.frames import Frame, WireFormat
 from realtimed.hub import Hub, Subscriber
 
-__all__ = ["Conversation", "ViolationError"]
+__all__ = ["Conversation", "ViolationError", "not_json"]
+
+_HALF_A_PAIR_AT_THE_END: Final = re.compile(r"\\u[Dd][89ABab][0-9A-Fa-f]{2}.{,11}\Z", re.DOTALL)
 
 
 class ViolationError(Exception):
@@ -47,3 +50,12 @@ class Conversation(ABC):
     def farewell(self, reason: str, retry_after: float) -> bytes:
         """Return the frames that go out before a Close which is not the client's fault; seconds."""
         return b""
+
+
+def not_json(message: str, error: Exception) -> str:
+    """Return a sentence on why `message` is not JSON, from the `error` that the decoder gave."""
+    reason = str(error).removeprefix("JSON is malformed: ")
+    if reason == "Input data was truncated":
+        # The decoder says so too when it looks for the other half of a pair of surrogates behind the end.
+        reason = "half a surrogate pair" if _HALF_A_PAIR_AT_THE_END.search(message) else "it ends too early"
+    return f"not JSON: {reason}"

@@ -16,7 +16,7 @@ import msgspec
 
 from realtimed.errors import RefusedError
 from realtimed.frames import CloseCode, Frame, Publication, WireFormat, binary_frame, text_frame
-from realtimed.protocols.base import Conversation, ViolationError
+from realtimed.protocols.base import Conversation, ViolationError, not_json
 
 __all__ = ["Plain"]
 
@@ -53,7 +53,7 @@ class Plain(Conversation):
         except msgspec.ValidationError as error:
             raise ViolationError(CloseCode.BAD_MESSAGE, f"{error}; expected {_EXAMPLE}") from None
         except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
-            raise ViolationError(CloseCode.BAD_MESSAGE, f"not JSON: {error}") from None
+            raise ViolationError(CloseCode.BAD_MESSAGE, not_json(message, error)) from None
         try:
             if command.action == "subscribe":
                 self.hub.subscribe(self.subscriber, command.channel)

@@ -25,7 +25,7 @@ import msgspec
 from realtimed.errors import RefusedError
 from realtimed.frames import Frame, Publication, WireFormat, text_frame
 from realtimed.hub import Position
-from realtimed.protocols.base import Conversation
+from realtimed.protocols.base import Conversation, not_json
 
 __all__ = ["RealtimeV1"]
 
@@ -98,7 +98,7 @@ class RealtimeV1(Conversation):
         except msgspec.ValidationError as error:
             return [_error(_id_of(message), "invalid_message", str(error))]
         except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
-            return [_error(None, "invalid_message", f"not JSON: {error}")]
+            return [_error(None, "invalid_message", not_json(message, error))]
         try:
             return self._answer(command)
         except RefusedError as error:
