@@ -236,14 +236,25 @@ class History:
 
     def _shrink(self) -> None:
         """Drop the oldest of all until the rest is within the limit, empty channels before publications."""
+        # By hand, as every publication passes here once the limit has been reached.
+        shelves = self._shelves.values()
         while self.bytes > self.limit:
-            leavings = [next(iter(shelf.left.items())) for shelf in self._shelves.values() if shelf.left]
-            if leavings:
+            leaving: tuple[float, Ring] | None = None
+            oldest: tuple[float, Ring] | None = None
+            for shelf in shelves:
+                if shelf.left:
+                    ring, time = next(iter(shelf.left.items()))
+                    if leaving is None or time < leaving[0]:
+                        leaving = time, ring
+                elif leaving is None and (entry := shelf.oldest()) is not None:
+                    time, _, ring = entry
+                    if oldest is None or time < oldest[0]:
+                        oldest = time, ring
+            if leaving is not None:
                 # Who subscribes to one channel after the other must not be able to clear the history with that.
-                self._forget_leaving(min(leavings, key=lambda leaving: leaving[1])[0])
-                continue
-            heads = [head for shelf in self._shelves.values() if (head := shelf.oldest()) is not None]
-            self._drop(min(heads, key=itemgetter(0))[2])
+                self._forget_leaving(leaving[1])
+            elif oldest is not None:
+                self._drop(oldest[1])
 
     def _drop(self, ring: Ring) -> None:
         """Drop a ring's oldest publication."""

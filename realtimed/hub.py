@@ -415,6 +415,16 @@ class Hub:
 
     def _take(self) -> list[tuple[Channel, Publication]]:
         """Cut from the log what one round may hold: at least one publication, if there is one."""
+        whole = self._log
+        if (
+            len(whole) <= _ROUND_PUBLICATIONS
+            and self.log_bytes <= _ROUND_BYTES
+            and self.subscriptions <= _ROUND_MEMBERS  # at least as many as the members of all channels in the log
+        ):
+            self._log = []
+            self._log_start += len(whole)
+            self.log_bytes = 0
+            return whole
         count = size = members = 0
         dirty: set[Channel] = set()
         for channel, publication in self._log[:_ROUND_PUBLICATIONS]:
