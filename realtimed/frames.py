@@ -32,6 +32,7 @@ _TEXT: Final = 0x1
 _BINARY: Final = 0x2
 _CLOSE: Final = 0x8
 _PING: Final = 0x9
+_PONG: Final = 0xA
 
 _CONTROL_PAYLOAD_LIMIT: Final = 125
 """Bytes a control frame may carry (RFC 6455 section 5.5)."""
@@ -191,6 +192,17 @@ class InboundMeter:
         self._fragments = 0
         self._header = b""
         self._payload = 0
+
+    def is_pong(self, data: bytes) -> bool:
+        """Whether `data`, which comes next, is one whole Pong and nothing else."""
+        return (
+            len(data) > 1
+            and data[0] == _FINAL | _PONG
+            and data[1] >= 0x80
+            and len(data) == data[1] - 0x80 + 6 <= _CONTROL_PAYLOAD_LIMIT + 6
+            and not self._payload
+            and not self._header
+        )
 
     def walk(self, data: bytes) -> int:
         """Walk over `data` and return how much of it is to be passed on: all, or all up to a Close's end."""

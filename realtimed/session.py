@@ -49,6 +49,10 @@ _RETURN_WITHIN: Final = 1.0
 _SWEEP: Final = 1000
 """Clients that are looked at in one go before other tasks get their turn."""
 
+_PARTS: Final = 50
+_PINGS_AT_LEAST: Final = 4
+"""Into how many parts a second's pings are cut at most, and how many pings a part has at least."""
+
 _RELIEF_INTERVAL: Final = 1.0
 """Seconds between two looks at whether too much waits for slow clients: so long everyone has a chance to catch up."""
 
@@ -350,8 +354,16 @@ async def heartbeat(sessions: Sessions, current: Callable[[], Config]) -> None:
     interval = current().heartbeat
     shares = max(round(interval), 1)
     turn = 0
+    due: list[Session] = []
     while True:
-        await trio.sleep(interval / shares)
+        # The pongs come at once: after hundreds of pings, everyone else would wait for as many.
+        parts = max(min(len(due) // _PINGS_AT_LEAST, _PARTS), 1)
+        for part in range(parts):
+            await trio.sleep(interval / shares / parts)
+            for session in due[part::parts]:
+                if session.id in sessions.members and not session.stream.pending:
+                    session.stream.write(PING)
+        due.clear()
         turn = (turn + 1) % shares
         now = trio.current_time()
         silence_timeout = current().silence_timeout
@@ -361,8 +373,8 @@ async def heartbeat(sessions: Sessions, current: Callable[[], Config]) -> None:
                 session.close(CloseCode.SILENT, f"nothing heard from you for {silence_timeout:g} s")
             elif session.expires_at < now:
                 session.say_goodbye("max-age", random.uniform(0, _RETURN_WITHIN))
-            elif session.number % shares == turn and not session.stream.pending:
-                session.stream.write(PING)
+            elif session.number % shares == turn:
+                due.append(session)
             if count % _SWEEP == 0:
                 await trio.lowlevel.checkpoint()
 

@@ -548,8 +548,10 @@ class ClientStream(QueuedStream):
                 continue
             if not data:
                 break
+            # The answer to a heartbeat: it has been heard, and would cost the library more than everything so far.
+            is_pong = self._meter.is_pong(data)
             passed = self._inspect(data)
-            if not self._sealed:
+            if not self._sealed and not is_pong:
                 return data[:passed]
         return b""
 

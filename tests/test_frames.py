@@ -123,3 +123,27 @@ def test_bytes_and_not_characters_are_measured() -> None:
     meter = InboundMeter(100)
     meter.walk(masked(TextMessage(data="ä" * 51)))
     assert meter.too_big
+
+
+@given(payload=st.binary(max_size=125), before=INBOUND)
+def test_a_pong_by_itself_is_known(payload: bytes, before: list[Event]) -> None:
+    meter = InboundMeter(100_000)
+    meter.walk(masked(*before))
+    pong = masked(Pong(payload=payload))
+    assert meter.is_pong(pong)
+    for other in (
+        pong[:-1],
+        pong + b"\x8a",
+        pong * 2,
+        pong[:1],
+        b"",
+        masked(Ping(payload=payload)),
+        b"\xca" + pong[1:],
+    ):
+        assert not meter.is_pong(other)
+    assert not meter.is_pong(b"\x8a" + bytes([len(payload)]) + payload), "it is not masked"
+    assert not meter.is_pong(b"\x8a\xfe" + bytes(126 + 4)), "it is too long"
+    meter.walk(b"\x82\xff")
+    assert not meter.is_pong(pong), "it belongs to the header before"
+    meter.walk((200).to_bytes(8, "big") + b"mask")
+    assert not meter.is_pong(pong), "it is a part of the message"
