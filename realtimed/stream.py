@@ -97,9 +97,12 @@ class _Backlog:
 
     def add(self, data: bytes, sent: int) -> None:
         """Append `data`, of which the first `sent` bytes are gone."""
-        if not self.entries:
+        time, entries = trio.current_time(), self.entries
+        if not entries:
             self.sent = sent
-        self.entries.append((self._latest(), data, False))
+        elif entries[-1][0] > time:  # behind a replay, which has time of its own
+            time = entries[-1][0]
+        entries.append((time, data, False))
         self.size += len(data) - sent
 
     def add_replay(self, frames: Sequence[Frame], sent: int, pace: float) -> None:
@@ -108,9 +111,11 @@ class _Backlog:
         It gets `pace` seconds a byte for them, beside the time that every message has; and so long what comes behind
         them is not waiting for the client, but for them.
         """
-        if not self.entries:
+        time = trio.current_time()
+        if self.entries:
+            time = max(time, self.entries[-1][0])
+        else:
             self.sent = sent
-        time = self._latest()
         for data in frames:
             time += len(data) * pace
             self.entries.append((time, data, True))
@@ -122,10 +127,6 @@ class _Backlog:
                 self.shared += size
         if self.replay:
             self.replayed = trio.Event()
-
-    def _latest(self) -> float:
-        now = trio.current_time()
-        return max(now, self.entries[-1][0]) if self.entries else now
 
     def buffers(self) -> list[Frame]:
         """Return what to send next."""
