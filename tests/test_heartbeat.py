@@ -6,14 +6,12 @@ import math
 from collections import Counter
 from typing import Any, cast
 
-import pytest
 import trio
+from trio.testing import MockClock
 
 from realtimed.config import Config
 from realtimed.frames import PING
 from realtimed.session import Sessions, heartbeat
-
-pytestmark = pytest.mark.usefixtures("autojump_clock")
 
 HEARTBEAT = Config().heartbeat
 
@@ -46,24 +44,30 @@ async def beat(clients: list[Client], seconds: float) -> None:
         await heartbeat(sessions, Config)
 
 
-async def test_each_client_is_pinged_once_a_heartbeat() -> None:
+async def test_each_client_is_pinged_once_a_heartbeat(autojump_clock: MockClock) -> None:
     for count in (1, 3, 10_000):
+        began = autojump_clock.current_time()
         clients = [Client(number) for number in range(count)]
         await beat(clients, 4 * HEARTBEAT + 1.5)
+        assert autojump_clock.current_time() - began == 4 * HEARTBEAT + 1.5
         for client in clients:
             gaps = [later - sooner for sooner, later in zip(client.pinged_at, client.pinged_at[1:], strict=False)]
             assert len(gaps) >= 2
             assert all(abs(gap - HEARTBEAT) <= 1 for gap in gaps)
 
 
-async def test_no_more_than_a_few_are_pinged_at_once() -> None:
+async def test_no_more_than_a_few_are_pinged_at_once(
+    autojump_clock: MockClock,  # noqa: ARG001  (pytest-trio runs the test with it)
+) -> None:
     clients = [Client(number) for number in range(10_000)]
     await beat(clients, 2 * HEARTBEAT)
     pings = Counter(time for client in clients for time in client.pinged_at)
     assert max(pings.values()) <= 10_000 / HEARTBEAT / 50 + 1
 
 
-async def test_who_leaves_or_falls_behind_is_not_pinged() -> None:
+async def test_who_leaves_or_falls_behind_is_not_pinged(
+    autojump_clock: MockClock,  # noqa: ARG001  (pytest-trio runs the test with it)
+) -> None:
     gone, slow, other = (Client(number) for number in range(3))
     slow.pending = 1
     members: dict[str, Any] = {client.id: client for client in (gone, slow, other)}
