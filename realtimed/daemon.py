@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack, closing, suppress
 from typing import Final, TypeVar
 
 import trio
@@ -347,6 +347,8 @@ class Daemon:
             new.replace(path)
         except OSError as error:
             log.warning(Event("history is lost", state_file=str(new), reason=error.strerror))
+            with suppress(OSError):
+                new.unlink(missing_ok=True)  # a full disk has a use for the room
         else:
             log.info(Event("history saved", channels=self.history.channels, bytes=self.history.bytes))
 
@@ -443,14 +445,20 @@ async def _accept(
     room: Callable[[], Awaitable[int]] | None = None,
 ) -> None:
     """Start a task in `nursery` for each connection, for ever, and as many at a time as there is `room` for."""
+    trouble: str | None = None
     while True:
         try:
             streams = await (listener.accept() if room is None else listener.accept(await room()))
         except OSError as error:
             # The connection stays in the kernel's queue. Trying again at once would only burn the processor.
-            log.warning(Event("cannot accept", reason=error.strerror, listener=str(listener.address)))
+            if error.strerror != trouble:
+                trouble = error.strerror
+                log.warning(Event("cannot accept", reason=trouble, listener=str(listener.address)))
             await trio.sleep(_ACCEPT_PAUSE)
         else:
+            if trouble is not None and streams:
+                trouble = None
+                log.info(Event("accepting again", listener=str(listener.address)))
             for stream in streams:
                 nursery.start_soon(handler, stream)
 

@@ -54,7 +54,7 @@ class SocketListener(trio.abc.AsyncResource, Generic[StreamT]):
         Raises `OSError` when the process or the system can have no more of them for now.
         """
         await trio.lowlevel.wait_readable(self._socket)
-        return self._accept_now(_BATCH)
+        return self._accept_now(limit)
 
     def last_ones(self) -> list[StreamT]:
         """Let nobody connect any more, and return the connections that wait, as far as there are open files for them.

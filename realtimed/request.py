@@ -23,7 +23,8 @@ _UNREAD: Final = re.compile(
     rb"[^\r\n:]+:[^\r\n]*\r(?=\n)",
     re.IGNORECASE,
 )
-_FOLDED: Final = re.compile(rb"\n[ \t]")
+_MISFORMED: Final = re.compile(rb"\n[ \t]|(?<!\r)\n|\r(?!\n)")
+"""A folded line, or one that does not end with CR LF: others may take it for another line, or for two."""
 
 _KEY_BYTES: Final = 16
 """RFC 6455 section 4.1, number 7."""
@@ -57,8 +58,8 @@ def refusal(head: bytes) -> Refusal | None:
     line = _REQUEST_LINE.match(head)
     if line is None:
         return _bad("This is no HTTP request. (If it is TLS: that belongs to the proxy in front of realtimed.)")
-    if not head.isascii() or _FOLDED.search(head) is not None:
-        return _bad("A request's head is ASCII, without folded lines (RFC 9112).")
+    if not head.isascii() or _MISFORMED.search(head) is not None:
+        return _bad("A request's head is ASCII, in lines that end with CR LF and are not folded (RFC 9112).")
     fields: dict[bytes, list[bytes]] = {}
     for name, value in _FIELD.findall(head):
         fields.setdefault(name.lower(), []).append(value)

@@ -355,11 +355,14 @@ async def heartbeat(sessions: Sessions, current: Callable[[], Config]) -> None:
     shares = max(round(interval), 1)
     turn = 0
     due: list[Session] = []
+    excused_until = -math.inf
     while True:
+        began = trio.current_time()
+        planned = began + interval / shares
         # The pongs come at once: after hundreds of pings, everyone else would wait for as many.
         parts = max(min(len(due) // _PINGS_AT_LEAST, _PARTS), 1)
         for part in range(parts):
-            await trio.sleep(interval / shares / parts)
+            await trio.sleep_until(began + (part + 1) * interval / shares / parts)
             for session in due[part::parts]:
                 if session.id in sessions.members and not session.stream.pending:
                     session.stream.write(PING)
@@ -367,7 +370,10 @@ async def heartbeat(sessions: Sessions, current: Callable[[], Config]) -> None:
         turn = (turn + 1) % shares
         now = trio.current_time()
         silence_timeout = current().silence_timeout
-        silent_since = now - silence_timeout
+        if now - planned > (silence_timeout - interval) / 2:
+            # It was this process that stood still, and what clients have said meanwhile has not been read yet.
+            excused_until = now + silence_timeout
+        silent_since = now - silence_timeout if now >= excused_until else -math.inf
         for count, session in enumerate(list(sessions.members.values()), 1):
             if session.stream.heard_at < silent_since:
                 session.close(CloseCode.SILENT, f"nothing heard from you for {silence_timeout:g} s")

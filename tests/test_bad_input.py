@@ -139,6 +139,8 @@ async def test_endless_fragments_do_not_fill_the_memory(runtime_dir: Path) -> No
         (REQUEST.replace(KEY, KEY + b"X: " + b"a" * 17_000 + b"\r\n"), b"HTTP/1.1 431 "),
         (b"GET /\xff HTTP/1.1\r\nUpgrade: websocket\r\n\r\n", b"HTTP/1.1 400 Bad Request\r\n"),
         (REQUEST.replace(b"Host: localhost\r\n", b"Host: localhost\r\n folded\r\n"), b"HTTP/1.1 400 Bad Request\r\n"),
+        (REQUEST.replace(b"Host: localhost\r\n", b"Host: localhost\nX: y\r\n"), b"HTTP/1.1 400 Bad Request\r\n"),
+        (REQUEST.replace(b"Host: localhost\r\n", b"Host: localhost\rX: y\r\n"), b"HTTP/1.1 400 Bad Request\r\n"),
         (b"GET [ HTTP/9.9\r\nUpgrade: websocket\r\n\r\n", b"HTTP/1.1 400 Bad Request\r\n"),
         (b"\x16\x03\x01 this is TLS\r\n\r\n", b"HTTP/1.1 400 Bad Request\r\n"),
         (b"GET /" + b"a" * 20_000, b"HTTP/1.1 431 Request Header Fields Too Large\r\n"),

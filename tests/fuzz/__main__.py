@@ -1,8 +1,11 @@
 """Fuzzes one target, or each in turn: `python -m tests.fuzz TARGET… --seconds 60`, or `--megabytes 10`.
 
 Guided by coverage: with atheris where it is installed, otherwise by a loop of our own that keeps an input which reaches
-a line of realtimed that none reached before. Both begin with the corpus and the seeds. An input that breaks the
-invariant is written to a file, and ends the run with status 1.
+a line of realtimed by a way that none took before. Both begin with the corpus and the seeds. An input that breaks
+the invariant is written to a file, and ends the run with status 1.
+
+What was found is kept in two steps: `python -m tests.fuzz TARGET --keep DIR`, then `--minimise DIR`, which leaves in
+the target's corpus those inputs, out of the corpus and of DIR, that reach something which no other reaches.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
-from tests.fuzz import TARGETS, corpus
+from tests.fuzz import TARGETS, corpus, kept_in
 from tests.fuzz.mutations import mutated
 from tests.stack import ROOT
 
@@ -96,29 +99,61 @@ def _fuzz_with_atheris(budget: _Budget, target: str, found: Path) -> None:
     atheris.Fuzz()
 
 
+def _steps(check: Callable[[bytes], None], data: bytes) -> set[tuple[str, int, int]]:
+    """Return the steps from line to line that realtimed makes for one input."""
+    ours, steps = str(ROOT / "realtimed"), set[tuple[str, int, int]]()
+
+    def enter(frame: FrameType, _event: str, _value: object) -> Any:
+        file, previous = frame.f_code.co_filename, 0
+        if not file.startswith(ours):
+            return None
+
+        def step(frame: FrameType, event: str, _value: object) -> Any:
+            nonlocal previous
+            if event == "line":
+                steps.add((file, previous, frame.f_lineno))
+                previous = frame.f_lineno
+            return step
+
+        return step
+
+    sys.settrace(enter)
+    try:
+        check(data)
+    finally:
+        sys.settrace(None)
+    return steps
+
+
 def _fuzz_without(budget: _Budget, target: str) -> None:
     budget.load()
-    inputs, source, reached = corpus(target), random.Random(), set[tuple[str, int]]()
-    ours = str(ROOT / "realtimed")
-
-    def trace(frame: FrameType, event: str, _: object) -> Any:
-        if not frame.f_code.co_filename.startswith(ours):
-            return None
-        if event == "line":
-            reached.add((frame.f_code.co_filename, frame.f_lineno))
-        return trace
-
+    inputs, source, reached = corpus(target), random.Random(), set[tuple[str, int, int]]()
     pending = list(inputs)
     while True:
         data = pending.pop() if pending else mutated(source.choice(inputs), inputs, source)[:_LONGEST]
-        before = len(reached)
-        sys.settrace(trace)
-        try:
-            budget.feed(data)
-        finally:
-            sys.settrace(None)
-        if len(reached) > before:
+        steps = _steps(budget.feed, data)
+        if not steps <= reached:
+            reached |= steps
             inputs.append(data)
+
+
+def _minimise(target: str, found: Path) -> None:
+    """Leave in the corpus what reaches something by itself, the shortest first; seeds need not be kept again."""
+    module = importlib.import_module(f"tests.fuzz.{target}")
+    reached = set[tuple[str, int, int]]()
+    for data in module.SEEDS:
+        reached |= _steps(module.check, data)
+    kept: list[bytes] = []
+    for data in sorted({*corpus(target), *(file.read_bytes() for file in found.iterdir())}, key=len):
+        steps = _steps(module.check, data)
+        if not steps <= reached:
+            reached |= steps
+            kept.append(data)
+    for file in kept_in(target).iterdir():
+        file.unlink()
+    for data in kept:
+        (kept_in(target) / hashlib.sha1(data).hexdigest()[:12]).write_bytes(data)
+    print(f"{target}: {len(kept)} inputs are kept, {sum(map(len, kept))} bytes; they make {len(reached)} steps")
 
 
 def _fuzz(target: str, seconds: float, size: float, keep: Path | None) -> None:
@@ -138,8 +173,14 @@ def _main() -> int:
     parser.add_argument("--seconds", type=float, default=60, help="for each target at most (default: 60)")
     parser.add_argument("--megabytes", type=float, default=1000, help="for each target at most (default: 1000)")
     parser.add_argument("--keep", type=Path, help="a directory for the inputs that reach something new")
+    parser.add_argument("--minimise", type=Path, metavar="DIR", help="reduce the corpus and what --keep found in DIR")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.minimise is not None:
+        if len(given.targets) != 1:
+            parser.error("--minimise is for one TARGET, as a directory has the inputs of one")
+        _minimise(given.targets[0], given.minimise)
+        return 0
     if given.alone:
         [target] = given.targets
         _fuzz(target, given.seconds, given.megabytes * 1e6, given.keep)

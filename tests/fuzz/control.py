@@ -45,13 +45,15 @@ SEEDS: Final = (
 def check(data: bytes) -> None:
     """Raise if the invariant does not hold."""
     how, sent = data[0] if data else 0, data[1:]
-    heard = publisher_hears(cut(sent, how))
-    messages: list[Message] = []
-    broken = False
+    pieces = cut(sent, how)
+    heard = publisher_hears(pieces)
+    # In the same pieces, since a command that is both too large and wrong is the one or the other by how it arrives.
+    decoder, messages, broken = Decoder(200 + 2**20), list[Message](), False
     try:
-        messages = Decoder(200 + 2**20).feed(sent)
+        for piece in pieces:
+            messages += decoder.feed(piece)
     except BadBytesError as error:
-        messages, broken = error.messages, True
+        messages, broken = [*messages, *error.messages], True
     owed: list[int | None] = [
         message.id for message in messages if isinstance(message, (Request, Oversized)) and message.id is not None
     ]
