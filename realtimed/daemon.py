@@ -81,6 +81,7 @@ class Daemon:
         self._handover = handover or Handover()
         self._manager = manager or ServiceManager({})
         self.started = time.time()
+        self._started_at = time.monotonic()
         self.history = History(
             limit=config.history_total,
             clock=time.monotonic,
@@ -183,7 +184,7 @@ class Daemon:
     def stats(self) -> dict[str, object]:
         """Return what the ``stats`` command shows. Counters count from the start; the others are as of now."""
         return {
-            "uptime": round(time.time() - self.started, 3),
+            "uptime": round(time.monotonic() - self._started_at, 3),
             "clients": len(self.sessions.members),
             "channels": self.hub.subscribed_channels,
             "subscriptions": self.hub.subscriptions,

@@ -193,6 +193,11 @@ class InboundMeter:
         self._header = b""
         self._payload = 0
 
+    @property
+    def between_frames(self) -> bool:
+        """Whether the next byte begins a frame."""
+        return not self._payload and not self._header
+
     def is_pong(self, data: bytes) -> bool:
         """Whether `data`, which comes next, is one whole Pong and nothing else."""
         return (
@@ -200,8 +205,7 @@ class InboundMeter:
             and data[0] == _FINAL | _PONG
             and data[1] >= 0x80
             and len(data) == data[1] - 0x80 + 6 <= _CONTROL_PAYLOAD_LIMIT + 6
-            and not self._payload
-            and not self._header
+            and self.between_frames
         )
 
     def walk(self, data: bytes) -> int:

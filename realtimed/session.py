@@ -6,6 +6,7 @@ through the stream, so the library never is in the state "closing" and never ref
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import math
@@ -53,6 +54,9 @@ _PARTS: Final = 50
 _PINGS_AT_LEAST: Final = 4
 """Into how many parts a second's pings are cut at most, and how many pings a part has at least."""
 
+_LEFT_ALLOWED: Final = 5000
+"""Parsers, of about 1.5 KB each, that may lie about until the garbage is collected. That may take half a second."""
+
 _RELIEF_INTERVAL: Final = 1.0
 """Seconds between two looks at whether too much waits for slow clients: so long everyone has a chance to catch up."""
 
@@ -66,6 +70,7 @@ class Session:
         "_address",
         "_closed",
         "_config",
+        "_connected_at",
         "_conversation",
         "_handshake",
         "_hub",
@@ -87,6 +92,7 @@ class Session:
         self.id = f"c-{sessions.run}-{self.number:x}"
         self.stream = stream
         self.connected_since = time.time()
+        self._connected_at = trio.current_time()  # for durations: the time of day may be put right in between
         self.expires_at = _expiry(config.max_age)
         self._hub = hub
         self._config = config
@@ -117,6 +123,8 @@ class Session:
             self._sessions.members.pop(self.id, None)
             self.stream.shut()
             self._let_go()
+            if self.stream.answered == HTTPStatus.SWITCHING_PROTOCOLS and not self.stream.parser_is_through:
+                self._sessions.note_left()
 
     def describe(self) -> dict[str, object]:
         """Return what the ``clients`` command shows."""
@@ -289,9 +297,11 @@ class Session:
         From a peer that breaks RFC 6455 the library hangs up without a word: then the Close is ours to write.
         """
         ending = self._websocket.closed if self._websocket is not None else None
-        if ending is None:
+        if self.stream.cut_off:  # what the library says of its last words means nothing
+            self._note_end(1006, "")
+        elif ending is None:
             return
-        if ending.code in (CloseCode.PROTOCOL_ERROR, CloseCode.INVALID_DATA):
+        elif ending.code in (CloseCode.PROTOCOL_ERROR, CloseCode.INVALID_DATA):
             self.close(ending.code, ending.reason or "")
         else:
             self._note_end(ending.code, ending.reason or "")
@@ -315,7 +325,7 @@ class Session:
             return False
         self._closed = (code, reason)
         self._sessions.closed[code] = self._sessions.closed.get(code, 0) + 1
-        seconds = round(time.time() - self.connected_since, 1)
+        seconds = round(trio.current_time() - self._connected_at, 1)
         log.info(
             Event("client closed", client=self.id, code=code, reason=reason, address=self._address, seconds=seconds)
         )
@@ -326,7 +336,8 @@ class Sessions:
     """All sessions, the limit on their number, and what has become of those that are over."""
 
     # Invariant: `members` holds those whose handshake has been answered with 101, until their stream is shut. `refused`
-    # counts the other answers by HTTP status, `closed` the ends of WebSockets by close code.
+    # counts the other answers by HTTP status, `closed` the ends of WebSockets by close code. `left` counts the parsers
+    # that have been left behind since the last full garbage collection that was made for them.
 
     def __init__(self, max_connections: int, backlogs: Backlogs) -> None:
         self.max_connections = max_connections
@@ -335,11 +346,22 @@ class Sessions:
         self.connections = 0
         self.refused: dict[int, int] = {}
         self.closed: dict[int, int] = {}
+        self.left = 0
         self.send_away: Callable[[Session], None] | None = None
         """Set when the daemon is about to end: says goodbye to whoever joins nevertheless."""
         self.run = secrets.token_hex(2)
         """In every client's id: one that was noted before a restart means nobody after it."""
         self._numbers = itertools.count(1)
+
+    def note_left(self) -> None:
+        """Take note of a parser that only a full garbage collection finds; make one when there are too many.
+
+        Few are left: those of clients that end in the middle of a frame. See `realtimed.stream.ClientStream`.
+        """
+        self.left += 1
+        if self.left >= _LEFT_ALLOWED:
+            self.left = 0
+            gc.collect()
 
     def new_number(self) -> int:
         """Return a number that no other session of this run has or had."""

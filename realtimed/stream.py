@@ -18,6 +18,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from http import HTTPStatus
 from itertools import islice
 from typing import Final, Protocol
 
@@ -34,6 +35,7 @@ _RECEIVE_BYTES: Final = 4096
 _received: Final = memoryview(bytearray(64 * 2**10))
 _REPLAY_BYTES: Final = 64 * 2**10
 _CLOSE_BYTE: Final = 0x88
+_NO_FRAME: Final = b"\xff\xff"
 _SO_PEERGROUPS: Final = 59
 """The socket option that returns the peer's supplementary groups (socket(7)); Python has no name for it."""
 
@@ -235,7 +237,10 @@ class QueuedStream(trio.abc.Stream):
             raw = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
             pid, uid, gid = (int.from_bytes(raw[at : at + 4], "little", signed=True) for at in (0, 4, 8))
             return "", (pid, uid, gid)
-        return str(self._socket.getpeername()[0]), None
+        try:
+            return str(self._socket.getpeername()[0]), None
+        except OSError:  # it has reset the connection already
+            return "", None
 
     def peer_groups(self) -> frozenset[int]:
         """Return the groups of the process at the other end of a Unix socket, the supplementary ones among them.
@@ -459,19 +464,30 @@ class ClientStream(QueuedStream):
     What comes in is metered before the library sees it. Once a Close has been written, by us or by the library,
     nothing follows it, and the library sees nothing more: `receive_some` reads on by itself until the peer's Close or
     end of file, and reports the latter. So a peer that pings while it is being closed finds nobody to trip over it.
+
+    The library's parser waits for more in a generator that refers to the parser: left so, only a full garbage
+    collection would find it, and that is what the daemon does without. So the last that the library reads is no frame:
+    then the parser fails, and is through.
     """
 
-    __slots__ = ("_gate", "_head", "_meter", "_rest", "_tokens", "_tokens_at", "answered", "burst", "rate")
+    __slots__ = (
+        "_gate", "_head", "_meter", "_rest", "_tokens", "_tokens_at", "answered", "burst", "cut_off",
+        "parser_is_through", "rate",
+    )  # fmt: skip
 
     # `_head` and `_rest` are bytes the library has not received yet: the request, and what was read behind it. `_gate`
     # is there until the handshake has been answered: the library would take what a hasty client sends before it for
     # bad HTTP. `answered` is the HTTP status with which the library has answered the handshake, 0 before.
+    # `parser_is_through` says that the library has been given what its parser ends with, `cut_off` that this was not a
+    # Close of the peer.
 
     def __init__(self, sock: socket.socket, backlogs: Backlogs, *, max_inbound: int, rate: float, burst: int) -> None:
         super().__init__(sock, backlogs)
         self.rate = rate
         self.burst = burst
         self.answered = 0
+        self.cut_off = False
+        self.parser_is_through = False
         self._head = b""
         self._rest = b""
         self._gate: trio.Event | None = trio.Event()
@@ -543,8 +559,16 @@ class ClientStream(QueuedStream):
             if self._rest:
                 data, self._rest = self._rest, b""
             else:
-                await trio.lowlevel.wait_readable(self._socket)
-                data = self._receive_now(max_bytes)
+                try:
+                    await trio.lowlevel.wait_readable(self._socket)
+                except trio.Cancelled:
+                    if last_words := self._last_words():
+                        return last_words  # after them there is another checkpoint
+                    raise
+                try:
+                    data = self._receive_now(max_bytes)
+                except trio.BrokenResourceError:
+                    break
             if data is None:
                 continue
             if not data:
@@ -553,8 +577,17 @@ class ClientStream(QueuedStream):
             is_pong = self._meter.is_pong(data)
             passed = self._inspect(data)
             if not self._sealed and not is_pong:
+                self.parser_is_through = self._meter.closing
                 return data[:passed]
-        return b""
+        return self._last_words()
+
+    def _last_words(self) -> bytes:
+        """Return what ends the library's parser, or b"" if that has been said, or would be part of a frame."""
+        if self.parser_is_through or self.answered != HTTPStatus.SWITCHING_PROTOCOLS or not self._meter.between_frames:
+            return b""
+        self.cut_off = self.parser_is_through = True
+        self.seal()  # what the library answers is nobody's business
+        return _NO_FRAME
 
     async def aclose(self) -> None:
         """Tell the owner that the library is through; the socket is the owner's to shut."""

@@ -14,6 +14,10 @@ from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import CloseConnection, Event
 
 from realtimed.control.wire import Decoder, Response, encode_request
+from tests.stack import Daemon
+
+_PATIENCE: Final = 20
+"""Seconds after which a witness has been disturbed; what it waits for takes milliseconds."""
 
 REQUEST: Final = (
     b"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -31,11 +35,14 @@ def unsubscribe(channel: object, **more: object) -> str:
 
 @asynccontextmanager
 async def websocket(
-    path: Path, *, subprotocols: Sequence[str] = (), resource: str = "/ws", headers: Sequence[tuple[str, str]] = ()
+    to: Path | int, *, subprotocols: Sequence[str] = (), resource: str = "/ws", headers: Sequence[tuple[str, str]] = ()
 ) -> AsyncIterator[WebSocketConnection]:
-    """Connect to the daemon's Unix socket; close without waiting for the answer if the test has not."""
+    """Connect to a Unix socket, or to a local port; close without waiting for the answer if the test has not."""
     async with trio.open_nursery() as nursery:
-        stream = await trio.open_unix_socket(path)
+        if isinstance(to, Path):
+            stream = await trio.open_unix_socket(to)
+        else:
+            stream = await trio.open_tcp_stream("127.0.0.1", to)
         connection = await wrap_client_stream(
             nursery,
             stream,
@@ -134,3 +141,22 @@ class Publisher:
 async def publisher(path: Path) -> AsyncIterator[Publisher]:
     async with await trio.open_unix_socket(path) as stream:
         yield Publisher(stream)
+
+
+async def until_subscribed(asking: Publisher, channel: str, subscribers: int) -> None:
+    while (await asking.call("channels")).get(channel, {}).get("subscribers", 0) != subscribers:
+        pass
+
+
+@asynccontextmanager
+async def undisturbed(daemon: Daemon) -> AsyncIterator[None]:
+    """Fail unless a client and a publisher that were there before are served as if nothing had happened."""
+    with trio.fail_after(_PATIENCE):
+        async with websocket(daemon.websocket_socket) as client, publisher(daemon.control_socket) as other:
+            await client.send_message(subscribe("witness"))
+            while "witness" not in await other.call("channels"):
+                pass
+            yield
+            assert (await other.call("broadcast", "witness", "still here"))["recipients"] == 1
+            assert await client.get_message() == "still here"
+    assert "Traceback" not in daemon.log

@@ -10,8 +10,6 @@ import random
 import re
 import socket
 import struct
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -20,7 +18,7 @@ from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessag
 
 from realtimed.control.wire import encode_notification, encode_request
 from realtimed.frames import CloseCode
-from tests.clients import REQUEST, closing, publisher, raw_client, subscribe, websocket
+from tests.clients import REQUEST, closing, publisher, raw_client, subscribe, undisturbed, websocket
 from tests.stack import Daemon, running_daemon
 
 PATIENCE = 20
@@ -34,20 +32,6 @@ def resident_bytes(daemon: Daemon) -> int:
     match = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{daemon.process.pid}/status").read_text())
     assert match is not None
     return int(match[1]) * 1024
-
-
-@asynccontextmanager
-async def undisturbed(daemon: Daemon) -> AsyncIterator[None]:
-    """Fail unless a client and a publisher that were there before are served as if nothing had happened."""
-    with trio.fail_after(PATIENCE):
-        async with websocket(daemon.websocket_socket) as client, publisher(daemon.control_socket) as other:
-            await client.send_message(subscribe("witness"))
-            while "witness" not in await other.call("channels"):
-                pass
-            yield
-            assert (await other.call("broadcast", "witness", "still here"))["recipients"] == 1
-            assert await client.get_message() == "still here"
-    assert "Traceback" not in daemon.log
 
 
 @pytest.mark.parametrize(

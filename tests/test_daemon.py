@@ -23,22 +23,17 @@ from wsproto.events import CloseConnection, Ping, TextMessage
 from realtimed.control.wire import encode_notification, encode_request
 from realtimed.frames import CloseCode
 from tests.clients import (
-    Publisher,
     RawClient,
     publisher,
     raw_client,
     subscribe,
+    until_subscribed,
     websocket,
 )
 from tests.stack import Daemon, PartFailedError, running_daemon
 
 PATIENCE = 30
 """Seconds after which a test has failed; what it waits for takes far less."""
-
-
-async def until_subscribed(asking: Publisher, channel: str, subscribers: int) -> None:
-    while (await asking.call("channels")).get(channel, {}).get("subscribers", 0) != subscribers:
-        pass
 
 
 async def test_a_broadcast_reaches_everyone_on_the_channel_and_nobody_else(daemon: Daemon) -> None:

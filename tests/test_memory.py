@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 import trio
 from wsproto.events import CloseConnection, Ping, TextMessage
+from wsproto.frame_protocol import FrameProtocol
 
+from realtimed import session
 from realtimed.config import load
 from realtimed.control.wire import encode_request
 from realtimed.daemon import Daemon
@@ -136,10 +138,29 @@ async def test_nothing_is_left_for_the_garbage_collector(runtime_dir: Path, endi
             with no_automatic_collection():
                 for _ in range(REPEATS):
                     await end_one()
+                parsers = [each for each in gc.get_objects() if isinstance(each, FrameProtocol) and not each.client]
+                assert parsers == [], "the garbage collector's own account does not have what has a finalizer"
                 gc.set_debug(gc.DEBUG_SAVEALL)
                 gc.collect()
                 ours = Counter(type(each).__qualname__ for each in gc.garbage if is_ours(each))
     assert not ours
+
+
+async def test_what_must_be_left_is_collected_in_the_end(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "_LEFT_ALLOWED", 3)
+    with trio.fail_after(PATIENCE):
+        async with daemon_in_this_process(runtime_dir) as daemon:
+            with no_automatic_collection():
+                for left in (1, 2, 0):
+                    async with raw_client(runtime_dir / "w") as client:
+                        await client.stream.send_all(b"\x81\xfe")
+                        while not daemon.sessions.members:
+                            await trio.lowlevel.checkpoint()
+                    while daemon.sessions.members:
+                        await trio.lowlevel.checkpoint()
+                    assert daemon.sessions.left == left
+                parsers = [each for each in gc.get_objects() if isinstance(each, FrameProtocol) and not each.client]
+                assert len(parsers) == 1, "the last one was not left yet"
 
 
 def is_ours(found: object) -> bool:

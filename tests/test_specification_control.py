@@ -15,11 +15,11 @@ from realtimed.control.idempotency import Answered
 from realtimed.control.wire import Response, encode_notification, encode_request, encode_response
 from realtimed.errors import RefusedError
 from realtimed.hub import Receipt
-from tests.clients import publisher, raw_client, subscribe, websocket
+from tests.clients import publisher, raw_client, subscribe, undisturbed, websocket
 from tests.peers import ALONE, SHORT, SMALL, InMemory, Opening, Publisher
 from tests.service_manager import listening
 from tests.stack import running_daemon
-from tests.test_bad_input import resident_bytes, undisturbed
+from tests.test_bad_input import resident_bytes
 
 PATIENCE = 20
 """Seconds after which a test has failed; what it waits for takes far less."""
