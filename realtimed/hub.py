@@ -16,31 +16,19 @@ neither the round at hand nor the log's publications reach it again.
 
 from __future__ import annotations
 
-import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Final, NamedTuple, Protocol, TypeAlias
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, NamedTuple
 
-from realtimed.errors import RefusedError, quoted
-from realtimed.frames import Publication, WireFormat
-from realtimed.history import History, Kept, Retention, Ring
+from realtimed.channel import Channel, Subscriber, check_channel_name, encode_message
+from realtimed.errors import RefusedError
+from realtimed.frames import Publication
+from realtimed.history import History, Kept, Retention
 from realtimed.replays import Replays
+from realtimed.rounds import Batch, Round, send_each
 from realtimed.watch import Watchers
 
-__all__ = [
-    "Batch",
-    "Channel",
-    "Hub",
-    "Joined",
-    "Position",
-    "Receipt",
-    "Round",
-    "SavedChannel",
-    "Subscriber",
-    "check_channel_name",
-    "encode_message",
-    "send_each",
-]
+__all__ = ["Hub", "Joined", "Position", "Receipt", "SavedChannel"]
 
 _ROUND_PUBLICATIONS: Final = 512
 """How many publications one round takes: so many channels are sorted out before other tasks get their turn."""
@@ -50,47 +38,6 @@ _ROUND_BYTES: Final = 256 * 1024
 
 _ROUND_MEMBERS: Final = 50_000
 """How many subscriptions the channels of one round have together: sorting them out takes some milliseconds at most."""
-
-_SMALL_SEND: Final = 4096
-"""Bytes up to which the length of a send hardly matters; a larger one counts as several, so that no step is long."""
-
-_MIXES_KEPT: Final = 2**20
-"""Bytes of mixes that a round keeps for other subscribers of the same channels."""
-
-_CHANNEL_NAME: Final = re.compile(r"[A-Za-z0-9_\-=@,.;:/]{1,200}")
-
-
-class Subscriber(Protocol):
-    """What the hub knows of a subscriber."""
-
-    @property
-    def form(self) -> WireFormat:
-        """How publications look to this subscriber. Never changes."""
-
-    @property
-    def channels(self) -> set[Channel]:
-        """What it is subscribed to. Only the hub writes it."""
-
-    @property
-    def fd(self) -> int:
-        """The descriptor that bytes may be sent to at once instead of by `transmit`; -1 while they may not."""
-
-    @property
-    def transmit(self) -> Callable[[bytes], int]:
-        """Takes as many of the bytes as it can at once and returns how many; raises OSError if it can take none."""
-
-    def hold(self, data: bytes, sent: int) -> None:
-        """Keep `data`, of which `transmit` took the first `sent` bytes, until it can be sent."""
-
-    def transmit_failed(self, data: bytes, error: OSError) -> None:
-        """Deal with an error of `transmit`, which has taken nothing of `data`."""
-
-    def write(self, data: bytes) -> None:
-        """Send or keep `data`: `transmit` and what may have to follow it, in one."""
-
-
-Batch: TypeAlias = Sequence[tuple[bytes, Sequence[Subscriber]]]
-"""Bytes, and who gets them; nobody is in it twice."""
 
 
 class Receipt(NamedTuple):
@@ -106,37 +53,6 @@ class Position(NamedTuple):
 
     epoch: str
     offset: int
-
-
-class Channel:
-    """A channel that somebody is subscribed to, or that has a history.
-
-    `offset` is that of the newest publication, 0 before the first; `epoch` is different for every time that offsets
-    began at 1.
-    """
-
-    __slots__ = ("count", "epoch", "name", "offset", "plural", "ring", "rosters", "subscribers")
-
-    # Invariants: `count` is the number of members of all sets in `subscribers`; none of these sets is empty. The
-    # channel is in a subscriber's `channels` exactly if the subscriber is in the set of its form. A list in `rosters`
-    # has the members of the set of that form; it is never changed, only thrown away. `plural` is how many of the
-    # subscribers have other channels as well. `ring` is None if no history is kept of this channel; otherwise its
-    # newest entry, if it has any, is the publication with `offset`.
-
-    def __init__(self, name: str, epoch: str, ring: Ring | None) -> None:
-        self.name = name
-        self.epoch = epoch
-        self.ring = ring
-        self.offset = 0
-        self.count = 0
-        self.plural = 0
-        self.subscribers: dict[WireFormat, set[Subscriber]] = {}
-        self.rosters: dict[WireFormat, list[Subscriber]] = {}
-
-    def roster(self, form: WireFormat) -> list[Subscriber]:
-        """Return who gets `form`, as a list that stays as it is whoever comes or goes."""
-        roster = self.rosters[form] = list(self.subscribers[form])
-        return roster
 
 
 class SavedChannel(NamedTuple):
@@ -159,27 +75,6 @@ class Joined(NamedTuple):
     offset: int
     recovered: bool | None
     missed: list[Publication]
-
-
-def encode_message(message: object, limit: int) -> bytes:
-    """Return a message's bytes. Raises `RefusedError` for anything but valid text or bytes of at most `limit` bytes."""
-    if isinstance(message, str):
-        try:
-            payload = message.encode()
-        except UnicodeEncodeError as error:
-            raise RefusedError(
-                "invalid_utf8",
-                f"the message is not valid UTF-8 at character {error.start}: what is not text can be sent as binary",
-            ) from None
-    elif isinstance(message, bytes):
-        payload = message
-    else:
-        raise RefusedError("invalid_params", f"a message is str or bin, not {type(message).__name__}")
-    if len(payload) > limit:
-        raise RefusedError(
-            "message_too_large", f"the message has {len(payload)} bytes; the limit, max-message, is {limit}"
-        )
-    return payload
 
 
 class Hub:
@@ -335,7 +230,7 @@ class Hub:
         late = {each: seen for each, seen in self._caught_up.items() if seen > start}
         self._caught_up = {each: seen for each, seen in late.items() if seen > end}
         self.rounds += 1
-        self._round = Round(self, log, start, late)
+        self._round = Round(log, start, late, self.deliver, self._round_over)
         return self._round
 
     def describe_channels(self, prefix: str = "") -> dict[str, dict[str, object]]:
@@ -382,7 +277,7 @@ class Hub:
                 rings.append((channel.ring, saved.offset, saved.entries))
         self.history.restore(rings, later)
 
-    def round_over(self, sends: int, sent_bytes: int) -> None:
+    def _round_over(self, sends: int, sent_bytes: int) -> None:
         """Take note that the round at hand is through."""
         self.sends += sends
         self.sent_bytes += sent_bytes
@@ -473,172 +368,5 @@ class Hub:
         return f"{self._life}{self._epochs:x}"
 
 
-class Round:
-    """One round of sends.
-
-    Most subscribers listen to one of the round's channels, and for them there are *parts*: the same bytes for everyone
-    on a roster. Who listens to several gets a *mix* of their publications in the order published, and so does who has
-    been handed some of them already.
-    """
-
-    # Invariant: everyone on the rosters before (`_part`, `_at`) has been served, and those in `_early`, wherever they
-    # stand; nobody else has. The last roster is that of the mixed; its part has no data of its own.
-
-    def __init__(
-        self, hub: Hub, log: Sequence[tuple[Channel, Publication]], start: int, late: Mapping[Subscriber, int]
-    ) -> None:
-        self._hub = hub
-        self._start = start
-        self._late = late
-        self._entries: dict[Channel, list[tuple[int, Publication]]] = {}
-        for number, (channel, publication) in enumerate(log, start):
-            if channel in self._entries:
-                self._entries[channel].append((number, publication))
-            else:
-                self._entries[channel] = [(number, publication)]
-        mixed = _in_several([channel for channel in self._entries if channel.plural])
-        mixed.update(each for each in late if not each.channels.isdisjoint(self._entries))
-        self._parts: list[tuple[bytes | None, Sequence[Subscriber]]] = []
-        for channel, entries in self._entries.items():
-            for form, subscribers in channel.subscribers.items():
-                if mixed and not mixed.isdisjoint(subscribers):
-                    roster = list(subscribers - mixed)
-                else:
-                    roster = channel.rosters.get(form) or channel.roster(form)
-                if roster:
-                    self._parts.append((_joined(entries, form), roster))
-        if mixed:
-            self._parts.append((None, list(mixed)))
-        self._mixes: dict[tuple[WireFormat, int, frozenset[Channel]], bytes] = {}
-        self._mixes_size = 0
-        self._part = 0
-        self._at = 0
-        self._early: set[Subscriber] = set()
-        self._sends = 0
-        self._sent_bytes = 0
-
-    def step(self, budget: int) -> bool:
-        """Serve as many subscribers as are worth `budget` small sends; return whether some are left."""
-        batch: list[tuple[bytes, Sequence[Subscriber]]] = []
-        while budget > 0 and self._part < len(self._parts):
-            data, roster = self._parts[self._part]
-            size = len(data) if data is not None else 0
-            worth = 1 + size // _SMALL_SEND
-            if self._at == 0 and len(roster) * worth <= budget:
-                served = roster
-            else:
-                served = roster[self._at : self._at - (-budget // worth)]
-            receivers = len(served)
-            budget -= receivers * worth
-            self._at += receivers
-            if self._at >= len(roster):
-                self._part += 1
-                self._at = 0
-            if self._early:
-                served = [each for each in served if each not in self._early]
-                receivers = len(served)
-            if data is not None:
-                batch.append((data, served))
-                self._sends += receivers
-                self._sent_bytes += receivers * size
-            else:
-                mixes = self._mixes_for(served)
-                batch += mixes
-                self._sends += sum(len(each) for _, each in mixes)
-                self._sent_bytes += sum(len(mix) * len(each) for mix, each in mixes)
-        self._hub.deliver(batch)
-        if self._part < len(self._parts):
-            return True
-        self._hub.round_over(self._sends, self._sent_bytes)
-        return False
-
-    def serve_early(self, subscriber: Subscriber) -> None:
-        """Serve one subscriber out of turn, if its turn is still to come."""
-        if subscriber in self._early:
-            return
-        at = self._at
-        for data, roster in self._parts[self._part :]:
-            if subscriber in roster[at:]:
-                self._early.add(subscriber)
-                self._send_to_one(subscriber, self._mix_for(subscriber) if data is None else data)
-                return
-            at = 0
-
-    def _send_to_one(self, subscriber: Subscriber, data: bytes) -> None:
-        if data:  # a mix is empty if all of it has been handed over already
-            self._sends += 1
-            self._sent_bytes += len(data)
-            subscriber.write(data)
-
-    def _mixes_for(self, subscribers: Iterable[Subscriber]) -> Batch:
-        """Return the mixes for these subscribers, each with all who get it."""
-        receivers: dict[bytes, list[Subscriber]] = {}
-        for subscriber in subscribers:
-            receivers.setdefault(self._mix_for(subscriber), []).append(subscriber)
-        receivers.pop(b"", None)  # who has been handed all of it already
-        return list(receivers.items())
-
-    def _mix_for(self, subscriber: Subscriber) -> bytes:
-        """Return what the round holds for a subscriber of several channels.
-
-        Its channels are those it had when the round began, or it would have been served early.
-        """
-        seen = self._late.get(subscriber, self._start)
-        key = (subscriber.form, seen, frozenset(subscriber.channels & self._entries.keys()))
-        mix = self._mixes.get(key)
-        if mix is None:
-            # Each publication has a number of its own: sorting puts the channels' entries in the order published.
-            merged = sorted(entry for channel in key[2] for entry in self._entries[channel] if entry[0] >= seen)
-            mix = _joined(merged, subscriber.form)
-            if self._mixes_size + len(mix) > _MIXES_KEPT:
-                self._mixes.clear()
-                self._mixes_size = 0
-            self._mixes[key] = mix
-            self._mixes_size += len(mix)
-        return mix
-
-
-def send_each(batch: Batch) -> None:
-    """Make one send a subscriber: the loop that everything else is built around."""
-    for data, subscribers in batch:
-        size = len(data)
-        for subscriber in subscribers:
-            try:
-                sent = subscriber.transmit(data)
-            except OSError as error:
-                subscriber.transmit_failed(data, error)
-            else:
-                if sent != size:
-                    subscriber.hold(data, sent)
-
-
 def _publications(channel: Channel, kept: Iterable[Kept]) -> list[Publication]:
     return [Publication(channel.name, each.payload, each.text, each.offset) for each in kept]
-
-
-def check_channel_name(name: object) -> None:
-    """Raise `RefusedError` with the code ``invalid_channel`` if `name` cannot be a channel."""
-    if not isinstance(name, str) or _CHANNEL_NAME.fullmatch(name) is None:
-        raise RefusedError(
-            "invalid_channel",
-            f"{quoted(name)} is not a channel name: 1 to 200 characters of A-Z a-z 0-9 _ - = @ , . ; : /",
-        )
-
-
-def _joined(entries: Sequence[tuple[int, Publication]], form: WireFormat) -> bytes:
-    if len(entries) == 1:
-        return entries[0][1].encoded(form)
-    return b"".join([publication.encoded(form) for _, publication in entries])
-
-
-def _in_several(dirty: Sequence[Channel]) -> set[Subscriber]:
-    """Return who is subscribed to more than one of the channels: their frames have to be put in order."""
-    if len(dirty) < 2:
-        return set()
-    seen: set[Subscriber] = set()
-    several: set[Subscriber] = set()
-    for channel in dirty:
-        for subscribers in channel.subscribers.values():
-            several |= seen & subscribers
-            seen |= subscribers
-    return several

@@ -24,8 +24,8 @@ from typing import Final, Protocol
 
 import trio
 
+from realtimed.channel import Channel
 from realtimed.frames import CloseCode, Frame, InboundMeter, WireFormat, frame_boundary
-from realtimed.hub import Channel
 from realtimed.replays import Replays
 
 __all__ = ["Backlogs", "ClientStream", "Owner", "QueuedStream"]
@@ -186,7 +186,7 @@ class Owner(Protocol):
 class QueuedStream(trio.abc.Stream):
     """A stream whose sends never wait: what the kernel does not take is kept in order, within limits.
 
-    It is a `realtimed.hub.Subscriber` as well. Writing needs a nursery and an owner; see `attach`.
+    It is a `realtimed.channel.Subscriber` as well. Writing needs a nursery and an owner; see `attach`.
     """
 
     __slots__ = (
@@ -308,14 +308,14 @@ class QueuedStream(trio.abc.Stream):
             self._backlogs.total += self._backlog.own - before
 
     def transmit_failed(self, data: bytes, error: OSError) -> None:
-        """See `realtimed.hub.Subscriber`."""
+        """See `realtimed.channel.Subscriber`."""
         if isinstance(error, BlockingIOError):
             self.hold(data, 0)
         else:
             self._break()
 
     def hold(self, data: bytes, sent: int) -> None:
-        """See `realtimed.hub.Subscriber`."""
+        """See `realtimed.channel.Subscriber`."""
         self._begin_backlog()
         self._append(data, sent)
 

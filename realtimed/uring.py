@@ -23,7 +23,8 @@ from array import array
 from collections.abc import Sequence
 from typing import Final
 
-from realtimed.hub import Batch, Subscriber, send_each
+from realtimed.channel import Subscriber
+from realtimed.rounds import Batch, send_each
 
 __all__ = ["SendRing"]
 
@@ -154,7 +155,7 @@ class _Queues:
 
 
 class SendRing:
-    """Does what `realtimed.hub.send_each` does, up to a thousand sends in one system call.
+    """Does what `realtimed.rounds.send_each` does, up to a thousand sends in one system call.
 
     Raises `OSError` if the kernel does not offer it, or does it otherwise than expected; `MemoryError` if the system
     does not let Python call functions of C.

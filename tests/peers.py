@@ -23,13 +23,13 @@ from wsproto.connection import Connection as Frames
 from wsproto.connection import ConnectionType
 from wsproto.events import BytesMessage, TextMessage
 
+from realtimed.channel import Channel
 from realtimed.config import load
 from realtimed.control.server import Connection
 from realtimed.control.wire import Decoder, Message, Notification, Response, encode_request
 from realtimed.daemon import Daemon as Core
 from realtimed.errors import RefusedError
 from realtimed.frames import Frame, WireFormat
-from realtimed.hub import Channel
 from realtimed.protocols import ViolationError, choose
 from realtimed.stream import Owner, QueuedStream
 from tests.clients import websocket

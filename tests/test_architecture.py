@@ -16,7 +16,8 @@ PACKAGE = Path(realtimed.__file__).parent
 STOREYS = (
     {"errors", "config", "logs", "histogram"},
     {"frames", "history", "replays"},
-    {"watch"},
+    {"watch", "channel"},
+    {"rounds"},
     {"hub"},
     {
         "protocols",
@@ -51,6 +52,8 @@ WITHOUT_TRIO = (
     "history",
     "replays",
     "watch",
+    "channel",
+    "rounds",
     "hub",
     "protocols",
     "control.wire",

@@ -15,10 +15,12 @@ import pytest
 import trio
 from wsproto.events import TextMessage
 
+from realtimed.channel import Channel
 from realtimed.control.wire import encode_notification, encode_request
 from realtimed.frames import Publication, WireFormat
 from realtimed.history import History, Retention
-from realtimed.hub import Channel, Hub, Round
+from realtimed.hub import Hub
+from realtimed.rounds import Round
 from tests.clients import publisher, raw_client, subscribe
 from tests.stack import Daemon
 

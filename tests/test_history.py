@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realtimed.history import ENTRY_BYTES, RING_BYTES, History, Retention
-from realtimed.hub import Hub, Joined, Position, Round
+from realtimed.hub import Hub, Joined, Position
+from realtimed.rounds import Round
 from tests.test_hub import LINES, MODEL_RUNS, OTHER_LINES, Listener, fan_out
 
 AMPLE = 2**30

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from realtimed.channel import Channel
 from realtimed.errors import RefusedError
 from realtimed.frames import Publication, WireFormat
 from realtimed.history import History
-from realtimed.hub import Channel, Hub, Receipt
+from realtimed.hub import Hub, Receipt
 
 MODEL_RUNS = int(os.environ.get("MODEL_RUNS", "300"))
 """Random histories the models are tried with, of a hundred steps each on average; more: MODEL_RUNS=50000 pytest …"""

@@ -14,10 +14,11 @@ import pytest
 import trio
 from wsproto.events import TextMessage
 
+from realtimed.channel import Channel
 from realtimed.config import load
 from realtimed.daemon import Daemon
 from realtimed.frames import Publication, WireFormat
-from realtimed.hub import Batch, Channel, send_each
+from realtimed.rounds import Batch, send_each
 from realtimed.uring import SendRing
 from tests.clients import publisher, raw_client, subscribe
 from tests.stack import running_daemon

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Final, Protocol
 
 import trio
 
+from realtimed.channel import check_channel_name, encode_message
 from realtimed.config import Config
 from realtimed.control.idempotency import Answered
 from realtimed.control.wire import (
@@ -30,7 +31,7 @@ from realtimed.control.wire import (
 )
 from realtimed.errors import RefusedError, quoted
 from realtimed.frames import CloseCode, Publication, WireFormat, check_close
-from realtimed.hub import Hub, Joined, Position, Receipt, check_channel_name, encode_message
+from realtimed.hub import Hub, Joined, Position, Receipt
 from realtimed.logs import Event
 from realtimed.stream import QueuedStream
 

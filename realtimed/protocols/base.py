@@ -7,8 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Final
 
+from realtimed.channel import Subscriber
 from realtimed.frames import Frame, WireFormat
-from realtimed.hub import Hub, Subscriber
+from realtimed.hub import Hub
 
 __all__ = ["Conversation", "ViolationError", "not_json"]
 

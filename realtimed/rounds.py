@@ -1,0 +1,188 @@
+"""One round of sends: publications, joined for those who get the same, and who gets them. Pure and synchronous."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final, TypeAlias
+
+from realtimed.channel import Channel, Subscriber
+from realtimed.frames import Publication, WireFormat
+
+__all__ = ["Batch", "Round", "send_each"]
+
+_SMALL_SEND: Final = 4096
+"""Bytes up to which the length of a send hardly matters; a larger one counts as several, so that no step is long."""
+
+_MIXES_KEPT: Final = 2**20
+"""Bytes of mixes that a round keeps for other subscribers of the same channels."""
+
+Batch: TypeAlias = Sequence[tuple[bytes, Sequence[Subscriber]]]
+"""Bytes, and who gets them; nobody is in it twice."""
+
+
+class Round:
+    """One round of sends.
+
+    Most subscribers listen to one of the round's channels, and for them there are *parts*: the same bytes for everyone
+    on a roster. Who listens to several gets a *mix* of their publications in the order published, and so does who has
+    been handed some of them already.
+
+    `log` has the publications, the first of which is number `start`, each with its channel. Who is in `late` has
+    everything below the number that stands there. `deliver` makes the sends of a step; `over` is told how many sends
+    and bytes there were when all is through.
+    """
+
+    # Invariant: everyone on the rosters before (`_part`, `_at`) has been served, and those in `_early`, wherever they
+    # stand; nobody else has. The last roster is that of the mixed; its part has no data of its own.
+
+    def __init__(
+        self,
+        log: Sequence[tuple[Channel, Publication]],
+        start: int,
+        late: Mapping[Subscriber, int],
+        deliver: Callable[[Batch], None],
+        over: Callable[[int, int], None],
+    ) -> None:
+        self._deliver = deliver
+        self._over = over
+        self._start = start
+        self._late = late
+        self._entries: dict[Channel, list[tuple[int, Publication]]] = {}
+        for number, (channel, publication) in enumerate(log, start):
+            if channel in self._entries:
+                self._entries[channel].append((number, publication))
+            else:
+                self._entries[channel] = [(number, publication)]
+        mixed = _in_several([channel for channel in self._entries if channel.plural])
+        mixed.update(each for each in late if not each.channels.isdisjoint(self._entries))
+        self._parts: list[tuple[bytes | None, Sequence[Subscriber]]] = []
+        for channel, entries in self._entries.items():
+            for form, subscribers in channel.subscribers.items():
+                if mixed and not mixed.isdisjoint(subscribers):
+                    roster = list(subscribers - mixed)
+                else:
+                    roster = channel.rosters.get(form) or channel.roster(form)
+                if roster:
+                    self._parts.append((_joined(entries, form), roster))
+        if mixed:
+            self._parts.append((None, list(mixed)))
+        self._mixes: dict[tuple[WireFormat, int, frozenset[Channel]], bytes] = {}
+        self._mixes_size = 0
+        self._part = 0
+        self._at = 0
+        self._early: set[Subscriber] = set()
+        self._sends = 0
+        self._sent_bytes = 0
+
+    def step(self, budget: int) -> bool:
+        """Serve as many subscribers as are worth `budget` small sends; return whether some are left."""
+        batch: list[tuple[bytes, Sequence[Subscriber]]] = []
+        while budget > 0 and self._part < len(self._parts):
+            data, roster = self._parts[self._part]
+            size = len(data) if data is not None else 0
+            worth = 1 + size // _SMALL_SEND
+            if self._at == 0 and len(roster) * worth <= budget:
+                served = roster
+            else:
+                served = roster[self._at : self._at - (-budget // worth)]
+            receivers = len(served)
+            budget -= receivers * worth
+            self._at += receivers
+            if self._at >= len(roster):
+                self._part += 1
+                self._at = 0
+            if self._early:
+                served = [each for each in served if each not in self._early]
+                receivers = len(served)
+            if data is not None:
+                batch.append((data, served))
+                self._sends += receivers
+                self._sent_bytes += receivers * size
+            else:
+                mixes = self._mixes_for(served)
+                batch += mixes
+                self._sends += sum(len(each) for _, each in mixes)
+                self._sent_bytes += sum(len(mix) * len(each) for mix, each in mixes)
+        self._deliver(batch)
+        if self._part < len(self._parts):
+            return True
+        self._over(self._sends, self._sent_bytes)
+        return False
+
+    def serve_early(self, subscriber: Subscriber) -> None:
+        """Serve one subscriber out of turn, if its turn is still to come."""
+        if subscriber in self._early:
+            return
+        at = self._at
+        for data, roster in self._parts[self._part :]:
+            if subscriber in roster[at:]:
+                self._early.add(subscriber)
+                self._send_to_one(subscriber, self._mix_for(subscriber) if data is None else data)
+                return
+            at = 0
+
+    def _send_to_one(self, subscriber: Subscriber, data: bytes) -> None:
+        if data:  # a mix is empty if all of it has been handed over already
+            self._sends += 1
+            self._sent_bytes += len(data)
+            subscriber.write(data)
+
+    def _mixes_for(self, subscribers: Iterable[Subscriber]) -> Batch:
+        """Return the mixes for these subscribers, each with all who get it."""
+        receivers: dict[bytes, list[Subscriber]] = {}
+        for subscriber in subscribers:
+            receivers.setdefault(self._mix_for(subscriber), []).append(subscriber)
+        receivers.pop(b"", None)  # who has been handed all of it already
+        return list(receivers.items())
+
+    def _mix_for(self, subscriber: Subscriber) -> bytes:
+        """Return what the round holds for a subscriber of several channels.
+
+        Its channels are those it had when the round began, or it would have been served early.
+        """
+        seen = self._late.get(subscriber, self._start)
+        key = (subscriber.form, seen, frozenset(subscriber.channels & self._entries.keys()))
+        mix = self._mixes.get(key)
+        if mix is None:
+            # Each publication has a number of its own: sorting puts the channels' entries in the order published.
+            merged = sorted(entry for channel in key[2] for entry in self._entries[channel] if entry[0] >= seen)
+            mix = _joined(merged, subscriber.form)
+            if self._mixes_size + len(mix) > _MIXES_KEPT:
+                self._mixes.clear()
+                self._mixes_size = 0
+            self._mixes[key] = mix
+            self._mixes_size += len(mix)
+        return mix
+
+
+def send_each(batch: Batch) -> None:
+    """Make one send a subscriber: the loop that everything else is built around."""
+    for data, subscribers in batch:
+        size = len(data)
+        for subscriber in subscribers:
+            try:
+                sent = subscriber.transmit(data)
+            except OSError as error:
+                subscriber.transmit_failed(data, error)
+            else:
+                if sent != size:
+                    subscriber.hold(data, sent)
+
+
+def _joined(entries: Sequence[tuple[int, Publication]], form: WireFormat) -> bytes:
+    if len(entries) == 1:
+        return entries[0][1].encoded(form)
+    return b"".join([publication.encoded(form) for _, publication in entries])
+
+
+def _in_several(dirty: Sequence[Channel]) -> set[Subscriber]:
+    """Return who is subscribed to more than one of the channels: their frames have to be put in order."""
+    if len(dirty) < 2:
+        return set()
+    seen: set[Subscriber] = set()
+    several: set[Subscriber] = set()
+    for channel in dirty:
+        for subscribers in channel.subscribers.values():
+            several |= seen & subscribers
+            seen |= subscribers
+    return several
