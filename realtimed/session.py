@@ -108,16 +108,19 @@ class Session:
         """Serve the client until the connection is over, and shut its stream."""
         try:
             async with trio.open_nursery() as self._nursery:
-                self.stream.attach(self._nursery, self)
-                websocket = await self._shake_hands()
-                if websocket is not None:
-                    await self._converse(websocket)
-                    # The library's reader ends with the peer's Close or end of file, the drain task with the backlog.
-                    self._limit_the_end()
-                else:
-                    self._limit_the_end()
+                try:
+                    self.stream.attach(self._nursery, self)
+                    websocket = await self._shake_hands()
+                    if websocket is not None:
+                        await self._converse(websocket)
+                finally:
+                    # A nursery that is closing takes no new tasks: from here on nothing may begin to wait for the peer.
+                    self.stream.seal()
+                self._limit_the_end()
+                if websocket is None:
                     await self.stream.flush()
                     self._nursery.cancel_scope.cancel()
+                # Else the library's reader ends with the peer's Close or end of file, the drain task with the backlog.
         finally:
             self._hub.leave(self.stream)
             self._sessions.members.pop(self.id, None)
@@ -223,7 +226,10 @@ class Session:
                 "Connection: close\r\nRetry-After: 5\r\n",
             )
             return None
-        self._address = self._client_address(head)
+        try:
+            self._address = self._client_address(head)
+        except OSError:
+            return None  # it has sent a request and hung up: a TCP socket knows its peer no more
         self.stream.hand_on(without_unread(head))
         return await self._accept()
 
