@@ -10,13 +10,14 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import AsyncExitStack, closing, suppress
 from typing import Final, TypeVar
 
 import trio
 
 from realtimed import __version__, snapshot
+from realtimed.accepting import ClientRoom, accept
 from realtimed.config import Address, Config
 from realtimed.control.idempotency import Answered
 from realtimed.control.server import Connection, Service
@@ -28,7 +29,7 @@ from realtimed.hub import Hub
 from realtimed.lag import LoopLag
 from realtimed.listener import SocketListener, adopt_listener, open_listener
 from realtimed.logs import Event
-from realtimed.open_files import connection_limit
+from realtimed.open_files import connection_limit, files_for_clients
 from realtimed.protocols import PROTOCOLS
 from realtimed.reload import compare
 from realtimed.session import Session, Sessions, heartbeat, relief
@@ -38,9 +39,6 @@ from realtimed.systemd import Handover, ServiceManager, receive_sockets
 from realtimed.uring import SendRing
 
 __all__ = ["Daemon", "run"]
-
-_ACCEPT_PAUSE: Final = 0.1
-"""Seconds to wait before accepting again when there are no more open files or memory to be had."""
 
 _MARGIN: Final = 5.0
 """Seconds that a stop may take longer than all its deadlines together, on a busy machine."""
@@ -97,6 +95,7 @@ class Daemon:
             replays=self.hub.replays,
         )
         self.sessions = Sessions(connection_limit(config.max_connections), self.backlogs)
+        self.client_room = ClientRoom(files_for_clients())
         self.answers = Backlogs(
             limit=_ANSWERS_LIMIT, timeout=config.backlog_timeout, total_limit=config.max_backlog_total
         )
@@ -149,13 +148,14 @@ class Daemon:
                 background.start_soon(relief, self.sessions)
                 background.start_soon(self._expire_history)
                 background.start_soon(self._heed_signals, signals, background.cancel_scope)
+                room = self.client_room.room
                 async with trio.open_nursery() as clients:
                     async with trio.open_nursery() as publishers:
                         async with trio.open_nursery() as accepting:
-                            accepting.start_soon(_accept, control, self._serve_publisher, publishers)
+                            accepting.start_soon(accept, control, self._serve_publisher, publishers)
                             async with trio.open_nursery() as admitting:
                                 for listener in listeners:
-                                    admitting.start_soon(_accept, listener, self._serve_client, clients)
+                                    admitting.start_soon(accept, listener, self._serve_client, clients, room)
                                 self._say_ready(control.address)
                                 background.start_soon(self._manager.watch, self._status)
                                 task_status.started()
@@ -258,6 +258,7 @@ class Daemon:
             self.io_uring = True
 
     def _client_stream(self, sock: socket.socket) -> ClientStream:
+        self.client_room.taken += 1
         return ClientStream(
             sock,
             self.backlogs,
@@ -278,6 +279,8 @@ class Daemon:
             await session.run()
         except Exception:
             log.exception(Event("internal error", client=session.id))
+        finally:
+            self.client_room.taken -= 1
 
     async def _serve_publisher(self, stream: QueuedStream) -> None:
         try:
@@ -304,7 +307,7 @@ class Daemon:
             except Exception:
                 log.exception(Event("internal error", client="http"))
 
-        await _accept(listener, serve, nursery, endpoint.room)
+        await accept(listener, serve, nursery, endpoint.room)
 
     def _obstacle(self) -> str | None:
         """Return what keeps newcomers from being served, if there is anything."""
@@ -312,7 +315,7 @@ class Daemon:
             return "stopping"
         if len(self.sessions.members) >= self.sessions.max_connections:
             return f"the limit, max-connections, is reached: {self.sessions.max_connections} connections"
-        return None
+        return self.client_room.obstacle
 
     def _load_history(self) -> None:
         """Go on with the history of the daemon before, if it left one; its file is gone then."""
@@ -403,6 +406,7 @@ class Daemon:
         self.config = self.service.config = config
         self.hub.max_message, self.hub.max_channels = config.max_message, config.max_channels
         self.sessions.max_connections = connection_limit(config.max_connections)
+        self.client_room.limit = files_for_clients()
         self.backlogs.limit = config.max_backlog
         for backlogs in (self.backlogs, self.answers):
             backlogs.timeout, backlogs.total_limit = config.backlog_timeout, config.max_backlog_total
@@ -437,31 +441,6 @@ class Daemon:
 
 def _http_stream(sock: socket.socket) -> trio.SocketStream:
     return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
-
-
-async def _accept(
-    listener: SocketListener[_S],
-    handler: Callable[[_S], Awaitable[None]],
-    nursery: trio.Nursery,
-    room: Callable[[], Awaitable[int]] | None = None,
-) -> None:
-    """Start a task in `nursery` for each connection, for ever, and as many at a time as there is `room` for."""
-    trouble: str | None = None
-    while True:
-        try:
-            streams = await (listener.accept() if room is None else listener.accept(await room()))
-        except OSError as error:
-            # The connection stays in the kernel's queue. Trying again at once would only burn the processor.
-            if error.strerror != trouble:
-                trouble = error.strerror
-                log.warning(Event("cannot accept", reason=trouble, listener=str(listener.address)))
-            await trio.sleep(_ACCEPT_PAUSE)
-        else:
-            if trouble is not None and streams:
-                trouble = None
-                log.info(Event("accepting again", listener=str(listener.address)))
-            for stream in streams:
-                nursery.start_soon(handler, stream)
 
 
 def _private(path: str, flags: int) -> int:

@@ -23,9 +23,6 @@ __all__ = ["SocketListener", "adopt_listener", "open_listener"]
 _LISTEN_QUEUE: Final = 4096
 """Connections the kernel keeps until they are accepted; it takes the lower of this and net.core.somaxconn."""
 
-_BATCH: Final = 64
-"""Connections that are accepted in one go before other tasks get their turn."""
-
 StreamT = TypeVar("StreamT", bound=trio.abc.Stream)
 
 
@@ -48,28 +45,15 @@ class SocketListener(trio.abc.AsyncResource, Generic[StreamT]):
         host, port = name[:2]
         return Address(host=host, port=port)
 
-    async def accept(self, limit: int = _BATCH) -> list[StreamT]:
-        """Wait for connections and return those that are there, up to `limit`; possibly none.
+    async def ready(self) -> None:
+        """Wait until somebody connects."""
+        await trio.lowlevel.wait_readable(self._socket)
+
+    def accept(self, limit: int) -> list[StreamT]:
+        """Return the connections that are there, up to `limit`; possibly none.
 
         Raises `OSError` when the process or the system can have no more of them for now.
         """
-        await trio.lowlevel.wait_readable(self._socket)
-        return self._accept_now(limit)
-
-    def last_ones(self) -> list[StreamT]:
-        """Let nobody connect any more, and return the connections that wait, as far as there are open files for them.
-
-        At a socket that was adopted they wait for whoever accepts there next.
-        """
-        if self._path is None:
-            return []
-        self._unlink()
-        try:
-            return self._accept_now(_LISTEN_QUEUE)
-        except OSError:
-            return []
-
-    def _accept_now(self, limit: int) -> list[StreamT]:
         accepted: list[StreamT] = []
         try:
             while len(accepted) < limit:
@@ -84,6 +68,19 @@ class SocketListener(trio.abc.AsyncResource, Generic[StreamT]):
             if not accepted:
                 raise
         return accepted
+
+    def last_ones(self) -> list[StreamT]:
+        """Let nobody connect any more, and return the connections that wait, as far as there are open files for them.
+
+        At a socket that was adopted they wait for whoever accepts there next.
+        """
+        if self._path is None:
+            return []
+        self._unlink()
+        try:
+            return self.accept(_LISTEN_QUEUE)
+        except OSError:
+            return []
 
     async def aclose(self) -> None:
         """See `trio.abc.AsyncResource`."""

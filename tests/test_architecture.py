@@ -26,6 +26,7 @@ STOREYS = (
         "stream",
         "uring",
         "listener",
+        "accepting",
         "fanout",
         "lag",
         "metrics",

@@ -51,14 +51,14 @@ async def test_who_was_reset_before_the_daemon_looked_leaves_nothing(runtime_dir
             publisher(daemon.control_socket) as asking,
         ):
             while (before := await asking.call("stats"))["publishers"] > 1:
-                await trio.sleep(0.01)
+                pass
             with standing_still(daemon.process.pid):
                 for _ in range(20):
                     with socket.create_connection(("127.0.0.1", port_of(daemon))) as peer:
                         peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
                         peer.sendall(sent)
             while (now := await asking.call("stats"))["tasks"] > before["tasks"] or now["clients"]:
-                await trio.sleep(0.01)
+                pass
             assert (now["tasks"], now["descriptors"]) == (before["tasks"], before["descriptors"])
     assert "Traceback" not in daemon.log
 
@@ -97,12 +97,12 @@ async def test_subscribers_that_hang_up_with_full_sockets_end_nothing_but_themse
             await stream.send_eof()
             at_least = published + 8
             while published < at_least:
-                await trio.sleep(0.001)
+                await trio.lowlevel.checkpoint()
         for stream in streams:
             await stream.aclose()
         async with publisher(daemon.control_socket) as asking:
             while (await asking.call("stats"))["publishers"] > 2:
-                await trio.sleep(0.01)
+                pass
         nursery.cancel_scope.cancel()
     assert published >= 8 * leaving
     assert "Traceback" not in daemon.log
