@@ -226,10 +226,7 @@ class Session:
                 "Connection: close\r\nRetry-After: 5\r\n",
             )
             return None
-        try:
-            self._address = self._client_address(head)
-        except OSError:
-            return None  # it has sent a request and hung up: a TCP socket knows its peer no more
+        self._address = self._client_address(head)
         self.stream.hand_on(without_unread(head))
         return await self._accept()
 

@@ -232,10 +232,7 @@ class QueuedStream(trio.abc.Stream):
         del self._nursery, self._owner
 
     def peer(self) -> tuple[str, tuple[int, int, int] | None]:
-        """Return the peer's network address ("" on a Unix socket) and its (pid, uid, gid) (None on TCP).
-
-        Raises `OSError` if a peer on TCP has reset the connection.
-        """
+        """Return the peer's network address ("" on a Unix socket) and its (pid, uid, gid) (None on TCP)."""
         if self._socket.family == socket.AF_UNIX:
             raw = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
             pid, uid, gid = (int.from_bytes(raw[at : at + 4], "little", signed=True) for at in (0, 4, 8))
