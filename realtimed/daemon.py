@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 
 import trio
 
-from realtimed import __version__, snapshot
+from realtimed import __version__, logs, snapshot
 from realtimed.accepting import ClientRoom, accept
 from realtimed.config import Address, Config
 from realtimed.control.idempotency import Answered
@@ -45,6 +45,10 @@ _MARGIN: Final = 5.0
 
 _EXPIRY_INTERVAL: Final = 1.0
 """Seconds between two looks for history that has become too old; recovery itself looks at the age exactly."""
+
+_LOG_INTERVAL: Final = 1.0
+_LOG_INTERVAL_BEHIND: Final = 0.05
+"""Seconds between two looks whether lines of the log are lost, and whether a slow reader of it has made room."""
 
 _EXPIRED_AT_ONCE: Final = 1000
 """Publications dropped before other tasks get their turn: a fraction of a millisecond."""
@@ -147,6 +151,7 @@ class Daemon:
                 background.start_soon(heartbeat, self.sessions, lambda: self.config)
                 background.start_soon(relief, self.sessions)
                 background.start_soon(self._expire_history)
+                background.start_soon(_keep_log_going)
                 background.start_soon(self._heed_signals, signals, background.cancel_scope)
                 room = self.client_room.room
                 async with trio.open_nursery() as clients:
@@ -208,6 +213,7 @@ class Daemon:
             "connections": self.sessions.connections,
             "handshakes_refused": sum(self.sessions.refused.values()),
             "handshakes_refused_with": {str(code): count for code, count in sorted(self.sessions.refused.items())},
+            "log_lines_lost": logs.lines_lost(),
             "closed": {str(int(code)): count for code, count in sorted(self.sessions.closed.items())},
         }
 
@@ -441,6 +447,13 @@ class Daemon:
 
 def _http_stream(sock: socket.socket) -> trio.SocketStream:
     return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+
+
+async def _keep_log_going() -> None:
+    """Write what the reader of the log did not take at once, for ever."""
+    while True:
+        behind = logs.catch_up()
+        await trio.sleep(_LOG_INTERVAL_BEHIND if behind else _LOG_INTERVAL)
 
 
 def _private(path: str, flags: int) -> int:

@@ -14,7 +14,7 @@ PACKAGE = Path(realtimed.__file__).parent
 
 # Each storey may import from those before it, and from its own.
 STOREYS = (
-    {"errors", "config", "logs", "histogram"},
+    {"errors", "config", "logs", "log_output", "histogram"},
     {"frames", "history", "replays"},
     {"watch", "channel"},
     {"rounds"},
@@ -47,6 +47,7 @@ WITHOUT_TRIO = (
     "errors",
     "config",
     "logs",
+    "log_output",
     "histogram",
     "metrics",
     "frames",
