@@ -70,7 +70,7 @@ async def accept(
                 await listener.ready()
             if calm.cancelled_caught or trio.current_time() >= calm_at:
                 trouble, calm_at = None, math.inf
-                log.info(Event("accepting again", listener=str(listener.address)))
+                log.info(Event("accepting again", listener=listener.name))
             if calm.cancelled_caught:
                 continue
             streams = listener.accept(_BATCH if room is None else min(await room(), _BATCH))
@@ -78,7 +78,7 @@ async def accept(
             # The connection stays in the kernel's queue. Trying again at once would only burn the processor.
             if error.strerror != trouble:
                 trouble = error.strerror
-                log.warning(Event("cannot accept", reason=trouble, listener=str(listener.address)))
+                log.warning(Event("cannot accept", reason=trouble, listener=listener.name))
             await trio.sleep(_PAUSE)
             calm_at = trio.current_time() + _CALM
         else:

@@ -34,6 +34,7 @@ from realtimed.protocols import PROTOCOLS
 from realtimed.reload import compare
 from realtimed.session import Session, Sessions, heartbeat, relief
 from realtimed.snapshot import SnapshotError
+from realtimed.socket_files import SocketFiles
 from realtimed.stream import Backlogs, ClientStream, QueuedStream
 from realtimed.systemd import Handover, ServiceManager, receive_sockets
 from realtimed.uring import SendRing
@@ -109,6 +110,7 @@ class Daemon:
         )
         self.websocket_addresses: list[Address] = []
         self.http_listener: SocketListener[trio.SocketStream] | None = None
+        self.socket_files = SocketFiles([])
         self.loop_lag = LoopLag()
         self.io_uring = False
         self._stopping = trio.Event()
@@ -142,6 +144,8 @@ class Daemon:
                 self._listen(self._handover.control or Address(path=self.config.socket), self._publisher_stream)
             )
             self.websocket_addresses = [listener.address for listener in listeners]
+            http = [self.http_listener] if self.http_listener is not None else []
+            self.socket_files = SocketFiles([*listeners, control, *http])
             self._load_history()  # its file is gone then: not before it is certain that this daemon serves
             async with trio.open_nursery() as background:
                 if self.http_listener is not None:
@@ -152,6 +156,7 @@ class Daemon:
                 background.start_soon(relief, self.sessions)
                 background.start_soon(self._expire_history)
                 background.start_soon(_keep_log_going)
+                background.start_soon(self.socket_files.run)
                 background.start_soon(self._heed_signals, signals, background.cancel_scope)
                 room = self.client_room.room
                 async with trio.open_nursery() as clients:
@@ -321,7 +326,7 @@ class Daemon:
             return "stopping"
         if len(self.sessions.members) >= self.sessions.max_connections:
             return f"the limit, max-connections, is reached: {self.sessions.max_connections} connections"
-        return self.client_room.obstacle
+        return self.client_room.obstacle or self.socket_files.obstacle
 
     def _load_history(self) -> None:
         """Go on with the history of the daemon before, if it left one; its file is gone then."""

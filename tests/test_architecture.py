@@ -27,6 +27,7 @@ STOREYS = (
         "uring",
         "listener",
         "accepting",
+        "socket_files",
         "fanout",
         "lag",
         "metrics",
