@@ -14,8 +14,13 @@ from typing import Final
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
+from realtimed.config import load
+from realtimed.control.server import Connection
 from realtimed.control.wire import encode_request
+from realtimed.daemon import Daemon as Inside
+from realtimed.stream import QueuedStream
 from tests.clients import REQUEST, publisher
 from tests.stack import Daemon, running_daemon
 
@@ -36,31 +41,48 @@ def standing_still(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def port_of(daemon: Daemon) -> int:
-    match = re.search(r"127\.0\.0\.1:(\d+)", daemon.log)
-    assert match is not None
-    return int(match[1])
+def ports_of(daemon: Daemon) -> list[int]:
+    """Return the port for WebSockets and that of the metrics."""
+    return [int(port) for port in re.findall(r"127\.0\.0\.1:(\d+)", daemon.log)]
 
 
 @pytest.mark.parametrize("sent", [b"", REQUEST[:40], REQUEST, REQUEST + b"\x81\xfe\x01\x00mask"])
 async def test_who_was_reset_before_the_daemon_looked_leaves_nothing(runtime_dir: Path, sent: bytes) -> None:
     """A peer that has sent so much and reset before its connection is accepted costs neither a traceback nor a task."""
+    options = ["--websocket", "127.0.0.1:0", "--http", "127.0.0.1:0"]
     with trio.fail_after(PATIENCE):
         async with (
-            running_daemon(runtime_dir, "--websocket", "127.0.0.1:0", module="tests.observed_daemon") as daemon,
+            running_daemon(runtime_dir, *options, module="tests.observed_daemon") as daemon,
             publisher(daemon.control_socket) as asking,
         ):
             while (before := await asking.call("stats"))["publishers"] > 1:
                 pass
             with standing_still(daemon.process.pid):
-                for _ in range(20):
-                    with socket.create_connection(("127.0.0.1", port_of(daemon))) as peer:
+                for port in ports_of(daemon) * 10:
+                    with socket.create_connection(("127.0.0.1", port)) as peer:
                         peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
                         peer.sendall(sent)
             while (now := await asking.call("stats"))["tasks"] > before["tasks"] or now["clients"]:
                 pass
             assert (now["tasks"], now["descriptors"]) == (before["tasks"], before["descriptors"])
     assert "Traceback" not in daemon.log
+
+
+async def test_a_stop_may_meet_a_connection_at_any_moment_of_its_end(nursery: trio.Nursery) -> None:
+    """Whichever step of its end a publisher's connection has reached, a stop of the service raises nothing."""
+    for steps in range(12):
+        inside = Inside(load({"io_uring": "off"}))
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        nursery.start_soon(Connection(QueuedStream(ours, inside.answers), inside.service).run)
+        await wait_all_tasks_blocked()
+        theirs.close()
+        for _ in range(steps):
+            await trio.lowlevel.checkpoint()
+        inside.service.stop()
+        with trio.fail_after(PATIENCE):
+            while inside.service.connections:
+                await trio.lowlevel.checkpoint()
 
 
 @pytest.mark.parametrize("io_uring", ["auto", "off"])
