@@ -185,7 +185,7 @@ def _listen_unix(path: Path, mode: int, group: str | None, *, wait: bool = True)
             sock.bind(os.fspath(path))
             try:
                 if group is not None:
-                    shutil.chown(path, group=group)
+                    _give_to(path, group)
                 path.chmod(mode)
                 sock.listen(_LISTEN_QUEUE)
             except OSError:
@@ -196,6 +196,14 @@ def _listen_unix(path: Path, mode: int, group: str | None, *, wait: bool = True)
             raise
         sock.setblocking(False)
         return sock
+
+
+def _give_to(path: Path, group: str) -> None:
+    """Change the group of a file. Raises `OSError` if that is not possible, or there is no such group any more."""
+    try:
+        shutil.chown(path, group=group)
+    except LookupError as error:
+        raise OSError(errno.ENOENT, str(error)) from error
 
 
 @contextmanager

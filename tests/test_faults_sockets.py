@@ -19,6 +19,7 @@ import pytest
 import trio
 
 from realtimed.config import Address
+from realtimed.errors import ConfigurationError
 from realtimed.listener import open_listener
 from tests.clients import REQUEST, publisher, raw_client, subscribe, websocket
 from tests.stack import Daemon, running_daemon
@@ -154,6 +155,14 @@ async def test_a_second_daemon_may_take_the_place_of_one_whose_socket_was_remove
             assert (await asking.call("stats"))["clients"] == 1
     assert "is another realtimed running?" in first.log
     assert "WARNING" not in second.log
+
+
+def test_a_group_that_is_gone_is_said_and_leaves_no_file(runtime_dir: Path) -> None:
+    """Where the group of the sockets is removed from the system, that is an error as any, at the start or later."""
+    path = runtime_dir / "l"
+    with pytest.raises(ConfigurationError, match=r"cannot listen at unix:.*: no such group: 'gone'"):
+        open_listener(Address(path=path), stream_of, mode=0o600, group="gone")
+    assert not path.exists()
 
 
 async def test_a_socket_file_that_cannot_be_removed_does_not_spoil_a_clean_stop(
