@@ -10,13 +10,14 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import AsyncExitStack, closing, suppress
 from typing import Final, TypeVar
 
 import trio
 
-from realtimed import __version__, snapshot
+from realtimed import __version__, logs, snapshot
+from realtimed.accepting import ClientRoom, accept
 from realtimed.config import Address, Config
 from realtimed.control.idempotency import Answered
 from realtimed.control.server import Connection, Service
@@ -28,25 +29,27 @@ from realtimed.hub import Hub
 from realtimed.lag import LoopLag
 from realtimed.listener import SocketListener, adopt_listener, open_listener
 from realtimed.logs import Event
-from realtimed.open_files import connection_limit
+from realtimed.open_files import connection_limit, files_for_clients
 from realtimed.protocols import PROTOCOLS
 from realtimed.reload import compare
 from realtimed.session import Session, Sessions, heartbeat, relief
 from realtimed.snapshot import SnapshotError
+from realtimed.socket_files import SocketFiles
 from realtimed.stream import Backlogs, ClientStream, QueuedStream
 from realtimed.systemd import Handover, ServiceManager, receive_sockets
 from realtimed.uring import SendRing
 
 __all__ = ["Daemon", "run"]
 
-_ACCEPT_PAUSE: Final = 0.1
-"""Seconds to wait before accepting again when there are no more open files or memory to be had."""
-
 _MARGIN: Final = 5.0
 """Seconds that a stop may take longer than all its deadlines together, on a busy machine."""
 
 _EXPIRY_INTERVAL: Final = 1.0
 """Seconds between two looks for history that has become too old; recovery itself looks at the age exactly."""
+
+_LOG_INTERVAL: Final = 1.0
+_LOG_INTERVAL_BEHIND: Final = 0.05
+"""Seconds between two looks whether lines of the log are lost, and whether a slow reader of it has made room."""
 
 _EXPIRED_AT_ONCE: Final = 1000
 """Publications dropped before other tasks get their turn: a fraction of a millisecond."""
@@ -97,6 +100,7 @@ class Daemon:
             replays=self.hub.replays,
         )
         self.sessions = Sessions(connection_limit(config.max_connections), self.backlogs)
+        self.client_room = ClientRoom(files_for_clients())
         self.answers = Backlogs(
             limit=_ANSWERS_LIMIT, timeout=config.backlog_timeout, total_limit=config.max_backlog_total
         )
@@ -106,6 +110,7 @@ class Daemon:
         )
         self.websocket_addresses: list[Address] = []
         self.http_listener: SocketListener[trio.SocketStream] | None = None
+        self.socket_files = SocketFiles([])
         self.loop_lag = LoopLag()
         self.io_uring = False
         self._stopping = trio.Event()
@@ -139,6 +144,8 @@ class Daemon:
                 self._listen(self._handover.control or Address(path=self.config.socket), self._publisher_stream)
             )
             self.websocket_addresses = [listener.address for listener in listeners]
+            http = [self.http_listener] if self.http_listener is not None else []
+            self.socket_files = SocketFiles([*listeners, control, *http])
             self._load_history()  # its file is gone then: not before it is certain that this daemon serves
             async with trio.open_nursery() as background:
                 if self.http_listener is not None:
@@ -148,14 +155,17 @@ class Daemon:
                 background.start_soon(heartbeat, self.sessions, lambda: self.config)
                 background.start_soon(relief, self.sessions)
                 background.start_soon(self._expire_history)
+                background.start_soon(_keep_log_going)
+                background.start_soon(self.socket_files.run)
                 background.start_soon(self._heed_signals, signals, background.cancel_scope)
+                room = self.client_room.room
                 async with trio.open_nursery() as clients:
                     async with trio.open_nursery() as publishers:
                         async with trio.open_nursery() as accepting:
-                            accepting.start_soon(_accept, control, self._serve_publisher, publishers)
+                            accepting.start_soon(accept, control, self._serve_publisher, publishers)
                             async with trio.open_nursery() as admitting:
                                 for listener in listeners:
-                                    admitting.start_soon(_accept, listener, self._serve_client, clients)
+                                    admitting.start_soon(accept, listener, self._serve_client, clients, room)
                                 self._say_ready(control.address)
                                 background.start_soon(self._manager.watch, self._status)
                                 task_status.started()
@@ -208,6 +218,7 @@ class Daemon:
             "connections": self.sessions.connections,
             "handshakes_refused": sum(self.sessions.refused.values()),
             "handshakes_refused_with": {str(code): count for code, count in sorted(self.sessions.refused.items())},
+            "log_lines_lost": logs.lines_lost(),
             "closed": {str(int(code)): count for code, count in sorted(self.sessions.closed.items())},
         }
 
@@ -258,6 +269,7 @@ class Daemon:
             self.io_uring = True
 
     def _client_stream(self, sock: socket.socket) -> ClientStream:
+        self.client_room.taken += 1
         return ClientStream(
             sock,
             self.backlogs,
@@ -278,6 +290,8 @@ class Daemon:
             await session.run()
         except Exception:
             log.exception(Event("internal error", client=session.id))
+        finally:
+            self.client_room.taken -= 1
 
     async def _serve_publisher(self, stream: QueuedStream) -> None:
         try:
@@ -304,7 +318,7 @@ class Daemon:
             except Exception:
                 log.exception(Event("internal error", client="http"))
 
-        await _accept(listener, serve, nursery, endpoint.room)
+        await accept(listener, serve, nursery, endpoint.room)
 
     def _obstacle(self) -> str | None:
         """Return what keeps newcomers from being served, if there is anything."""
@@ -312,7 +326,7 @@ class Daemon:
             return "stopping"
         if len(self.sessions.members) >= self.sessions.max_connections:
             return f"the limit, max-connections, is reached: {self.sessions.max_connections} connections"
-        return None
+        return self.client_room.obstacle or self.socket_files.obstacle
 
     def _load_history(self) -> None:
         """Go on with the history of the daemon before, if it left one; its file is gone then."""
@@ -403,6 +417,7 @@ class Daemon:
         self.config = self.service.config = config
         self.hub.max_message, self.hub.max_channels = config.max_message, config.max_channels
         self.sessions.max_connections = connection_limit(config.max_connections)
+        self.client_room.limit = files_for_clients()
         self.backlogs.limit = config.max_backlog
         for backlogs in (self.backlogs, self.answers):
             backlogs.timeout, backlogs.total_limit = config.backlog_timeout, config.max_backlog_total
@@ -439,29 +454,11 @@ def _http_stream(sock: socket.socket) -> trio.SocketStream:
     return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
 
 
-async def _accept(
-    listener: SocketListener[_S],
-    handler: Callable[[_S], Awaitable[None]],
-    nursery: trio.Nursery,
-    room: Callable[[], Awaitable[int]] | None = None,
-) -> None:
-    """Start a task in `nursery` for each connection, for ever, and as many at a time as there is `room` for."""
-    trouble: str | None = None
+async def _keep_log_going() -> None:
+    """Write what the reader of the log did not take at once, for ever."""
     while True:
-        try:
-            streams = await (listener.accept() if room is None else listener.accept(await room()))
-        except OSError as error:
-            # The connection stays in the kernel's queue. Trying again at once would only burn the processor.
-            if error.strerror != trouble:
-                trouble = error.strerror
-                log.warning(Event("cannot accept", reason=trouble, listener=str(listener.address)))
-            await trio.sleep(_ACCEPT_PAUSE)
-        else:
-            if trouble is not None and streams:
-                trouble = None
-                log.info(Event("accepting again", listener=str(listener.address)))
-            for stream in streams:
-                nursery.start_soon(handler, stream)
+        behind = logs.catch_up()
+        await trio.sleep(_LOG_INTERVAL_BEHIND if behind else _LOG_INTERVAL)
 
 
 def _private(path: str, flags: int) -> int:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import select
 import shutil
 import socket
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
@@ -23,20 +25,29 @@ __all__ = ["SocketListener", "adopt_listener", "open_listener"]
 _LISTEN_QUEUE: Final = 4096
 """Connections the kernel keeps until they are accepted; it takes the lower of this and net.core.somaxconn."""
 
-_BATCH: Final = 64
-"""Connections that are accepted in one go before other tasks get their turn."""
-
 StreamT = TypeVar("StreamT", bound=trio.abc.Stream)
 
 
 class SocketListener(trio.abc.AsyncResource, Generic[StreamT]):
-    """Accepts connections and wraps them. Closing it unlinks the Unix socket at `path`, if that still leads there."""
+    """Accepts connections and wraps them. Closing it unlinks the Unix socket at `path`, if that still leads there.
 
-    def __init__(self, sock: socket.socket, wrap: Callable[[socket.socket], StreamT], path: Path | None = None) -> None:
+    `reopen` returns another socket that listens at `path`, or raises `OSError`; see `renew`.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        wrap: Callable[[socket.socket], StreamT],
+        path: Path | None = None,
+        reopen: Callable[[], socket.socket] | None = None,
+    ) -> None:
         self._socket = sock
         self._wrap = wrap
         self._path = path
+        self._reopen = reopen
         self._inode = _inode(path) if path is not None else None
+        self.name = str(self.address)
+        """Where it listens, as the log says it."""
 
     @property
     def address(self) -> Address:
@@ -48,28 +59,43 @@ class SocketListener(trio.abc.AsyncResource, Generic[StreamT]):
         host, port = name[:2]
         return Address(host=host, port=port)
 
-    async def accept(self, limit: int = _BATCH) -> list[StreamT]:
-        """Wait for connections and return those that are there, up to `limit`; possibly none.
+    async def ready(self) -> None:
+        """Wait until somebody connects."""
+        sock = self._socket
+        try:
+            await trio.lowlevel.wait_readable(sock)
+        except trio.ClosedResourceError:
+            if sock is self._socket:
+                raise
+            # Another one has taken its place, and may well have somebody waiting.
+
+    def renew(self) -> bool:
+        """Listen anew at a path from which the socket was removed; return whether that was so.
+
+        Nobody could connect any more, and those who had are accepted. Raises `OSError` if it is not possible.
+        """
+        if self._path is None or self._reopen is None or self._socket.fileno() < 0:
+            return False
+        found = _inode(self._path)
+        if found == self._inode:
+            return False
+        if found is not None:
+            raise OSError(errno.EADDRINUSE, "there is something else now; is another realtimed running?")
+        waiting = select.poll()
+        waiting.register(self._socket, select.POLLIN)
+        if waiting.poll(0):
+            return False  # whoever has connected is accepted first
+        old, self._socket = self._socket, self._reopen()
+        self._inode = _inode(self._path)
+        trio.lowlevel.notify_closing(old)
+        old.close()
+        return True
+
+    def accept(self, limit: int) -> list[StreamT]:
+        """Return the connections that are there, up to `limit`; possibly none.
 
         Raises `OSError` when the process or the system can have no more of them for now.
         """
-        await trio.lowlevel.wait_readable(self._socket)
-        return self._accept_now(limit)
-
-    def last_ones(self) -> list[StreamT]:
-        """Let nobody connect any more, and return the connections that wait, as far as there are open files for them.
-
-        At a socket that was adopted they wait for whoever accepts there next.
-        """
-        if self._path is None:
-            return []
-        self._unlink()
-        try:
-            return self._accept_now(_LISTEN_QUEUE)
-        except OSError:
-            return []
-
-    def _accept_now(self, limit: int) -> list[StreamT]:
         accepted: list[StreamT] = []
         try:
             while len(accepted) < limit:
@@ -85,6 +111,19 @@ class SocketListener(trio.abc.AsyncResource, Generic[StreamT]):
                 raise
         return accepted
 
+    def last_ones(self) -> list[StreamT]:
+        """Let nobody connect any more, and return the connections that wait, as far as there are open files for them.
+
+        At a socket that was adopted they wait for whoever accepts there next.
+        """
+        if self._path is None:
+            return []
+        self._unlink()
+        try:
+            return self.accept(_LISTEN_QUEUE)
+        except OSError:
+            return []
+
     async def aclose(self) -> None:
         """See `trio.abc.AsyncResource`."""
         if self._socket.fileno() >= 0:
@@ -94,8 +133,11 @@ class SocketListener(trio.abc.AsyncResource, Generic[StreamT]):
         await trio.lowlevel.checkpoint()
 
     def _unlink(self) -> None:
+        """Remove the socket's file if it is ours, for good."""
         if self._path is not None and _inode(self._path) == self._inode:
-            self._path.unlink()
+            with suppress(OSError):  # a directory that may not be written any more; the next daemon replaces the file
+                self._path.unlink()
+        self._path = None
 
 
 def open_listener(
@@ -105,19 +147,21 @@ def open_listener(
 
     Raises `ConfigurationError` if that is not possible, saying why.
     """
+    path = address.path
+    reopen = None if path is None else partial(_listen_unix, path, mode, group, wait=False)
     try:
-        if address.path is None:
+        if path is None:
             sock = socket.create_server(
                 (address.host, address.port),
                 family=socket.AF_INET6 if ":" in address.host else socket.AF_INET,
                 backlog=_LISTEN_QUEUE,
             )
         else:
-            sock = _listen_unix(address.path, mode, group)
+            sock = _listen_unix(path, mode, group)
     except OSError as error:
         raise ConfigurationError(f"cannot listen at {address}: {error.strerror or error}") from error
     sock.setblocking(False)
-    return SocketListener(sock, wrap, address.path)
+    return SocketListener(sock, wrap, path, reopen)
 
 
 def adopt_listener(sock: socket.socket, wrap: Callable[[socket.socket], StreamT]) -> SocketListener[StreamT]:
@@ -129,16 +173,19 @@ def adopt_listener(sock: socket.socket, wrap: Callable[[socket.socket], StreamT]
     return SocketListener(sock, wrap)
 
 
-def _listen_unix(path: Path, mode: int, group: str | None) -> socket.socket:
-    """Listen at `path`. Nobody can connect before its mode and group are in place, since it is not listening yet."""
-    with _lock(path.parent):
+def _listen_unix(path: Path, mode: int, group: str | None, *, wait: bool = True) -> socket.socket:
+    """Listen at `path`. Nobody can connect before its mode and group are in place, since it is not listening yet.
+
+    If another daemon is doing the same, `wait` for it, or raise `BlockingIOError`.
+    """
+    with _lock(path.parent, wait=wait):
         _make_free(path)
         sock = socket.socket(socket.AF_UNIX)
         try:
             sock.bind(os.fspath(path))
             try:
                 if group is not None:
-                    shutil.chown(path, group=group)
+                    _give_to(path, group)
                 path.chmod(mode)
                 sock.listen(_LISTEN_QUEUE)
             except OSError:
@@ -147,15 +194,24 @@ def _listen_unix(path: Path, mode: int, group: str | None) -> socket.socket:
         except OSError:
             sock.close()
             raise
+        sock.setblocking(False)
         return sock
 
 
+def _give_to(path: Path, group: str) -> None:
+    """Change the group of a file. Raises `OSError` if that is not possible, or there is no such group any more."""
+    try:
+        shutil.chown(path, group=group)
+    except LookupError as error:
+        raise OSError(errno.ENOENT, str(error)) from error
+
+
 @contextmanager
-def _lock(directory: Path) -> Iterator[None]:
+def _lock(directory: Path, *, wait: bool) -> Iterator[None]:
     """Keep two daemons that start at once from both replacing the same dead socket."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(fd)
@@ -184,6 +240,6 @@ def _make_free(path: Path) -> None:
 def _inode(path: Path) -> tuple[int, int] | None:
     try:
         found = path.lstat()
-    except FileNotFoundError:
+    except OSError:
         return None
     return found.st_dev, found.st_ino

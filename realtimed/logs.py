@@ -10,14 +10,16 @@ import json
 import logging
 import os
 import re
-import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
 
 from realtimed.errors import printable, quoted
+from realtimed.log_output import LogOutput
 
-__all__ = ["FORMATS", "Event", "configure", "goes_to_journal"]
+__all__ = ["FORMATS", "Event", "catch_up", "configure", "goes_to_journal", "lines_lost"]
+
+_STANDARD_ERROR: Final = 2
 
 _VALUE_LIMIT: Final = 200
 """Characters of a field's value that are logged."""
@@ -27,6 +29,9 @@ _BARE: Final = re.compile(r"[A-Za-z0-9_\-.:/@,+%\[\]]+")
 
 _PRIORITIES: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 """The journal's levels, see sd-daemon(3)."""
+
+
+log = logging.getLogger(__name__)
 
 
 class Event:
@@ -113,12 +118,43 @@ def goes_to_journal(environ: Mapping[str, str], fd: int) -> bool:
 def configure(level: str, form: str | None) -> None:
     """Log to standard error from `level` on, in one of `FORMATS`.
 
-    Without a `form` it is ``journal`` if standard error is the journal, else ``text``.
+    Without a `form` it is ``journal`` if standard error is the journal, else ``text``. Whoever logs waits for nobody;
+    see `catch_up`.
     """
     if form is None:
-        form = "journal" if goes_to_journal(os.environ, 2) else "text"
-    handler = logging.StreamHandler(sys.stderr)
+        form = "journal" if goes_to_journal(os.environ, _STANDARD_ERROR) else "text"
+    handler = logging.StreamHandler(LogOutput(_STANDARD_ERROR))
     handler.setFormatter(FORMATS[form]())
     logging.basicConfig(level=level.upper(), handlers=[handler])
     # What trio-websocket says of each frame is of no use to whoever debugs realtimed's configuration.
     logging.getLogger("trio-websocket").setLevel(logging.WARNING)
+
+
+def lines_lost() -> int:
+    """Return how many lines of the log were lost, since nobody took them in time, or they could not be written."""
+    return sum(output.lost for output in _outputs())
+
+
+def catch_up() -> bool:
+    """Write what a slow reader has made room for, and say how many lines were lost. To be called every now and then.
+
+    Returns whether there is still something to be written.
+    """
+    for output in _outputs():
+        output.flush()
+        lost = output.lost
+        if lost > output.reported and not output.pending:
+            log.warning(Event("log lines lost", count=lost - output.reported))
+            if output.lost == lost:
+                output.reported = lost
+            else:
+                output.lost = lost  # what says that lines are lost is not one of them
+    return any(output.pending for output in _outputs())
+
+
+def _outputs() -> list[LogOutput]:
+    return [
+        handler.stream
+        for handler in logging.getLogger().handlers
+        if isinstance(handler, logging.StreamHandler) and isinstance(handler.stream, LogOutput)
+    ]

@@ -144,6 +144,7 @@ METRICS: Final[Mapping[str, tuple[str, Maker]]] = {
         "How much later than due a task ran, measured once a second.",
         _histogram(lambda reading: reading.loop_lag),
     ),
+    "realtimed_log_lines_lost": ("Lines of the log that could not be written.", _counter("log_lines_lost")),
     "realtimed_build": ("Versions.", _build),
 }
 """The metrics by name, without the endings that Prometheus adds to it: ``_total``, ``_info``, ``_bucket`` and so on."""

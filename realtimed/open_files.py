@@ -8,10 +8,13 @@ from typing import Final
 
 from realtimed.logs import Event
 
-__all__ = ["connection_limit"]
+__all__ = ["connection_limit", "files_for_clients"]
 
 _FILES_KEPT: Final = 64
 """Open files that are not WebSockets: listeners, publishers, the log, Python's own."""
+
+_HANDSHAKES: Final = 16
+"""How many of these may be connections on their way to become WebSockets, or to hear that there are too many."""
 
 _FEW: Final = 4000
 """Below so many connections, a daemon whose limit nobody has chosen says how to have more."""
@@ -51,3 +54,8 @@ def connection_limit(wanted: int | None) -> int:
             )
         )
     return min(wanted, possible)
+
+
+def files_for_clients() -> int:
+    """Return how many open files the sockets of WebSockets may take, as the limit is now; the rest are for others."""
+    return max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _FILES_KEPT + _HANDSHAKES, 2)

@@ -108,16 +108,19 @@ class Session:
         """Serve the client until the connection is over, and shut its stream."""
         try:
             async with trio.open_nursery() as self._nursery:
-                self.stream.attach(self._nursery, self)
-                websocket = await self._shake_hands()
-                if websocket is not None:
-                    await self._converse(websocket)
-                    # The library's reader ends with the peer's Close or end of file, the drain task with the backlog.
-                    self._limit_the_end()
-                else:
-                    self._limit_the_end()
+                try:
+                    self.stream.attach(self._nursery, self)
+                    websocket = await self._shake_hands()
+                    if websocket is not None:
+                        await self._converse(websocket)
+                finally:
+                    # A nursery that is closing takes no new tasks: from here on nothing may begin to wait for the peer.
+                    self.stream.seal()
+                self._limit_the_end()
+                if websocket is None:
                     await self.stream.flush()
                     self._nursery.cancel_scope.cancel()
+                # Else the library's reader ends with the peer's Close or end of file, the drain task with the backlog.
         finally:
             self._hub.leave(self.stream)
             self._sessions.members.pop(self.id, None)
@@ -192,26 +195,33 @@ class Session:
 
     async def _shake_hands(self) -> WebSocketConnection | None:
         """Answer the request; return None if that was the end of it."""
+        head = await self._receive_head()
+        if not head:
+            return None
+        # The deadline begins anew: what has arrived in time is not too late because this process stood still meanwhile.
         self._handshake = trio.CancelScope(deadline=trio.current_time() + self._config.handshake_timeout)
         websocket = None
         with self._handshake:
-            websocket = await self._answer_request()
+            websocket = await self._answer_request(head)
         if self._handshake.cancelled_caught and not self.stream.sealed:
-            limit = f"{self._config.handshake_timeout:g} s"
-            self._respond(HTTPStatus.REQUEST_TIMEOUT, f"The limit, handshake-timeout, is {limit}.")
+            self._respond_that_time_is_up()
         self._handshake = None
         return websocket
 
-    async def _answer_request(self) -> WebSocketConnection | None:
+    async def _receive_head(self) -> bytes:
+        """Return the head of the request, or b"" if that was the end of it."""
         try:
-            head = await self.stream.receive_head(_HEAD_LIMIT)
+            with trio.fail_after(self._config.handshake_timeout):
+                return await self.stream.receive_head(_HEAD_LIMIT)
+        except trio.TooSlowError:
+            self._respond_that_time_is_up()
         except OverflowError:
             self._respond(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"The limit is {_HEAD_LIMIT} bytes.")
-            return None
         except trio.BrokenResourceError:
-            return None
-        if not head:
-            return None
+            pass  # the peer has gone
+        return b""
+
+    async def _answer_request(self, head: bytes) -> WebSocketConnection | None:
         refused = refusal(head)
         if refused is not None:
             self._respond(*refused)
@@ -256,6 +266,10 @@ class Session:
             return str(ip_address(forwarded_for(head)))
         except ValueError:
             return peer
+
+    def _respond_that_time_is_up(self) -> None:
+        limit = f"{self._config.handshake_timeout:g} s"
+        self._respond(HTTPStatus.REQUEST_TIMEOUT, f"The limit, handshake-timeout, is {limit}.")
 
     def _respond(self, status: HTTPStatus, sentence: str, headers: str = "Connection: close\r\n") -> None:
         """Refuse the request with an HTTP answer of our own, which is the last of this connection."""

@@ -14,7 +14,7 @@ PACKAGE = Path(realtimed.__file__).parent
 
 # Each storey may import from those before it, and from its own.
 STOREYS = (
-    {"errors", "config", "logs", "histogram"},
+    {"errors", "config", "logs", "log_output", "histogram"},
     {"frames", "history", "replays"},
     {"watch", "channel"},
     {"rounds"},
@@ -26,6 +26,8 @@ STOREYS = (
         "stream",
         "uring",
         "listener",
+        "accepting",
+        "socket_files",
         "fanout",
         "lag",
         "metrics",
@@ -46,6 +48,7 @@ WITHOUT_TRIO = (
     "errors",
     "config",
     "logs",
+    "log_output",
     "histogram",
     "metrics",
     "frames",

@@ -9,11 +9,7 @@ import resource
 import signal
 import socket
 import struct
-import subprocess
-import sys
-import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,7 +30,6 @@ from tests.clients import (
     REQUEST,
     Publisher,
     RawClient,
-    closing,
     publisher,
     raw_client,
     subscribe,
@@ -51,13 +46,6 @@ RESET = struct.pack("ii", 1, 0)
 """For SO_LINGER: closing sends a reset."""
 
 
-async def until(daemon: Daemon, text: str) -> None:
-    """Wait until `text` is in the daemon's log."""
-    with trio.fail_after(PATIENCE):
-        while text not in daemon.log:  # noqa: ASYNC110 - nothing tells of a new line
-            await trio.sleep(0.01)
-
-
 async def until_left(asking: Publisher, clients: int) -> None:
     """Wait until no more than so many clients are left."""
     while (await asking.call("stats"))["clients"] > clients:
@@ -66,12 +54,6 @@ async def until_left(asking: Publisher, clients: int) -> None:
 
 def open_files(daemon: Daemon) -> int:
     return len(list(Path(f"/proc/{daemon.process.pid}/fd").iterdir()))
-
-
-def processor_time(pid: int) -> float:
-    """Return the seconds of processor time that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def limit(daemon: Daemon, kind: int, value: int) -> None:
@@ -177,30 +159,6 @@ async def test_a_publisher_that_vanishes_in_a_command_and_one_that_stands_still_
 # The system.
 
 
-async def test_without_descriptors_it_waits_says_so_once_and_goes_on(runtime_dir: Path) -> None:
-    async with running_daemon(runtime_dir) as daemon, undisturbed(daemon), AsyncExitStack() as stack:
-        limit(daemon, resource.RLIMIT_NOFILE, 30)
-        sockets = []
-        for _ in range(60):
-            sock = stack.enter_context(socket.socket(socket.AF_UNIX))
-            sock.connect(str(daemon.websocket_socket))
-            sock.sendall(REQUEST)
-            sockets.append(sock)
-        with trio.fail_after(PATIENCE):
-            await until(daemon, "cannot accept")
-        began, used = time.monotonic(), processor_time(daemon.process.pid)
-        await trio.sleep(1)
-        share = (processor_time(daemon.process.pid) - used) / (time.monotonic() - began)
-        assert share < 0.2, "it does not burn the processor while it waits"
-        assert daemon.log.count("cannot accept") == 1
-        for sock in sockets[:50]:
-            sock.close()
-        for sock in sockets[50:]:
-            sock.settimeout(PATIENCE)
-            assert (await trio.to_thread.run_sync(sock.recv, 12)) == b"HTTP/1.1 101"
-        await until(daemon, "accepting again")
-
-
 async def test_a_disk_that_is_full_costs_the_history_and_nothing_else(runtime_dir: Path) -> None:
     state = runtime_dir / "state"
     async with running_daemon(runtime_dir, "--state-file", str(state)) as daemon:
@@ -215,66 +173,6 @@ async def test_a_disk_that_is_full_costs_the_history_and_nothing_else(runtime_di
     assert not state.with_name("state.new").exists(), "what has been written of it is gone"
     async with running_daemon(runtime_dir, "--state-file", str(state)) as daemon:
         assert "history begins anew" in daemon.log
-
-
-@asynccontextmanager
-async def started(runtime_dir: Path, stderr: int | None) -> AsyncIterator[trio.Process]:
-    """Run a daemon whose standard error is of no use, until it serves, and end it."""
-    control = runtime_dir / "realtime.sock"
-    options = ["--socket", str(control), "--websocket", f"unix:{runtime_dir / 'realtime-ws.sock'}", "--log-level=debug"]
-    command = [sys.executable, "-m", "realtimed", *options]
-    if stderr is None:
-        command = ["sh", "-c", 'exec "$@" 2>&-', "sh", *command]
-    process = await trio.lowlevel.open_process(command, cwd=ROOT, stderr=stderr, stdout=subprocess.DEVNULL)
-    try:
-        with trio.fail_after(PATIENCE):
-            while not control.exists():
-                assert process.poll() is None
-                await trio.sleep(0.01)
-        yield process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-        with trio.CancelScope(shield=True):
-            await process.wait()
-
-
-@pytest.mark.parametrize("fault", ["full", "closed", "nobody reads"])
-async def test_a_log_that_cannot_be_written_ends_nothing(runtime_dir: Path, fault: str) -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
-    full = os.open("/dev/full", os.O_WRONLY)
-    try:
-        stderr = {"full": full, "closed": None, "nobody reads": writing}[fault]
-        async with started(runtime_dir, stderr) as process:
-            for _ in range(3):
-                async with websocket(runtime_dir / "realtime-ws.sock") as client:
-                    async with publisher(runtime_dir / "realtime.sock") as sender:
-                        await client.send_message(subscribe("news"))
-                        await until_subscribed(sender, "news", 1)
-                        await sender.call("broadcast", "news", "hello")
-                    assert await client.get_message() == "hello"
-                    await client.send_message("this is logged")
-                    assert (await closing(client))[0] == CloseCode.BAD_MESSAGE
-            process.terminate()
-            await process.wait()
-        assert process.returncode == 0
-    finally:
-        os.close(writing)
-        os.close(full)
-
-
-async def test_a_removed_socket_hurts_nobody_who_is_there_and_a_new_daemon_can_take_its_place(
-    runtime_dir: Path,
-) -> None:
-    async with running_daemon(runtime_dir) as old:
-        async with undisturbed(old):
-            old.control_socket.unlink()
-            old.websocket_socket.unlink()
-        async with started(runtime_dir, subprocess.DEVNULL) as new:
-            assert await old.stop() == 0
-            async with publisher(old.control_socket) as sender:
-                assert (await sender.call("info"))["pid"] == new.pid, "the old one took no file with it"
 
 
 async def test_a_daemon_that_stood_still_cuts_nobody_off_for_its_own_silence(runtime_dir: Path) -> None:

@@ -17,6 +17,7 @@ from typer.core import TyperCommand
 from realtimed import __version__, logs
 from realtimed.config import SETTINGS, Setting, load
 from realtimed.errors import ConfigurationError
+from realtimed.log_output import open_standard_descriptors
 
 __all__ = ["main"]
 
@@ -47,6 +48,7 @@ def _show_version(wanted: bool) -> None:
 
 def _start(**given: Any) -> None:
     """Load the configuration, then check it or run the daemon."""
+    open_standard_descriptors()
     file, check = given.pop("config"), given.pop("check")
     options = {name: value for name, value in given.items() if name in SETTINGS and value}
     try:

@@ -117,12 +117,18 @@ class Connection:
         self._service.connections.add(self)
         try:
             async with trio.open_nursery() as self._nursery:
-                self.stream.attach(self._nursery, self)
-                log.debug(Event("publisher connected", **self._peer()))
-                self._check_access()
-                await self._serve()
-                with trio.move_on_after(self._service.config.close_timeout):
-                    await self.stream.flush()
+                try:
+                    self.stream.attach(self._nursery, self)
+                    log.debug(Event("publisher connected", **self._peer()))
+                    self._check_access()
+                    await self._serve()
+                    with trio.move_on_after(self._service.config.close_timeout):
+                        await self.stream.flush()
+                finally:
+                    # A nursery that is closing takes no new tasks, and others run before it has closed: from here on
+                    # neither a publication (`seal`) nor the daemon's stop (`_is_new`) may need one.
+                    self.stream.seal()
+                    self._is_new = False
                 self._nursery.cancel_scope.cancel()
         finally:
             self._hub.leave(self.stream)
@@ -147,6 +153,8 @@ class Connection:
 
     def slow(self, reason: str) -> None:
         """See `realtimed.stream.Owner`."""
+        if self._nursery.cancel_scope.cancel_called:
+            return  # it has been said
         reason = f"it does not read its answers: {reason}"
         log.warning(Event("publisher disconnected", code="slow", reason=reason, **self._peer()))
         self._nursery.cancel_scope.cancel()

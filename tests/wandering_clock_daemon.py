@@ -1,0 +1,25 @@
+"""The daemon, on a machine whose time of day somebody sets: by as many seconds as the file CLOCK_OFFSET says.
+
+`python -m tests.wandering_clock_daemon OPTIONS…` takes the options of `realtimed`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from realtimed.cli.realtimed import main
+
+_true_time = time.time
+_offset = Path(os.environ["CLOCK_OFFSET"])
+
+
+def wandering_time() -> float:
+    """Stand in for `time.time`."""
+    return _true_time() + float(_offset.read_text())
+
+
+if __name__ == "__main__":
+    time.time = wandering_time
+    main()
