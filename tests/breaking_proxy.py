@@ -6,7 +6,6 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeAlias
@@ -79,8 +78,11 @@ class BreakingProxy:
 
     def _serve(self, connection: socket.socket) -> None:
         try:
-            with closing(connection):
+            try:
                 self._carry(connection)
+            finally:
+                with self._closing:
+                    connection.close()
         except (ConnectionRefusedError, FileNotFoundError, ConnectionResetError, BrokenPipeError):
             pass  # the daemon or the client is gone: this connection has ended
         except BaseException as error:  # noqa: BLE001  (it is raised where the test sees it)
@@ -116,9 +118,10 @@ class BreakingProxy:
     ) -> None:
         self.close()
         self._threads[0].join()  # now there are no more
-        for connection in self._connections:
-            if connection.fileno() >= 0:
-                connection.shutdown(socket.SHUT_RDWR)
+        with self._closing:  # so that none is closed by its own thread between the question and the deed
+            for connection in self._connections:
+                if connection.fileno() >= 0:
+                    connection.shutdown(socket.SHUT_RDWR)
         for thread in self._threads[1:]:
             thread.join()
         if self._failures and error is None:
