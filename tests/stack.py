@@ -46,6 +46,7 @@ __all__ = [
     "running_daemon",
     "running_php_fpm",
     "runtime_directory",
+    "until_connectable",
 ]
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -222,7 +223,7 @@ async def running_daemon(
     daemon = Daemon("realtimed", process, log_file, control, websocket)
     async with _ending(daemon):
         if sockets is None:
-            await _until_ready(daemon, partial(_connectable, control))
+            await _until_ready(daemon, partial(until_connectable, control))
         yield daemon
 
 
@@ -411,7 +412,7 @@ async def _until_ready(part: Part, ready: Callable[[], Awaitable[None]]) -> None
         raise PartFailedError(f"{part.name} did not become ready {ending}.{part.log_shown()}")
 
 
-async def _connectable(path: Path) -> None:
+async def until_connectable(path: Path) -> None:
     """Wait until something accepts connections at a Unix socket."""
     while True:
         try:
