@@ -198,7 +198,7 @@ class Session:
         head = await self._receive_head()
         if not head:
             return None
-        # The deadline begins anew: what has arrived in time is not too late because this process stood still meanwhile.
+        # The deadline begins anew, as in `receive_head`: this process may have stood still meanwhile.
         self._handshake = trio.CancelScope(deadline=trio.current_time() + self._config.handshake_timeout)
         websocket = None
         with self._handshake:
@@ -211,8 +211,7 @@ class Session:
     async def _receive_head(self) -> bytes:
         """Return the head of the request, or b"" if that was the end of it."""
         try:
-            with trio.fail_after(self._config.handshake_timeout):
-                return await self.stream.receive_head(_HEAD_LIMIT)
+            return await self.stream.receive_head(_HEAD_LIMIT, trio.current_time() + self._config.handshake_timeout)
         except trio.TooSlowError:
             self._respond_that_time_is_up()
         except OverflowError:

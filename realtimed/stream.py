@@ -495,19 +495,26 @@ class ClientStream(QueuedStream):
         self._tokens = float(burst)
         self._tokens_at = self.heard_at
 
-    async def receive_head(self, limit: int) -> bytes:
+    async def receive_head(self, limit: int, deadline: float) -> bytes:
         """Read an HTTP request's head; see `hand_on`. Returns b"" if the peer hangs up before its end.
 
-        Raises `OverflowError` if it has more than `limit` bytes.
+        Raises `OverflowError` if it has more than `limit` bytes, and `trio.TooSlowError` if its end has not arrived by
+        `deadline`, on trio's clock: one that has is not too late because this process stood still meanwhile.
         """
         data = b""
+        late = False
         while (end := data.find(b"\r\n\r\n")) < 0:
             if len(data) > limit:
                 raise OverflowError
-            more = await super().receive_some()
-            if not more:
+            if late:
+                raise trio.TooSlowError
+            with trio.CancelScope(deadline=deadline) as patience:
+                await trio.lowlevel.wait_readable(self._socket)
+            late = patience.cancelled_caught
+            more = self._receive_now(None)
+            if more == b"":
                 return b""
-            data += more
+            data += more or b""
         if end + 4 > limit:
             raise OverflowError
         self._rest = data[end + 4 :]
