@@ -18,7 +18,8 @@ from benchmarks import machine, tools
 from benchmarks.processes import BenchmarkError
 from benchmarks.report import Table
 from benchmarks.scenarios import SCENARIOS, Bench
-from benchmarks.servers import SERVERS, Server
+from benchmarks.servers import SERVERS
+from benchmarks.targets import Server
 from tests.stack import MissingComponentError, PartFailedError, runtime_directory
 
 

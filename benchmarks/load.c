@@ -7,7 +7,8 @@
  * (a closed loop). Times of sending and of arrival come from the same clock.
  *
  * What differs between servers (request, subscription, publication) is given as templates in hexadecimal, in which
- * ######## stands for the number of a channel. Redis, which speaks no WebSocket, has frames of a fixed form instead.
+ * ######## stands for the number of a channel. Redis and Mercure, which speak no WebSocket, have frames of a fixed form
+ * instead. Centrifugo joins messages that wait for one client into one WebSocket frame, with a line feed between them.
  *
  * It obeys lines on standard input, "run WINDOW SECONDS MESSAGES" and end of file, and answers with lines of JSON. */
 
@@ -61,7 +62,8 @@ typedef struct {
     uint8_t held;            /* bytes in `header` */
     uint32_t message;        /* number of the message at hand */
     uint32_t last;           /* number of the last message, plus one */
-    uint64_t rest;           /* bytes of the frame at hand that are still to come */
+    uint64_t rest;           /* bytes of the frame or joined message at hand that are still to come */
+    uint64_t joined;         /* bytes of further messages in the same frame */
     uint64_t started;        /* when connect was called */
     uint8_t header[HEADER_MAX];
 } Connection;
@@ -82,7 +84,10 @@ static socklen_t server_length, publish_length;
 static int clients = 1, stalled, threads = 1, channels = 1, channels_each = 1, concurrent = 256, size = 128;
 static int payload_at;                   /* where in a frame's payload the message begins, at least */
 static int payload_tail = -1;            /* bytes behind the message, where what is before it varies in length */
-static int fixed_header, greeting_bytes; /* frames of a fixed form: bytes before the message; bytes of the greeting */
+static int joined_tail = -1;             /* bytes behind the message, where frames may hold several */
+static int fixed_header;                 /* frames of a fixed form: bytes before the message */
+static const char *status = "101";       /* of the answer to the request; empty where that is not HTTP */
+static int greeting_bytes;               /* behind the head of that answer, or all of it */
 static bool publishes, pings;
 static Template request, subscription, prefix, suffix;
 
@@ -311,20 +316,18 @@ static size_t greet(Reader *r, Connection *c, const uint8_t *bytes, size_t count
     for (size_t i = 0; i < count; i++) {
         if (c->held < 12)
             c->header[c->held++] = bytes[i];
-        if (fixed_header) {
-            if (++c->rest == (uint64_t)greeting_bytes) {
-                c->held = 0;
-                c->rest = 0;
-                opened_now(r, c);
-                return i + 1;
-            }
-            continue;
-        }
-        c->crlf = bytes[i] == "\r\n\r\n"[c->crlf] ? c->crlf + 1 : bytes[i] == '\r';
-        if (c->crlf == 4) {
-            if (memcmp(c->header, "HTTP/1.1 101", 12))
+        if (*status && c->crlf < 4) {
+            c->crlf = bytes[i] == "\r\n\r\n"[c->crlf] ? c->crlf + 1 : bytes[i] == '\r';
+            if (c->crlf < 4)
+                continue;
+            if (memcmp(c->header, "HTTP/1.", 7) || memcmp(c->header + 9, status, 3))
                 fail("the handshake was answered: %.*s", (int)count, bytes);
+        } else {
+            c->rest++;
+        }
+        if (c->rest == (uint64_t)greeting_bytes) {
             c->held = 0;
+            c->rest = 0;
             opened_now(r, c);
             return i + 1;
         }
@@ -333,11 +336,15 @@ static size_t greet(Reader *r, Connection *c, const uint8_t *bytes, size_t count
 }
 
 /* Return how many bytes at the start of a frame have to be seen at once, as far as `count` of them tell. */
-static size_t header_size(const uint8_t *h, size_t count, uint64_t *payload)
+static size_t header_size(const Connection *c, const uint8_t *h, size_t count, uint64_t *payload)
 {
     if (fixed_header) {
-        *payload = (uint64_t)size + 2;   /* Redis ends a string with CR LF */
+        *payload = (uint64_t)size + 2;   /* Redis ends a string with CR LF, Mercure with two line feeds */
         return (size_t)fixed_header + DIGITS;
+    }
+    if (c->joined) {
+        *payload = c->joined;
+        return (size_t)payload_at + DIGITS;
     }
     if (count < 2)
         return 2;
@@ -358,8 +365,11 @@ static size_t header_size(const uint8_t *h, size_t count, uint64_t *payload)
 
 static void begin_frame(Connection *c, const uint8_t *h, size_t header, uint64_t payload)
 {
-    size_t plain = fixed_header ? (size_t)fixed_header : payload < 126 ? 2 : payload < 65536 ? 4 : 10;
+    size_t plain = fixed_header ? (size_t)fixed_header : c->joined ? 0 : payload < 126 ? 2 : payload < 65536 ? 4 : 10;
+    uint64_t with_separator = (uint64_t)(payload_at + size + joined_tail + 1);
     c->counted = header > plain;
+    c->joined = joined_tail >= 0 && c->counted && payload > with_separator ? payload - with_separator : 0;
+    payload -= c->joined;
     c->rest = payload - (header - plain);
     if (c->counted) {
         uint32_t number = 0;
@@ -411,7 +421,7 @@ static void walk(Reader *r, Connection *c, const uint8_t *bytes, size_t count, u
             h = c->header;
             seen = c->held;
         }
-        needed = header_size(h, seen, &payload);
+        needed = header_size(c, h, seen, &payload);
         if (needed <= seen && (needed > 2 || (h[1] & 0x7f) < 126)) {
             size_t consumed = c->held ? 1 : needed;
             c->held = 0;
@@ -681,8 +691,8 @@ static void parse_command_line(int count, char **arguments)
         {"server", 1, 0, 's'}, {"publish", 1, 0, 'p'}, {"clients", 1, 0, 'n'}, {"stalled", 1, 0, 'x'},
         {"threads", 1, 0, 't'}, {"channels", 1, 0, 'm'}, {"channels-each", 1, 0, 'e'}, {"concurrent", 1, 0, 'c'},
         {"size", 1, 0, 'z'}, {"payload-at", 1, 0, 'a'}, {"fixed-header", 1, 0, 'f'}, {"greeting-bytes", 1, 0, 'g'},
-        {"payload-tail", 1, 0, 'l'}, {"ping", 0, 0, 'i'}, {"request", 1, 0, 'r'}, {"subscription", 1, 0, 'u'}, {"prefix", 1, 0, 'b'},
-        {"suffix", 1, 0, 'd'}, {0, 0, 0, 0}};
+        {"payload-tail", 1, 0, 'l'}, {"joined-tail", 1, 0, 'j'}, {"status", 1, 0, 'h'}, {"ping", 0, 0, 'i'},
+        {"request", 1, 0, 'r'}, {"subscription", 1, 0, 'u'}, {"prefix", 1, 0, 'b'}, {"suffix", 1, 0, 'd'}, {0, 0, 0, 0}};
     int option;
     while ((option = getopt_long(count, arguments, "", options, NULL)) != -1) {
         switch (option) {
@@ -697,6 +707,8 @@ static void parse_command_line(int count, char **arguments)
         case 'z': size = atoi(optarg); break;
         case 'a': payload_at = atoi(optarg); break;
         case 'l': payload_tail = atoi(optarg); break;
+        case 'j': joined_tail = atoi(optarg); break;
+        case 'h': status = optarg; break;
         case 'f': fixed_header = atoi(optarg); break;
         case 'g': greeting_bytes = atoi(optarg); break;
         case 'i': pings = true; break;

@@ -15,7 +15,7 @@ import trio
 
 from benchmarks import machine
 from benchmarks.processes import BenchmarkError, running
-from benchmarks.servers import Target
+from benchmarks.targets import Target
 
 __all__ = ["Load", "Sample", "loading"]
 
@@ -120,11 +120,14 @@ async def loading(
         program, "--server", target.address, "--clients", str(clients), "--stalled", str(stalled),
         "--channels", str(channels), "--channels-each", str(channels_each), "--size", str(size),
         "--threads", str(_THREADS), "--concurrent", str(concurrent), "--payload-at", str(target.payload_at),
-        "--greeting-bytes", str(target.greeting_bytes), "--request", target.request.hex(),
-        "--subscription", target.subscription.hex(), "--prefix", prefix.hex(), "--suffix", suffix.hex(),
+        "--status", str(target.status or ""), "--greeting-bytes", str(target.greeting_bytes),
+        "--request", target.request.hex(), "--subscription", target.subscription.hex(),
+        "--prefix", prefix.hex(), "--suffix", suffix.hex(),
     ]  # fmt: skip
     if target.payload_tail is not None:
         command += ["--payload-tail", str(target.payload_tail)]
+    if target.joined_tail is not None:
+        command += ["--joined-tail", str(target.joined_tail)]
     if target.fixed_header is not None:
         command += ["--fixed-header", str(target.fixed_header(size))]
     if publishing:

@@ -66,12 +66,18 @@ async def _end_of(process: subprocess.Popen[bytes]) -> None:
         os.close(handle)
 
 
-async def until_connectable(path: Path, process: subprocess.Popen[bytes], log_file: Path) -> None:
-    """Wait until something accepts connections at a Unix socket. Raises `BenchmarkError` if that takes too long."""
+async def until_connectable(address: Path | int, process: subprocess.Popen[bytes], log_file: Path) -> None:
+    """Wait until something accepts connections at a Unix socket or at a port of this machine.
+
+    Raises `BenchmarkError` if that takes too long.
+    """
     with trio.move_on_after(_START_TIMEOUT):
         while process.poll() is None:
             try:
-                stream = await trio.open_unix_socket(path)
+                if isinstance(address, int):
+                    stream = await trio.open_tcp_stream("127.0.0.1", address)
+                else:
+                    stream = await trio.open_unix_socket(address)
             except OSError:
                 await trio.sleep(0.01)
             else:

@@ -22,7 +22,8 @@ from benchmarks import machine
 from benchmarks.loading import Load, Sample, loading
 from benchmarks.processes import BenchmarkError
 from benchmarks.report import Table, count, span
-from benchmarks.servers import REALTIMED, Server, Target, realtimed_behind_caddy, realtimed_v1
+from benchmarks.servers import REALTIMED, realtimed_behind_caddy, realtimed_v1
+from benchmarks.targets import Server, Target
 from tests.stack import ROOT, running_daemon
 
 __all__ = ["SCENARIOS", "Bench"]

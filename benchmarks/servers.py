@@ -1,69 +1,22 @@
-"""The servers that are measured: how each is started, subscribed to and published to.
+"""The servers that are measured.
 
-A server hands over a `Target`: all that the load client has to know. In its templates ######## stands for the number of
-a channel. The peers written for this suite share one way of publishing; the others have their own.
+The peers written for this suite share one way of publishing; the others have their own.
 """
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from benchmarks import tools
-from benchmarks.processes import BenchmarkError, running, until_connectable
+from benchmarks.go_servers import CENTRIFUGO, MERCURE
+from benchmarks.targets import CHANNEL, REQUEST, Server, Target, started
 from tests.stack import running_caddy, running_daemon
 
-__all__ = ["CHANNEL", "FLOOR", "REALTIMED", "SERVERS", "Server", "Target", "realtimed_behind_caddy", "realtimed_v1"]
-
-CHANNEL: Final = b"########"
-
-_REQUEST: Final = (
-    b"GET %b HTTP/1.1\r\nHost: localhost\r\n%bUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-)
-
-
-@dataclass(frozen=True)
-class Target:
-    """A running server as the load client sees it. Addresses are ``unix:PATH`` or ``tcp:PORT``."""
-
-    processes: Mapping[str, int]
-    """The roots of the server's processes, by the names of its parts; the first is the server itself."""
-    address: str
-    publish_address: str
-    publication: Callable[[int], tuple[bytes, bytes]]
-    """What stands before and after a message of so many bytes on the publisher's connection."""
-    request: bytes = _REQUEST % (b"/" + CHANNEL, b"")
-    subscription: bytes = b""
-    """The text message that subscribes, where the request does not."""
-    payload_at: int = 0
-    """Bytes of a frame's payload before the message, at least."""
-    payload_tail: int | None = None
-    """Bytes behind the message, where the number of those before it varies."""
-    greeting_bytes: int = 0
-    """Bytes of the answer to the request, where that is not HTTP."""
-    fixed_header: Callable[[int], int] | None = None
-    """Bytes before a message of so many bytes, where a frame is not a WebSocket frame."""
-    answers_pings: bool = True
-
-
-@dataclass(frozen=True)
-class Server:
-    """One of those compared."""
-
-    name: str
-    prepare: Callable[[], None]
-    """Installs what is missing. Raises `AbsentError` if that cannot be done."""
-    running: Callable[[Path], AbstractAsyncContextManager[Target]]
-    """Runs it, with its sockets and its log in a directory of its own."""
-    many_channels: bool = True
-    is_websocket: bool = True
-    slow: bool = False
-    """Some hundred times slower than the others: measured with fewer messages in flight, or a run takes minutes."""
+__all__ = ["FLOOR", "REALTIMED", "SERVERS", "realtimed_behind_caddy", "realtimed_v1"]
 
 
 def _nothing() -> None:
@@ -101,7 +54,7 @@ async def _running_realtimed(directory: Path) -> AsyncIterator[Target]:
             address=f"unix:{daemon.websocket_socket}",
             publish_address=f"unix:{daemon.control_socket}",
             publication=_notification,
-            request=_REQUEST % (b"/ws", b""),
+            request=REQUEST % (b"/ws", b""),
             subscription=b'{"action":"subscribe","channel":"%b"}' % CHANNEL,
         )
 
@@ -118,7 +71,7 @@ async def realtimed_behind_caddy(directory: Path) -> AsyncIterator[Target]:
             target,
             processes={**target.processes, "Caddy": caddy.process.pid},
             address=f"tcp:{caddy.port}",
-            request=_REQUEST % (b"/ws", origin),
+            request=REQUEST % (b"/ws", origin),
         )
 
 
@@ -128,24 +81,13 @@ async def realtimed_v1(directory: Path) -> AsyncIterator[Target]:
     async with _running_realtimed(directory) as target:
         yield replace(
             target,
-            request=_REQUEST % (b"/ws", b"Sec-WebSocket-Protocol: realtime.v1\r\n"),
+            request=REQUEST % (b"/ws", b"Sec-WebSocket-Protocol: realtime.v1\r\n"),
             payload_at=len('{"event":"message","channel":"########","offset":1,"data":"'),
             payload_tail=len('"}'),
         )
 
 
 # The peers.
-
-
-@asynccontextmanager
-async def _started(
-    name: str, command: Sequence[str | Path], directory: Path, listening: Sequence[Path], **environment: str
-) -> AsyncIterator[subprocess.Popen[bytes]]:
-    log_file = directory / f"{name}.log"
-    async with running(command, log_file, environment) as process:
-        for path in listening:
-            await until_connectable(path, process, log_file)
-        yield process
 
 
 def _own(
@@ -156,7 +98,7 @@ def _own(
     @asynccontextmanager
     async def run(directory: Path) -> AsyncIterator[Target]:
         websocket, control = directory / "websocket", directory / "control"
-        async with _started(
+        async with started(
             name, [*command(), websocket, control], directory, [websocket, control], **environment
         ) as process:
             yield Target(
@@ -188,7 +130,7 @@ async def _running_socketio(directory: Path) -> AsyncIterator[Target]:
     ) as target:
         yield replace(
             target,
-            request=_REQUEST % (b"/socket.io/?EIO=4&transport=websocket", b""),
+            request=REQUEST % (b"/socket.io/?EIO=4&transport=websocket", b""),
             subscription=b'40{"channel":"%b"}' % CHANNEL,
             payload_at=len('42["message","'),
         )
@@ -241,7 +183,7 @@ async def _running_nchan(directory: Path) -> AsyncIterator[Target]:
     config.write_text(_NGINX.format(directory=directory, module=_NCHAN_MODULE))
     listening = [directory / "websocket", directory / "control"]
     command: list[str | Path] = [tools.need_program("nginx", "nginx"), "-c", config, "-p", directory]
-    async with _started("nchan", command, directory, listening) as process:
+    async with started("nchan", command, directory, listening) as process:
 
         def publication(size: int) -> tuple[bytes, bytes]:
             head = b"POST /publish/%b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
@@ -252,7 +194,7 @@ async def _running_nchan(directory: Path) -> AsyncIterator[Target]:
             address=f"unix:{directory}/websocket",
             publish_address=f"unix:{directory}/control",
             publication=publication,
-            request=_REQUEST % (b"/subscribe/" + CHANNEL, b""),
+            request=REQUEST % (b"/subscribe/" + CHANNEL, b""),
         )
 
 
@@ -268,7 +210,7 @@ async def _running_redis(directory: Path) -> AsyncIterator[Target]:
         "--appendonly", "no", "--dir", directory, "--maxclients", "15000", "--tcp-backlog", "4096",
         "--client-output-buffer-limit", "pubsub 0 0 0",
     ]  # fmt: skip
-    async with _started("redis", command, directory, [path]) as process:
+    async with started("redis", command, directory, [path]) as process:
 
         def bulk(value: bytes) -> bytes:
             return b"$%d\r\n%b\r\n" % (len(value), value)
@@ -281,6 +223,7 @@ async def _running_redis(directory: Path) -> AsyncIterator[Target]:
             address=f"unix:{path}",
             publish_address=f"unix:{path}",
             publication=publication,
+            status=None,
             request=b"*2\r\n" + bulk(b"SUBSCRIBE") + bulk(CHANNEL),
             greeting_bytes=len(b"*3\r\n" + bulk(b"subscribe") + bulk(CHANNEL) + b":1\r\n"),
             fixed_header=lambda size: len(b"*3\r\n" + bulk(b"message") + bulk(CHANNEL) + b"$%d\r\n" % size),
@@ -295,25 +238,9 @@ async def _running_floor(directory: Path) -> AsyncIterator[Target]:
         yield replace(target, answers_pings=False)
 
 
-def _absent(reason: str) -> Callable[[], None]:
-    def prepare() -> None:
-        raise tools.AbsentError(reason)
-
-    return prepare
-
-
-def _cannot_run(_: Path) -> AbstractAsyncContextManager[Target]:
-    raise BenchmarkError("this server is absent")
-
-
 def _peer(name: str, command: Callable[[], Sequence[str | Path]], slow: bool = False, **environment: str) -> Server:
-    def prepare() -> None:
-        command()
+    return Server(name, command, _own(name, command, **environment), slow=slow)
 
-    return Server(name, prepare, _own(name, command, **environment), slow=slow)
-
-
-_NO_PACKAGE: Final = "the suite knows no package of it that it could install"
 
 REALTIMED: Final = Server("realtimed", _nothing, _running_realtimed)
 FLOOR: Final = Server("floor", _nothing, _running_floor, many_channels=False, is_websocket=False)
@@ -327,7 +254,7 @@ SERVERS: Final = (
     _peer("uWebSockets", _node("uwebsockets.js", "uwebsockets"), NODE_PATH=str(tools.NODE_MODULES)),
     Server("nchan", _prepare_nchan, _running_nchan),
     Server("Redis", _prepare_redis, _running_redis, is_websocket=False),
-    Server("Centrifugo", _absent(_NO_PACKAGE), _cannot_run),
-    Server("Mercure", _absent(_NO_PACKAGE), _cannot_run),
+    CENTRIFUGO,
+    MERCURE,
     FLOOR,
 )

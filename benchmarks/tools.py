@@ -23,6 +23,7 @@ __all__ = [
     "PYTHON_PACKAGES",
     "AbsentError",
     "compiled",
+    "need_go_program",
     "need_node",
     "need_program",
     "need_python",
@@ -67,6 +68,21 @@ def need_program(program: str, *packages: str) -> Path:
     return Path(found)
 
 
+def need_go_program(program: str, module: str = "") -> Path:
+    """Return the path of a program, building `module` if it is missing and Go is there.
+
+    Raises `AbsentError` if that fails.
+    """
+    programs = CACHE / "bin"
+    found = shutil.which(program) or shutil.which(program, path=programs)
+    if found is None and module and shutil.which("go"):
+        _install(["go", "install", f"{module}@latest"], GOBIN=str(programs))
+        found = shutil.which(program, path=programs)
+    if found is None:
+        raise AbsentError(f"{program} is not on the PATH")
+    return Path(found)
+
+
 def need_node(*packages: str) -> Path:
     """Return Node's path after installing npm packages into the cache. Raises `AbsentError` if that fails."""
     node = shutil.which("node")
@@ -106,8 +122,8 @@ def _without_services() -> Iterator[None]:
             _SERVICE_POLICY.unlink()
 
 
-def _install(command: Sequence[str]) -> None:
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+def _install(command: Sequence[str], **variables: str) -> None:
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1", **variables}
     try:
         done = subprocess.run(
             command, check=False, capture_output=True, text=True, timeout=_INSTALL_TIMEOUT, env=environment
