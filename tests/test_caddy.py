@@ -15,7 +15,7 @@ import pytest
 import trio
 from trio_websocket import WebSocketConnection, open_websocket
 
-from tests.clients import publisher, subscribe
+from tests.clients import closing, publisher, subscribe, websocket
 from tests.handshakes import Answer, connected, get, handshake, request, upgrade
 from tests.stack import (
     CADDYFILE,
@@ -184,6 +184,37 @@ async def test_a_reload_keeps_connections(runtime_dir: Path, daemon: Daemon, cad
         await caddy_alone.reload(changed, "--force")
         await control.call("broadcast", "news", "still here")
         assert (await event(websocket, "message"))["data"] == "still here"
+
+
+@pytest.mark.parametrize(("options", "codes"), [(["--max-age", "2"], {4503}), ([], {1001})])
+async def test_who_has_reached_an_age_is_not_cut_off_by_a_reload(
+    runtime_dir: Path, options: list[str], codes: set[int]
+) -> None:
+    """Caddy closes what its old configuration still serves after `stream_close_delay`: those who are told are gone."""
+    impatient = runtime_dir / "Impatient"
+    impatient.write_text(CADDYFILE.read_text().replace("stream_close_delay 24h", "stream_close_delay 4s"))
+    ended: list[int] = []
+
+    async def stay() -> None:
+        async with websocket(caddy.port, headers=[("Origin", origin_of(caddy))]) as client:
+            connected_all.release()
+            code, _ = await closing(client)
+            ended.append(code)
+
+    with trio.fail_after(ANSWER_TIMEOUT):
+        async with (
+            running_daemon(runtime_dir, "--heartbeat", "0.1", *options),
+            running_caddy(runtime_dir, config=impatient) as caddy,
+            trio.open_nursery() as nursery,
+        ):
+            connected_all = trio.Semaphore(0)
+            for _ in range(20):
+                nursery.start_soon(stay)
+            for _ in range(20):
+                await connected_all.acquire()
+            await caddy.reload(impatient, "--force")
+    assert len(ended) == 20
+    assert set(ended) == codes
 
 
 async def test_newcomers_wait_for_a_daemon_that_restarts(runtime_dir: Path) -> None:
