@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,7 +46,7 @@ __all__ = [
     "running_daemon",
     "running_php_fpm",
     "runtime_directory",
-    "until_connectable",
+    "until_serving",
 ]
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -223,7 +223,7 @@ async def running_daemon(
     daemon = Daemon("realtimed", process, log_file, control, websocket)
     async with _ending(daemon):
         if sockets is None:
-            await _until_ready(daemon, partial(until_connectable, control))
+            await _until_ready(daemon, partial(until_serving, control))
         yield daemon
 
 
@@ -412,8 +412,8 @@ async def _until_ready(part: Part, ready: Callable[[], Awaitable[None]]) -> None
         raise PartFailedError(f"{part.name} did not become ready {ending}.{part.log_shown()}")
 
 
-async def until_connectable(path: Path) -> None:
-    """Wait until something accepts connections at a Unix socket."""
+async def until_serving(path: Path) -> None:
+    """Wait until a daemon serves whoever connects to a Unix socket: only then it has also logged that it is ready."""
     while True:
         try:
             stream = await trio.open_unix_socket(path)
@@ -422,7 +422,10 @@ async def until_connectable(path: Path) -> None:
                 raise
             await trio.sleep(_PROBE_INTERVAL)  # the kernel tells nobody when a socket begins to listen
         else:
-            await stream.aclose()
+            async with stream:
+                await stream.send_eof()
+                with suppress(trio.BrokenResourceError):  # it has ended
+                    await stream.receive_some()
             return
 
 

@@ -18,7 +18,7 @@ import trio
 
 from realtimed.log_output import LogOutput
 from tests.clients import Publisher, publisher, subscribe, websocket
-from tests.stack import ROOT, until_connectable
+from tests.stack import ROOT, until_serving
 
 PATIENCE: Final = 30
 """Seconds after which a test has failed; what it waits for takes far less."""
@@ -51,7 +51,7 @@ async def daemon_logging_to(
     process = await trio.lowlevel.open_process(command, cwd=ROOT, stdin=subprocess.DEVNULL, stderr=stderr)
     try:
         with trio.fail_after(PATIENCE):
-            await until_connectable(directory / "rt.sock")
+            await until_serving(directory / "rt.sock")
             async with publisher(directory / "rt.sock") as asking:
                 await asking.call("ping")
                 yield process, asking
