@@ -11,9 +11,12 @@ import re
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from operator import itemgetter
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
-__all__ = ["ENTRY_BYTES", "RING_BYTES", "History", "Kept", "Retention", "Ring"]
+__all__ = ["ENTRY_BYTES", "RING_BYTES", "Entry", "History", "Retention", "Ring"]
+
+Entry: TypeAlias = tuple[float, bytes, bool]
+"""A publication that is kept: when it was published, its payload, and whether that is text."""
 
 ENTRY_BYTES: Final = 256
 """What one kept publication counts beside its payload: about what its objects take in CPython on a 64-bit machine."""
@@ -31,27 +34,19 @@ class Retention(NamedTuple):
     age: float
 
 
-class Kept(NamedTuple):
-    """A publication out of the history."""
-
-    offset: int
-    payload: bytes
-    text: bool
-
-
 class Ring:
     """One channel's recent publications."""
 
     __slots__ = ("entries", "first", "name", "shelf", "size")
 
-    # Invariants: `entries` holds (time, payload, text) of consecutive publications, the first of which has the offset
-    # `first`; at most `size`, and always up to the newest that was kept. When the last has gone, `first` is beyond it.
+    # Invariants: `entries` holds consecutive publications, the first of which has the offset `first`; at most `size`,
+    # and always up to the newest that was kept. When the last has gone, `first` is beyond it.
 
     def __init__(self, name: str, size: int, shelf: Shelf) -> None:
         self.name = name
         self.size = size
         self.shelf = shelf
-        self.entries: list[tuple[float, bytes, bool]] = []
+        self.entries: list[Entry] = []
         self.first = 1
 
 
@@ -171,23 +166,18 @@ class History:
         if ring.shelf.left.pop(ring, None) is not None:
             self.bytes -= RING_BYTES
 
-    def after(self, ring: Ring, offset: int) -> list[Kept] | None:
+    def after(self, ring: Ring, offset: int) -> list[Entry] | None:
         """Return everything kept that came after `offset`, or None if something that came after it is gone."""
         self._expire(ring)
         skip = offset + 1 - ring.first
         if skip < 0 or not ring.entries:
             return None
-        return [
-            Kept(number, payload, text)
-            for number, (_, payload, text) in enumerate(ring.entries[skip:], ring.first + skip)
-        ]
+        return ring.entries[skip:]
 
-    def latest(self, ring: Ring, count: int) -> list[Kept]:
+    def latest(self, ring: Ring, count: int) -> list[Entry]:
         """Return the last `count` publications that are kept, oldest first."""
         self._expire(ring)
-        if not ring.entries or count < 1:
-            return []
-        return self.after(ring, max(ring.first, ring.first + len(ring.entries) - count) - 1) or []
+        return ring.entries[-count:] if count > 0 else []
 
     def ages(self, ring: Ring) -> list[tuple[float, bytes, bool]]:
         """Return a ring's entries with their ages, in seconds, in place of their times."""

@@ -17,18 +17,18 @@ neither the round at hand nor the log's publications reach it again.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from realtimed.channel import Channel, Subscriber, check_channel_name, encode_message
 from realtimed.errors import RefusedError
 from realtimed.frames import Publication
-from realtimed.history import History, Kept, Retention
+from realtimed.history import Entry, History, Retention
 from realtimed.replays import Replays
 from realtimed.rounds import Batch, Round, send_each
 from realtimed.watch import Watchers
 
-__all__ = ["Hub", "Joined", "Position", "Receipt", "SavedChannel"]
+__all__ = ["Hub", "Joined", "Missed", "Position", "Receipt", "SavedChannel"]
 
 _ROUND_PUBLICATIONS: Final = 512
 """How many publications one round takes: so many channels are sorted out before other tasks get their turn."""
@@ -64,6 +64,27 @@ class SavedChannel(NamedTuple):
     entries: list[tuple[float, bytes, bool]]
 
 
+class Missed:
+    """Consecutive publications of a channel out of its history, the first with the offset `first`.
+
+    They are made when they are asked for: a long history of many is not made at once.
+    """
+
+    __slots__ = ("_channel", "_entries", "_first")
+
+    def __init__(self, channel: str, first: int, entries: Sequence[Entry]) -> None:
+        self._channel = channel
+        self._first = first
+        self._entries = entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Publication]:
+        for offset, (_, payload, text) in enumerate(self._entries, self._first):
+            yield Publication(self._channel, payload, text, offset)
+
+
 class Joined(NamedTuple):
     """What a subscriber learns: where the channel is, and what of it was missed.
 
@@ -74,7 +95,7 @@ class Joined(NamedTuple):
     epoch: str
     offset: int
     recovered: bool | None
-    missed: list[Publication]
+    missed: Missed
 
 
 class Hub:
@@ -162,7 +183,7 @@ class Hub:
             self.catch_up(subscriber)
         missed = self._since(channel, since) if since is not None else None
         recovered = None if since is None else missed is not None
-        return Joined(channel.epoch, channel.offset, recovered, missed or [])
+        return Joined(channel.epoch, channel.offset, recovered, _ending(channel, missed or []))
 
     def _join(self, subscriber: Subscriber, channel: Channel | None, name: str) -> Channel:
         if len(subscriber.channels) >= self.max_channels:
@@ -246,16 +267,16 @@ class Hub:
             if channel.count and channel.name.startswith(prefix)
         }
 
-    def recent(self, name: object, count: int) -> tuple[Position, list[Publication]]:
+    def recent(self, name: object, count: int) -> tuple[Position, Missed]:
         """Return where a channel is, and its last `count` publications that are kept, oldest first.
 
         Raises `RefusedError` if `name` cannot be a channel.
         """
         channel = self._find(name)
         if channel is None:
-            return Position("", 0), []
+            return Position("", 0), Missed("", 0, [])
         kept = self.history.latest(channel.ring, count) if channel.ring is not None else []
-        return Position(channel.epoch, channel.offset), _publications(channel, kept)
+        return Position(channel.epoch, channel.offset), _ending(channel, kept)
 
     def saved(self) -> Iterator[SavedChannel]:
         """Yield every channel that has a history. Nothing may be published meanwhile."""
@@ -290,14 +311,13 @@ class Hub:
             check_channel_name(name)
         return channel
 
-    def _since(self, channel: Channel, since: Position) -> list[Publication] | None:
+    def _since(self, channel: Channel, since: Position) -> list[Entry] | None:
         """Return what was published after `since`, or None if that is not known any more."""
         if since.epoch != channel.epoch or since.offset > channel.offset:
             return None
         if since.offset == channel.offset:
             return []
-        kept = self.history.after(channel.ring, since.offset) if channel.ring is not None else None
-        return _publications(channel, kept) if kept is not None else None
+        return self.history.after(channel.ring, since.offset) if channel.ring is not None else None
 
     def _make(self, name: str) -> Channel:
         return Channel(name, self._new_epoch(), self.history.ring(name))
@@ -368,5 +388,6 @@ class Hub:
         return f"{self._life}{self._epochs:x}"
 
 
-def _publications(channel: Channel, kept: Iterable[Kept]) -> list[Publication]:
-    return [Publication(channel.name, each.payload, each.text, each.offset) for each in kept]
+def _ending(channel: Channel, newest: Sequence[Entry]) -> Missed:
+    """Return the last publications of a channel."""
+    return Missed(channel.name, channel.offset - len(newest) + 1, newest)

@@ -16,24 +16,23 @@ import math
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from http import HTTPStatus
-from itertools import islice
+from itertools import chain, islice
 from typing import Final, Protocol
 
 import trio
 
 from realtimed.channel import Channel
 from realtimed.frames import CloseCode, Frame, InboundMeter, WireFormat, frame_boundary
-from realtimed.replays import Replays
+from realtimed.replays import Pieces, Replays
 
 __all__ = ["Backlogs", "ClientStream", "Owner", "QueuedStream"]
 
 _BUFFERS_PER_SEND: Final = 64
 _RECEIVE_BYTES: Final = 4096
 _received: Final = memoryview(bytearray(64 * 2**10))
-_REPLAY_BYTES: Final = 64 * 2**10
 _CLOSE_BYTE: Final = 0x88
 _NO_FRAME: Final = b"\xff\xff"
 _SO_PEERGROUPS: Final = 59
@@ -54,17 +53,31 @@ class Backlogs:
         self.streams = 0
         self._replays = replays or Replays()
         self._waiting = trio.lowlevel.ParkingLot()
+        self._turns = trio.StrictFIFOLock()
 
     @property
     def held(self) -> int:
         """How many bytes of memory are taken by what waits."""
         return self.total + self._replays.bytes
 
+    @property
+    def pace(self) -> float:
+        """How many seconds a byte a client may take for what it has asked for."""
+        return self.timeout / self.limit
+
     def remove(self, size: int) -> None:
         """Take note of `size` bytes less, and let waiting publishers go on when there is room again."""
         self.total -= size
         if self.held <= self.total_limit:
             self._waiting.unpark_all()
+
+    async def turn(self) -> None:
+        """Wait until the next piece of a replay may be made, first come, first served.
+
+        There is one in each turn of the event loop, so everyone else is served in between, however many come back.
+        """
+        async with self._turns:
+            await trio.lowlevel.checkpoint()
 
     async def room(self) -> None:
         """Wait until the sum is within its limit."""
@@ -75,15 +88,20 @@ class Backlogs:
 class _Backlog:
     """What one client has not taken yet, in the order written."""
 
-    __slots__ = ("drained", "entries", "replay", "replayed", "sent", "shared", "size")
+    __slots__ = ("behind", "drained", "entries", "replay", "replayed", "rest", "sent", "shared", "size", "time")
 
     # Invariants: `entries` holds (time from which it has been waiting, bytes, whether the client has asked for them),
-    # in the order of time; the first `sent` bytes of its head are gone already. `size` is the number of bytes that
-    # still wait, `replay` of those that the client has asked for, and `shared` of those in frames that replays share.
-    # `replayed` is set unless `replay` is above 0; `drained` when the stream has let go of this backlog.
+    # in the order of time; the first `sent` bytes of its head are gone already. While `rest` is there, more of what the
+    # client has asked for follows them, and only then come the entries in `behind`. `size` is the number of bytes that
+    # wait in both, `replay` of those that the client has asked for, and `shared` of those in frames that replays share.
+    # `time` is that of the last entry, or later. `replayed` is set unless `replay` is above 0 or `rest` is there;
+    # `drained` when the stream has let go of this backlog.
 
     def __init__(self) -> None:
         self.entries: deque[tuple[float, Frame, bool]] = deque()
+        self.rest: Pieces | None = None
+        self.behind: deque[tuple[float, Frame, bool]] = deque()
+        self.time = -math.inf
         self.sent = 0
         self.size = 0
         self.replay = 0
@@ -98,37 +116,56 @@ class _Backlog:
         return self.size - self.shared
 
     def add(self, data: bytes, sent: int) -> None:
-        """Append `data`, of which the first `sent` bytes are gone."""
-        time, entries = trio.current_time(), self.entries
-        if not entries:
-            self.sent = sent
-        elif entries[-1][0] > time:  # behind a replay, which has time of its own
-            time = entries[-1][0]
-        entries.append((time, data, False))
-        self.size += len(data) - sent
-
-    def add_replay(self, frames: Sequence[Frame], sent: int, pace: float) -> None:
-        """Append frames that the client has asked for, of which the first `sent` bytes are gone.
-
-        It gets `pace` seconds a byte for them, beside the time that every message has; and so long what comes behind
-        them is not waiting for the client, but for them.
-        """
+        """Append `data`, of which the first `sent` bytes are gone; they may be if nothing else waits."""
         time = trio.current_time()
-        if self.entries:
-            time = max(time, self.entries[-1][0])
-        else:
+        self.size += len(data) - sent
+        if self.rest is not None:
+            self.behind.append((time, data, False))
+            return
+        if not self.entries:
             self.sent = sent
-        for data in frames:
-            time += len(data) * pace
-            self.entries.append((time, data, True))
+        # Behind a replay, which has time of its own, it is not waiting for the client, but for that.
+        self.time = max(self.time, time)
+        self.entries.append((self.time, data, False))
+
+    def add_replay(self, piece: Sequence[Frame], sent: int, rest: Pieces, pace: float) -> None:
+        """Append what the client has asked for: `piece`, of which the first `sent` bytes are gone, and then the rest.
+
+        The client gets `pace` seconds a byte for it, beside the time that every message has.
+        """
+        if self.rest is not None:
+            self.rest.extend(chain(piece, rest))
+            return
+        self.time = max(self.time, trio.current_time())
+        self.replayed = trio.Event()
+        self.rest = rest
+        if not self.entries:
+            self.sent = sent
+        self._add_piece(piece, sent, pace)
+
+    def next_piece(self, waited: float, pace: float) -> None:
+        """Append the next piece of the replay; it was not for the client that this has `waited` so many seconds."""
+        if self.rest is not None:
+            self.time += waited
+            self._add_piece(self.rest.take(), 0, pace)
+
+    def _add_piece(self, piece: Sequence[Frame], sent: int, pace: float) -> None:
+        """Append a piece of the replay, and behind the last one what has come behind the replay."""
+        for data in piece:
+            self.time += len(data) * pace
+            self.entries.append((self.time, data, True))
             size = len(data) - sent
             sent = 0
             self.size += size
             self.replay += size
             if isinstance(data, memoryview):
                 self.shared += size
-        if self.replay:
-            self.replayed = trio.Event()
+        if self.rest is not None and not self.rest.more():
+            self.rest = None
+            for time, data, asked in self.behind:
+                self.time = max(self.time, time)
+                self.entries.append((self.time, data, asked))
+            self.behind.clear()
 
     def buffers(self) -> list[Frame]:
         """Return what to send next."""
@@ -148,7 +185,7 @@ class _Backlog:
                 self.shared -= part
             if asked:
                 self.replay -= part
-                if not self.replay:
+                if not self.replay and self.rest is None:
                     self.replayed.set()
             if self.sent < len(data):
                 break
@@ -157,14 +194,22 @@ class _Backlog:
 
     def drop_unsent_frames(self) -> None:
         """Keep only the rest of the frame that is partly sent."""
-        time, data, _ = self.entries[0]
-        end = frame_boundary(data, self.sent)
-        self.size = end - self.sent
-        self.shared = self.replay = 0
-        self.replayed.set()
+        begun = self.entries[0] if self.entries else None
+        self.clear()
+        if begun is not None:
+            time, data, _ = begun
+            end = frame_boundary(data, self.sent)
+            self.size = end - self.sent
+            if self.size:
+                self.entries.append((time, bytes(data[:end]), False))
+
+    def clear(self) -> None:
+        """Drop everything."""
         self.entries.clear()
-        if self.size:
-            self.entries.append((time, bytes(data[:end]), False))
+        self.behind.clear()
+        self.rest = None
+        self.size = self.shared = self.replay = 0
+        self.replayed.set()
 
 
 class Owner(Protocol):
@@ -271,25 +316,32 @@ class QueuedStream(trio.abc.Stream):
             if sent != len(data):
                 self.hold(data, sent)
 
-    def write_frames(self, frames: Sequence[Frame]) -> None:
-        """Write what the peer has asked for. What must wait does not count against `Backlogs.limit`."""
-        if len(frames) == 1:
-            self.write(bytes(frames[0]))
+    def write_frames(self, frames: Iterable[Frame]) -> None:
+        """Write what the peer has asked for: the beginning at once, more and more as it reads.
+
+        What must wait does not count against `Backlogs.limit`.
+        """
+        pieces = Pieces(frames)
+        if not pieces.more():
             return
-        at = 0
-        while at < len(frames) and self._backlog is None and not self._sealed:
-            end, size = at, 0
-            while end < len(frames) and (size < _REPLAY_BYTES or end == at):
-                size += len(frames[end])
-                end += 1
-            data = b"".join(frames[at:end])
-            sent = self._send_now(data)
-            if sent < len(data):
-                self._begin_backlog()
-                self._add_replay([data], sent)
-            at = end
-        if at < len(frames) and not self._sealed:
-            self._add_replay(frames[at:])
+        piece, sent = pieces.take(), 0
+        if len(piece) == 1 and not pieces.more():
+            self.write(bytes(piece[0]))
+            return
+        if self._backlog is None:
+            begun = b"".join(piece)
+            sent = self._send_now(begun)
+            if sent == len(begun):
+                if not pieces.more():
+                    return
+                piece, sent = [], 0
+            else:
+                piece = [begun]
+        if not self._sealed:
+            backlog = self._backlog or self._begin_backlog()
+            before = backlog.own
+            backlog.add_replay(piece, sent, pieces, self._backlogs.pace)
+            self._backlogs.total += backlog.own - before
 
     def _send_now(self, data: bytes) -> int:
         """Return how much of `data` the kernel takes; all of it if it does not matter any more."""
@@ -300,12 +352,6 @@ class QueuedStream(trio.abc.Stream):
         except OSError:
             self._break()
             return len(data)
-
-    def _add_replay(self, frames: Sequence[Frame], sent: int = 0) -> None:
-        if self._backlog is not None:
-            before = self._backlog.own
-            self._backlog.add_replay(frames, sent, self._backlogs.timeout / self._backlogs.limit)
-            self._backlogs.total += self._backlog.own - before
 
     def transmit_failed(self, data: bytes, error: OSError) -> None:
         """See `realtimed.channel.Subscriber`."""
@@ -319,12 +365,13 @@ class QueuedStream(trio.abc.Stream):
         self._begin_backlog()
         self._append(data, sent)
 
-    def _begin_backlog(self) -> None:
+    def _begin_backlog(self) -> _Backlog:
         self._backlog = _Backlog()
         self._backlogs.streams += 1
         self.fd = -1
         self.transmit = self._append
         self._nursery.start_soon(self._drain, self._backlog)
+        return self._backlog
 
     def seal(self) -> None:
         """Take nothing more: what has been written still goes out."""
@@ -410,7 +457,10 @@ class QueuedStream(trio.abc.Stream):
 
     async def _drain(self, backlog: _Backlog) -> None:
         """Send the backlog as the peer makes room."""
-        while backlog.entries:
+        while backlog.entries or backlog.rest is not None:
+            if not backlog.entries:
+                await self._go_on(backlog)
+                continue
             deadline = math.inf if self._sealed else backlog.entries[0][0] + self._backlogs.timeout
             with trio.CancelScope(deadline=deadline) as patience:
                 await trio.lowlevel.wait_writable(self._socket)
@@ -419,6 +469,14 @@ class QueuedStream(trio.abc.Stream):
             else:
                 self._send_backlog(backlog)
         self._forget()
+
+    async def _go_on(self, backlog: _Backlog) -> None:
+        """Let the next piece of a replay follow when it is this stream's turn."""
+        asked_at = trio.current_time()
+        await self._backlogs.turn()
+        before = backlog.own
+        backlog.next_piece(trio.current_time() - asked_at, self._backlogs.pace)
+        self._backlogs.total += backlog.own - before
 
     def _send_backlog(self, backlog: _Backlog) -> None:
         """Send what the kernel takes now."""
@@ -443,10 +501,9 @@ class QueuedStream(trio.abc.Stream):
     def _forget(self) -> None:
         """Let go of the backlog, drained or not."""
         if self._backlog is not None:
-            self._backlog.entries.clear()
             self._backlogs.remove(self._backlog.own)
             self._backlogs.streams -= 1
-            self._backlog.replayed.set()
+            self._backlog.clear()
             self._backlog.drained.set()
             self._backlog = None
         if not self._sealed:

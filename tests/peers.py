@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
@@ -352,6 +352,9 @@ class _PipeStream(QueuedStream):
 
     def write(self, data: bytes) -> None:
         self._pipe.to_publisher.put_data(data)
+
+    def write_frames(self, frames: Iterable[Frame]) -> None:
+        self.write(b"".join(frames))
 
     def _transmit(self, data: bytes) -> int:
         self.write(data)

@@ -5,6 +5,7 @@ These are the guard of the architecture: whoever adds work to the way of a messa
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -69,12 +70,15 @@ class Calls:
 
 @contextmanager
 def counted() -> Iterator[Calls]:
+    """Count the calls of the `with` block, and not those with which the garbage of other tests takes leave."""
     calls = Calls()
+    gc.disable()
     sys.setprofile(calls)
     try:
         yield calls
     finally:
         sys.setprofile(None)
+        gc.enable()
 
 
 def run(turn: Round | None) -> None:

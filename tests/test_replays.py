@@ -6,8 +6,10 @@ import re
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -15,18 +17,23 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from benchmarks.machine import resident_bytes
-from realtimed.frames import CloseCode, Frame, Publication
+from realtimed.frames import CloseCode, Frame, Publication, close_frame, text_frame
+from realtimed.history import History, Retention
+from realtimed.hub import Hub, Position
 from realtimed.protocols.plain import Plain
 from realtimed.protocols.v1 import RealtimeV1
 from realtimed.replays import Replays
-from realtimed.stream import Backlogs, QueuedStream
+from realtimed.stream import Backlogs, ClientStream, QueuedStream
 from tests.clients import REQUEST, Publisher, publisher, subscribe
+from tests.fuzz.frames import messages_of
 from tests.stack import Daemon, running_daemon
 
 PATIENCE = 90
 LIMIT = 100_000
 TIMEOUT = 10.0
 FRAME = 50_000
+ANSWER = text_frame(b"answer")
+CLOSE = close_frame(1000, "enough")
 
 
 class Owner:
@@ -53,21 +60,25 @@ class Owner:
 class Setting:
     """A stream of the server, and the peer's end of the socket, which is read when a test says so."""
 
-    def __init__(self, nursery: trio.Nursery) -> None:
+    def __init__(self, nursery: trio.Nursery, backlogs: Backlogs | None = None) -> None:
         ours, self.peer = socket.socketpair()
         for sock in (ours, self.peer):
             sock.setblocking(False)
         self.replays = Replays()
-        self.backlogs = Backlogs(limit=LIMIT, timeout=TIMEOUT, total_limit=2**30, replays=self.replays)
+        self.backlogs = backlogs or Backlogs(limit=LIMIT, timeout=TIMEOUT, total_limit=2**30, replays=self.replays)
         self.owner = Owner()
-        self.stream = QueuedStream(ours, self.backlogs)
+        self.stream = ClientStream(ours, self.backlogs, max_inbound=1000, rate=1, burst=1)
         self.owner.stream = self.stream
         self.stream.attach(nursery, self.owner)
 
-    def missed(self, count: int, size: int = FRAME) -> list[Frame]:
+    def missed(self, count: int, size: int = FRAME) -> Iterator[Frame]:
         """Return the frames of a replay."""
         publications = [Publication("news", b"%d" % n * (size // len(b"%d" % n)), True, n) for n in range(count)]
         return self.replays.frames("e", publications, Plain.form)
+
+    def answer(self, count: int) -> Iterator[Frame]:
+        """Return an answer and the frames of a replay behind it."""
+        return chain([ANSWER], self.missed(count))
 
     async def read(self, count: int) -> bytes:
         """Let the peer read so many bytes."""
@@ -96,16 +107,15 @@ async def setting() -> AsyncIterator[Setting]:
 
 async def test_a_replay_is_whole_and_in_order_and_does_not_count_against_the_limit() -> None:
     async with setting() as here:
-        frames = here.missed(40)
-        whole = b"".join(frames)
+        whole = b"".join(here.missed(40))
         assert len(whole) > 10 * LIMIT
-        here.stream.write_frames([b"answer", *frames])
+        here.stream.write_frames(here.answer(40))
         here.stream.write(b"live")
-        assert here.stream.pending > LIMIT
-        expected = b"answer" + whole + b"live"
-        del frames
+        await wait_all_tasks_blocked()
+        assert 0 < here.stream.pending < 2 * FRAME, "one piece at a time"
+        expected = ANSWER + whole + b"live"
         assert await here.read(len(expected)) == expected
-        assert not here.stream.pending
+        assert not here.backlogs.streams
         assert not here.owner.said
         assert not here.replays.bytes, "what nobody waits for takes no memory"
 
@@ -114,7 +124,7 @@ async def test_what_the_kernel_takes_half_of_is_part_of_the_replay() -> None:
     """However low the limit is: here it is less than what one send of a replay takes."""
     async with setting() as here:
         here.backlogs.limit = 1000
-        here.stream.write_frames([b"answer", *here.missed(40)])
+        here.stream.write_frames(here.answer(40))
         here.stream.write(bytes(1000))
         assert not here.owner.said
         here.stream.write(b"x")
@@ -123,7 +133,7 @@ async def test_what_the_kernel_takes_half_of_is_part_of_the_replay() -> None:
 
 async def test_what_comes_behind_a_replay_has_the_limit_that_it_always_has() -> None:
     async with setting() as here:
-        here.stream.write_frames([b"answer", *here.missed(40)])
+        here.stream.write_frames(here.answer(40))
         await wait_all_tasks_blocked()
         here.stream.write(bytes(LIMIT // 2))
         assert not here.owner.said
@@ -133,12 +143,12 @@ async def test_what_comes_behind_a_replay_has_the_limit_that_it_always_has() -> 
 
 async def test_who_does_not_read_a_replay_is_slow_when_its_first_frame_has_had_its_time(mock_clock: MockClock) -> None:
     async with setting() as here:
-        here.stream.write_frames([b"answer", *here.missed(40)])
+        here.stream.write_frames(here.answer(40))
         await wait_all_tasks_blocked()
         mock_clock.jump(TIMEOUT - 0.01)
         await wait_all_tasks_blocked()
         assert not here.owner.said
-        mock_clock.jump(3 * FRAME / LIMIT * TIMEOUT)
+        mock_clock.jump(10 * FRAME / LIMIT * TIMEOUT)  # that of what the kernel has taken as well
         await wait_all_tasks_blocked()
         assert here.owner.said
         assert set(here.owner.said) == {"a message has waited for 10 s; the limit is backlog-timeout"}
@@ -150,11 +160,10 @@ async def test_the_pace_of_a_replay_is_the_limit_in_each_timeout(
 ) -> None:
     """Forty seconds' worth; what the kernel and the first timeout give in advance are far less than the rest."""
     async with setting() as here:
-        here.stream.write_frames([b"answer", *here.missed(80)])
-        in_kernel = 80 * FRAME - here.stream.pending
-        await here.read(in_kernel // 2)
-        while here.stream.pending > FRAME and not here.owner.said:
-            await here.read(round(LIMIT / TIMEOUT * share))
+        here.stream.write_frames(here.answer(80))
+        read = len(await here.read(2 * FRAME))
+        while read < 79 * FRAME and not here.owner.said:
+            read += len(await here.read(round(LIMIT / TIMEOUT * share)))
             mock_clock.jump(1)
             await wait_all_tasks_blocked()
         assert bool(here.owner.said) == slow
@@ -163,22 +172,18 @@ async def test_the_pace_of_a_replay_is_the_limit_in_each_timeout(
 async def test_what_waits_behind_a_replay_waits_for_the_replay_and_not_for_the_client(mock_clock: MockClock) -> None:
     """A live message may be older than backlog-timeout before it is its turn; that is no fault of the client."""
     async with setting() as here:
-        frames = here.missed(40)
-        size = len(b"".join(frames))
-        here.stream.write_frames([b"answer", *frames])
-        del frames
+        here.stream.write_frames(here.answer(40))
         for _ in range(8):  # more than the kernel takes with the last of the replay
             here.stream.write(bytes(LIMIT // 10))
         # The client keeps to the pace, so this takes much longer than the timeout that a message has.
         waited = 0
-        while here.stream.pending:
+        while here.backlogs.streams:
             await here.read(round(1.2 * LIMIT / TIMEOUT))
             mock_clock.jump(1)
             waited += 1
             await wait_all_tasks_blocked()
             assert not here.owner.said, f"after {waited} s, {here.stream.pending} bytes are waiting"
         assert waited > 2 * TIMEOUT
-        assert size > 10 * LIMIT
 
 
 async def test_the_next_command_waits_for_the_replay_and_not_for_what_is_published_meanwhile() -> None:
@@ -189,8 +194,9 @@ async def test_the_next_command_waits_for_the_replay_and_not_for_what_is_publish
             await here.stream.flush_replay()
             answered.set()
 
-        here.stream.write_frames([b"answer", *here.missed(40)])
-        here.stream.write(bytes(LIMIT))
+        here.backlogs.limit = 10 * LIMIT
+        here.stream.write_frames(here.answer(40))
+        here.stream.write(bytes(5 * LIMIT))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wait_for_turn)
             await wait_all_tasks_blocked()
@@ -200,38 +206,143 @@ async def test_the_next_command_waits_for_the_replay_and_not_for_what_is_publish
             assert here.stream.pending, "live messages are still waiting"
 
 
+async def test_an_answer_without_frames_and_one_of_a_single_frame_hold_nobody_up() -> None:
+    async with setting() as here:
+        here.stream.write_frames(())
+        assert not here.backlogs.streams
+        while not here.stream.pending:
+            here.stream.write(bytes(LIMIT // 4))
+        before = here.stream.pending
+        here.stream.write_frames(())
+        here.stream.write_frames([ANSWER])
+        assert here.stream.pending == before + len(ANSWER)
+        with trio.fail_after(1):
+            await here.stream.flush_replay()
+
+
+async def test_a_replay_that_is_asked_for_during_another_one_follows_it() -> None:
+    """As a publisher may, who watches several channels from where it left off."""
+    async with setting() as here:
+        here.stream.write_frames(here.answer(40))
+        here.stream.write(b"live")
+        here.stream.write_frames(here.answer(30))
+        expected = b"".join([*here.answer(40), *here.answer(30), b"live"])
+        assert await here.read(len(expected)) == expected
+        assert not here.backlogs.streams
+        with trio.fail_after(1):
+            await here.stream.flush_replay()
+
+
 async def test_many_share_the_frames_of_one_replay_and_each_counts_its_own() -> None:
     async with setting() as first, trio.open_nursery() as nursery:
         others = [Setting(nursery) for _ in range(9)]
         for other in others:
             other.replays = first.replays
-            other.stream.write_frames([b"answer", *other.missed(40)])
-        first.stream.write_frames([b"answer", *first.missed(40)])
-        assert 30 * FRAME < first.replays.bytes < 41 * FRAME
-        assert first.stream.pending > 30 * FRAME
-        assert first.backlogs.total <= 64 * 2**10 + FRAME, "all else is shared"
+            other.stream.write_frames(other.answer(40))
+        first.stream.write_frames(first.answer(40))
+        await wait_all_tasks_blocked()
+        assert FRAME <= first.replays.bytes < 4 * FRAME, "what each of them waits for, and the next"
+        assert all(each.stream.pending for each in (first, *others))
+        assert not first.backlogs.total
         nursery.cancel_scope.cancel()
         for other in others:
             other.stream.shut()
             other.peer.close()
         assert first.replays.bytes
-        first.stream.shut()
+        first.stream.finish(CLOSE, drop_unsent=True)
         assert not first.replays.bytes
 
 
-async def test_frames_differ_by_format_and_epoch_and_short_replays_share_nothing() -> None:
+async def test_frames_differ_by_format_and_epoch_and_small_ones_are_not_shared() -> None:
     replays = Replays()
     long = [Publication("news", bytes(FRAME), True, n) for n in (1, 2)]
-    plain, enveloped = (replays.frames("a", long, form) for form in (Plain.form, RealtimeV1.form))
-    again = replays.frames("a", [Publication("news", bytes(FRAME), True, n) for n in (1, 2)], Plain.form)
+    plain, enveloped = (list(replays.frames("a", long, form)) for form in (Plain.form, RealtimeV1.form))
+    again = list(replays.frames("a", [Publication("news", bytes(FRAME), True, n) for n in (1, 2)], Plain.form))
     assert [a is b for a, b in zip(plain, again, strict=True)] == [True, True]
     assert bytes(plain[0]) != bytes(enveloped[0])
     changed = [Publication("news", b"x" * FRAME, True, n) for n in (1, 2)]
-    assert bytes(replays.frames("b", changed, Plain.form)[0]).endswith(b"xx")
+    assert bytes(next(replays.frames("b", changed, Plain.form))).endswith(b"xx")
     del plain, enveloped, again
     assert replays.bytes == 0
-    assert replays.frames("a", long[:1], Plain.form) == [long[0].encoded(Plain.form)]
+    short = Publication("news", bytes(1000), True, 1)
+    assert list(replays.frames("a", [short], Plain.form)) == [short.encoded(Plain.form)]
     assert replays.bytes == 0
+
+
+class Turns(trio.abc.Instrument):
+    """Counts the turns of the event loop."""
+
+    now = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.now += 1
+
+
+async def test_all_long_replays_take_turns() -> None:
+    """Ten thousand messages each, ten clients: in no turn of the loop more frames are made than one piece has."""
+    turns, made = Turns(), Counter[int]()
+
+    def frames() -> Iterator[Frame]:
+        for number in range(10_000):
+            made[turns.now] += 1
+            yield b"%08d" % number
+
+    async with setting() as first, trio.open_nursery() as nursery:
+        others = [Setting(nursery, first.backlogs) for _ in range(9)]
+        trio.lowlevel.add_instrument(turns)
+        for each in (first, *others):
+            each.stream.write_frames(frames())
+            await trio.lowlevel.checkpoint()
+        whole = b"".join(b"%08d" % number for number in range(10_000))
+        for each in (first, *others):
+            assert await each.read(len(whole)) == whole
+        trio.lowlevel.remove_instrument(turns)
+        for other in others:
+            other.stream.shut()
+            other.peer.close()
+    assert sum(made.values()) == 100_000
+    assert max(made.values()) <= 2 * 257, "one begins, and one goes on"
+
+
+async def test_what_goes_from_the_history_during_a_replay_is_in_it_nevertheless() -> None:
+    hub = Hub(max_message=100, max_channels=10, history=History(limit=2**30, clock=float, default=Retention(2000, 60)))
+    start = hub.publish("news", "0")
+    for number in range(1, 2001):
+        hub.publish("news", str(number))
+    async with setting() as here:
+        here.stream.form = Plain.form
+        joined = hub.subscribe(here.stream, "news", Position(start.epoch, start.offset))
+        assert joined.recovered
+        here.stream.write_frames(hub.replays.frames(joined.epoch, joined.missed, Plain.form))
+        for number in range(2001, 5000):
+            hub.publish("news", str(number))
+        while (turn := hub.next_round()) is not None:
+            while turn.step(1000):
+                pass
+        heard = await here.read(sum(len(text_frame(str(number).encode())) for number in range(1, 5000)))
+        assert [payload for _, payload in messages_of(heard)] == [str(number).encode() for number in range(1, 5000)]
+        hub.leave(here.stream)
+
+
+@pytest.mark.parametrize("drop_unsent", [False, True])
+async def test_a_replay_that_is_cut_short_ends_with_a_whole_frame(drop_unsent: bool) -> None:
+    async with setting() as here:
+        here.stream.write_frames(here.answer(40))
+        await wait_all_tasks_blocked()
+        here.stream.finish(CLOSE, drop_unsent=drop_unsent)
+        heard = b""
+        while here.backlogs.streams:
+            heard += await here.read(1000)
+        with suppress(BlockingIOError):
+            while True:
+                heard += here.peer.recv(2**20)
+        whole = ANSWER + b"".join(here.missed(40))
+        frame = len(next(here.missed(1)))
+        sent = heard.removesuffix(CLOSE)
+        assert sent != heard
+        assert whole.startswith(sent)
+        assert (len(sent) - len(ANSWER)) % frame == 0
+        assert (sent == whole) == (not drop_unsent)
 
 
 # With the daemon: everyone comes back at once to 6 MiB of history.

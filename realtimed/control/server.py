@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, ClassVar, Final, Protocol
 
 import trio
@@ -231,8 +232,8 @@ class Connection:
                 if isinstance(message, Request):
                     answers.append(encode_response(message.id, None, _shown(result)))
                 if isinstance(result, Joined):
-                    answers += [missed.encoded(self.form) for missed in result.missed]
-                    self._write(answers)  # before anything newer on that channel
+                    # Before anything newer on that channel.
+                    self.stream.write_frames(chain(answers, (missed.encoded(self.form) for missed in result.missed)))
                     answers = []
         self._write(answers)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import ClassVar, Final
 
 from realtimed.channel import Subscriber
@@ -42,8 +42,10 @@ class Conversation(ABC):
         return b""
 
     @abstractmethod
-    def receive(self, message: str | bytes) -> Sequence[Frame]:
-        """Do what a client's message asks for and return the frames that answer it, to be written at once.
+    def receive(self, message: str | bytes) -> Iterable[Frame]:
+        """Do what a client's message asks for and return the frames that answer it.
+
+        They are to be written before anything else, though what they are is made as they are taken.
 
         Raises `ViolationError` when the connection has to end.
         """

@@ -9,7 +9,7 @@ There are no answers; a mistake closes the connection with a code and a reason.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import ClassVar, Final, Literal
 
 import msgspec
@@ -44,7 +44,7 @@ class Plain(Conversation):
     name = ""
     form: ClassVar[WireFormat] = _AsPublished()
 
-    def receive(self, message: str | bytes) -> Sequence[Frame]:
+    def receive(self, message: str | bytes) -> Iterable[Frame]:
         """See `Conversation.receive`."""
         if isinstance(message, bytes):
             raise ViolationError(CloseCode.BAD_MESSAGE, "expected a text frame with a JSON object, got a binary frame")

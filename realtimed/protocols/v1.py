@@ -17,7 +17,8 @@ A mistake is answered with an error and ends nothing. `since` asks for what was 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import chain
 from typing import Annotated, ClassVar
 
 import msgspec
@@ -89,7 +90,7 @@ class RealtimeV1(Conversation):
         # A whole number is written as one: 25.0 is no integer to every reader of JSON.
         return _event("welcome", client=client, heartbeat=int(heartbeat) if heartbeat.is_integer() else heartbeat)
 
-    def receive(self, message: str | bytes) -> Sequence[Frame]:
+    def receive(self, message: str | bytes) -> Iterable[Frame]:
         """See `Conversation.receive`."""
         if isinstance(message, bytes):
             return [_error(None, "invalid_message", "expected a text frame with a JSON object, got a binary frame")]
@@ -108,7 +109,7 @@ class RealtimeV1(Conversation):
         """See `Conversation.farewell`."""
         return _event("goodbye", reason=reason, retry_after_ms=round(retry_after * 1000))
 
-    def _answer(self, command: _Subscribe | _Unsubscribe | _Ping) -> Sequence[Frame]:
+    def _answer(self, command: _Subscribe | _Unsubscribe | _Ping) -> Iterable[Frame]:
         match command:
             case _Subscribe(channel=name, since=since):
                 position = Position(since.epoch, since.offset) if since is not None else None
@@ -116,7 +117,9 @@ class RealtimeV1(Conversation):
                 recovered = {} if joined.recovered is None else {"recovered": joined.recovered}
                 where = {"epoch": joined.epoch, "offset": joined.offset}
                 answer = _event("subscribed", channel=name, **_id(command), **where, **recovered)
-                return [answer, *self.hub.replays.frames(joined.epoch, joined.missed, self.form)]
+                if not joined.missed:
+                    return [answer]
+                return chain([answer], self.hub.replays.frames(joined.epoch, joined.missed, self.form))
             case _Unsubscribe(channel=name):
                 self.hub.unsubscribe(self.subscriber, name)
                 return [_event("unsubscribed", channel=name, **_id(command))]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from realtimed.frames import CloseCode, Frame, close_frame
@@ -152,7 +152,7 @@ def _no_constant(name: str) -> object:
     raise ValueError(f"{name} is no JSON")
 
 
-def _events(answer: Sequence[Frame]) -> list[dict[str, Any]]:
+def _events(answer: Iterable[Frame]) -> list[dict[str, Any]]:
     events = []
     for opcode, payload in messages_of(b"".join(answer)):
         assert opcode == 1
