@@ -18,6 +18,7 @@ import trio
 
 from realtimed import __version__, logs, snapshot
 from realtimed.accepting import ClientRoom, accept
+from realtimed.backlog import Backlogs
 from realtimed.config import Address, Config
 from realtimed.control.idempotency import Answered
 from realtimed.control.server import Connection, Service
@@ -35,7 +36,7 @@ from realtimed.reload import compare
 from realtimed.session import Session, Sessions, heartbeat, relief
 from realtimed.snapshot import SnapshotError
 from realtimed.socket_files import SocketFiles
-from realtimed.stream import Backlogs, ClientStream, QueuedStream
+from realtimed.stream import ClientStream, QueuedStream
 from realtimed.systemd import Handover, ServiceManager, receive_sockets
 from realtimed.uring import SendRing
 

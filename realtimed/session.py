@@ -23,6 +23,7 @@ from urllib.parse import unquote, urlsplit
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 
+from realtimed.backlog import Backlogs
 from realtimed.config import Config
 from realtimed.errors import quoted
 from realtimed.frames import PING, CloseCode, close_frame
@@ -30,7 +31,7 @@ from realtimed.hub import Hub
 from realtimed.logs import Event
 from realtimed.protocols import Conversation, ViolationError, choose
 from realtimed.request import forwarded_for, refusal, without_unread
-from realtimed.stream import Backlogs, ClientStream
+from realtimed.stream import ClientStream
 
 __all__ = ["Session", "Sessions", "heartbeat", "relief"]
 

@@ -17,7 +17,7 @@ STOREYS = (
     {"errors", "config", "logs", "log_output", "histogram"},
     {"frames", "history", "replays"},
     {"watch", "channel"},
-    {"rounds"},
+    {"rounds", "backlog"},
     {"hub"},
     {
         "protocols",

@@ -21,11 +21,11 @@ import trio
 from trio.testing import MockClock
 
 from realtimed import AsyncClient, NoDaemonError
+from realtimed.backlog import Backlogs
 from realtimed.config import Config, load
 from realtimed.drain import Drain
 from realtimed.errors import ConfigurationError
 from realtimed.session import Session, Sessions
-from realtimed.stream import Backlogs
 from tests.clients import closing, publisher, raw_client, subscribe, websocket
 from tests.herd import herd
 from tests.stack import Daemon, running_daemon

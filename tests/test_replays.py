@@ -17,13 +17,14 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from benchmarks.machine import resident_bytes
+from realtimed.backlog import Backlogs
 from realtimed.frames import CloseCode, Frame, Publication, close_frame, text_frame
 from realtimed.history import History, Retention
 from realtimed.hub import Hub, Position
 from realtimed.protocols.plain import Plain
 from realtimed.protocols.v1 import RealtimeV1
 from realtimed.replays import Replays
-from realtimed.stream import Backlogs, ClientStream, QueuedStream
+from realtimed.stream import ClientStream, QueuedStream
 from tests.clients import REQUEST, Publisher, publisher, subscribe
 from tests.fuzz.frames import messages_of
 from tests.stack import Daemon, running_daemon
