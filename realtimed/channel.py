@@ -80,7 +80,7 @@ def check_channel_name(name: object) -> None:
     if not isinstance(name, str) or _CHANNEL_NAME.fullmatch(name) is None:
         raise RefusedError(
             "invalid_channel",
-            f"{quoted(name)} is not a channel name: 1 to 200 characters of A-Z a-z 0-9 _ - = @ , . ; : /",
+            f"{quoted(name, 20)} is not a channel name: 1 to 200 characters of A-Z a-z 0-9 _ - = @ , . ; : /",
         )
 
 

@@ -74,8 +74,10 @@ def _address(text: object) -> Address:
             return Address(path=_path(text.removeprefix("unix:")))
         host, colon, port = text.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
-        if colon and host and port.isascii() and port.isdigit() and int(port) < 65536:
-            return Address(host=host, port=int(port))
+        if colon and host and port.isascii() and port.isdigit():
+            if int(port) < 65536:
+                return Address(host=host, port=int(port))
+            raise ValueError("expected a port of at most 65535")
     raise ValueError("expected unix:PATH or HOST:PORT")
 
 
@@ -93,7 +95,7 @@ def _local_address(value: object) -> Address:
     except ValueError:
         local = False
     if not local:
-        raise ValueError("expected unix:PATH, or a loopback address such as 127.0.0.1:9180")
+        raise ValueError("expected unix:PATH, or a loopback address in numbers, such as 127.0.0.1:9180")
     return address
 
 
@@ -271,8 +273,8 @@ class Config:
     )
 
     max_inbound: int = _setting(16 * 2**10, _size, _CLIENT, "Largest message a client may send over its WebSocket.")
-    inbound_rate: float = _setting(50.0, _rate, _CLIENT, "Messages a client may send each second, in the long run.")
-    inbound_burst: int = _setting(100, _count, _CLIENT, "Messages a client may send at once.")
+    inbound_rate: float = _setting(50.0, _rate, _CLIENT, "Frames a client may send each second, in the long run.")
+    inbound_burst: int = _setting(100, _count, _CLIENT, "Frames a client may send at once.")
     max_channels: int = _setting(128, _count, _CLIENT, "Channels a client may be subscribed to.")
     max_backlog: int = _setting(
         2**20, _size, _CLIENT, "Bytes waiting for a client before it counts as a slow consumer."
@@ -397,6 +399,9 @@ SETTINGS: Final[Mapping[str, Setting]] = {
     if each.metadata
 }
 
+_PATTERN: Final = re.compile(r"[A-Za-z0-9_\-=@,.;:/*]+")
+"""What channels' names are made of, and ``*`` for any of it."""
+
 _RULE_READERS: Final = {"history_size": _count_or_none, "history_age": _seconds}
 
 
@@ -417,7 +422,8 @@ def load(
         try:
             values[setting.name] = setting.read(value)
         except ValueError as error:
-            wrong.append(f"{named}: {error}, got {quoted(value)}")
+            given = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+            wrong.append(f"{named}: {error}, got {quoted(given)}")
 
     for key, value in _read_file(file).items() if file is not None else ():
         if key == "channels":
@@ -459,6 +465,8 @@ def _read_rules(rules: list[object], usual: Config, named: str, wrong: list[str]
         if not isinstance(rule, dict) or not isinstance(rule.get("match"), str):
             wrong.append(f'{where}: expected a table [[channels]] with match = "PATTERN", got {quoted(rule)}')
             continue
+        if _PATTERN.fullmatch(rule["match"]) is None:
+            wrong.append(f"match in {where}: no channel has such a name, got {quoted(rule['match'])}")
         read: dict[str, Any] = {"history_size": usual.history_size, "history_age": usual.history_age}
         for key, value in rule.items():
             if key in _RULE_READERS:

@@ -360,13 +360,14 @@ class Daemon:
                         await file.write(pending)
                         pending.clear()
                 await file.write(pending)
+            size = new.stat().st_size
             new.replace(path)
         except OSError as error:
             log.warning(Event("history is lost", state_file=str(new), reason=error.strerror))
             with suppress(OSError):
                 new.unlink(missing_ok=True)  # a full disk has a use for the room
         else:
-            log.info(Event("history saved", channels=self.history.channels, bytes=self.history.bytes))
+            log.info(Event("history saved", channels=self.history.channels, bytes=size))
 
     async def _expire_history(self) -> None:
         """Drop what has become too old, for ever: a little at a time, so that it never holds anyone up."""

@@ -85,14 +85,18 @@ class Endpoint:
 
     async def _serve(self, stream: trio.abc.Stream) -> None:
         http = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD_LIMIT)
-        answer = _sentence(HTTPStatus.REQUEST_TIMEOUT, f"The limit is {_REQUEST_TIMEOUT:g} s.")
+        answer = _sentence(HTTPStatus.REQUEST_TIMEOUT, f"A request may take {_REQUEST_TIMEOUT:g} s to arrive.")
         bodiless = False
         with trio.move_on_after(_REQUEST_TIMEOUT):
             try:
                 request = await _receive(stream, http)
             except h11.RemoteProtocolError as error:
                 status = HTTPStatus(error.error_status_hint)
-                answer = _sentence(status, f"That is not a request that can be read: {status.phrase}.")
+                if status is HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
+                    answer = _sentence(status, f"A request's head may have {_HEAD_LIMIT} bytes.")
+                else:
+                    reason = str(error).partition(": bytearray(")[0]  # what was sent stays out of it
+                    answer = _sentence(status, f"That is not a request that can be read: {reason}.")
             else:
                 if request is None:
                     return

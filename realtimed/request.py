@@ -14,7 +14,8 @@ from typing import Final, NamedTuple
 
 __all__ = ["Refusal", "forwarded_for", "refusal", "without_unread"]
 
-_REQUEST_LINE: Final = re.compile(rb"([A-Z]+) [!-~]+ HTTP/1\.([01])\r\n")
+_REQUEST_LINE: Final = re.compile(rb"([A-Z]+) ([!-~]+) HTTP/1\.([01])\r\n")
+_TARGET: Final = re.compile(rb"/|https?://", re.IGNORECASE)
 _FIELD: Final = re.compile(rb"\n([^\s:]+):[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)")
 _FORWARDED_FOR: Final = re.compile(rb"\nx-forwarded-for[ \t]*:([^\r\n]*)", re.IGNORECASE)
 _HOST: Final = re.compile(rb"(\nhost:)[^\r\n]*", re.IGNORECASE)
@@ -65,8 +66,10 @@ def refusal(head: bytes) -> Refusal | None:
         fields.setdefault(name.lower(), []).append(value)
     if b"upgrade" not in fields:
         return _NO_WEBSOCKET
-    if line[1] != b"GET" or line[2] != b"1":
+    if line[1] != b"GET" or line[3] != b"1":
         return _bad("A WebSocket handshake is a GET request of HTTP/1.1.")
+    if _TARGET.match(line[2]) is None:
+        return _bad("The target of a request begins with a slash, as /ws does.")
     if len(fields.get(b"host", ())) != 1:
         return _bad("A request has one Host header.")
     if b"websocket" not in _words(fields[b"upgrade"]) or b"upgrade" not in _words(fields.get(b"connection", [])):

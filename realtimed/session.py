@@ -36,6 +36,7 @@ from realtimed.stream import ClientStream
 __all__ = ["Session", "Sessions", "heartbeat", "relief"]
 
 _PATH: Final = "/ws"
+_AUTHORITY: Final = re.compile("https?://[^/?]*", re.IGNORECASE)
 _HEAD_LIMIT: Final = 16 * 1024
 """Bytes of a request's head; h11 below trio-websocket has the same limit."""
 
@@ -141,11 +142,15 @@ class Session:
             "pending": self.stream.pending,
         }
 
-    def close(self, code: int, reason: str) -> None:
-        """End the connection; what was published before still goes out before the Close. Returns at once."""
-        if self._closed is None:
-            self._hub.catch_up(self.stream)
-            self._end(code, reason)
+    def close(self, code: int, reason: str) -> bool:
+        """End the connection; what was published before still goes out before the Close. Returns at once.
+
+        Returns whether it is this that ends it.
+        """
+        if self._closed is not None:
+            return False
+        self._hub.catch_up(self.stream)
+        return self._end(code, reason)
 
     @property
     def closing(self) -> bool:
@@ -216,7 +221,7 @@ class Session:
         except trio.TooSlowError:
             self._respond_that_time_is_up()
         except OverflowError:
-            self._respond(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"The limit is {_HEAD_LIMIT} bytes.")
+            self._respond(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"A request's head may have {_HEAD_LIMIT} bytes.")
         except trio.BrokenResourceError:
             pass  # the peer has gone
         return b""
@@ -269,7 +274,7 @@ class Session:
 
     def _respond_that_time_is_up(self) -> None:
         limit = f"{self._config.handshake_timeout:g} s"
-        self._respond(HTTPStatus.REQUEST_TIMEOUT, f"The limit, handshake-timeout, is {limit}.")
+        self._respond(HTTPStatus.REQUEST_TIMEOUT, f"The limit of a handshake, handshake-timeout, is {limit}.")
 
     def _respond(self, status: HTTPStatus, sentence: str, headers: str = "Connection: close\r\n") -> None:
         """Refuse the request with an HTTP answer of our own, which is the last of this connection."""
@@ -321,12 +326,14 @@ class Session:
             self._note_end(ending.code, ending.reason or "")
             self.stream.seal()
 
-    def _end(self, code: int, reason: str, *, drop_unsent: bool = False) -> None:
-        """Write the Close and give the peer until the deadline to answer it."""
-        if self._note_end(code, reason):
-            self._hub.leave(self.stream)
-            self.stream.finish(close_frame(code, reason), drop_unsent=drop_unsent)
-            self._limit_the_end()
+    def _end(self, code: int, reason: str, *, drop_unsent: bool = False) -> bool:
+        """Write the Close, unless somebody has, and give the peer until the deadline to answer it."""
+        if not self._note_end(code, reason):
+            return False
+        self._hub.leave(self.stream)
+        self.stream.finish(close_frame(code, reason), drop_unsent=drop_unsent)
+        self._limit_the_end()
+        return True
 
     def _limit_the_end(self) -> None:
         """Whatever the peer does from now on, the connection is over by the close-timeout."""
@@ -452,4 +459,5 @@ async def relief(sessions: Sessions) -> None:
 
 def _normal_path(target: str) -> str:
     """Return a request target's path as Caddy's path matcher sees it: decoded, in lower case, slashes merged."""
-    return re.sub("/+", "/", unquote(urlsplit("http://x/" + target).path)).lower()
+    path = _AUTHORITY.sub("", target)  # a request to a proxy names the host as well
+    return re.sub("/+", "/", unquote(urlsplit("http://x/" + path).path)).lower()

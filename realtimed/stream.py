@@ -500,6 +500,6 @@ class ClientStream(QueuedStream):
         elif self._tokens < 0:
             self._owner.misbehaved(
                 CloseCode.TOO_MANY,
-                f"the limit is {self.rate:g} messages a second (inbound-rate), {self.burst} at once (inbound-burst)",
+                f"the limit is {self.rate:g} frames a second (inbound-rate), {self.burst} at once (inbound-burst)",
             )
         return passed

@@ -40,7 +40,7 @@ def resident_bytes(daemon: Daemon) -> int:
         ("hello", CloseCode.BAD_MESSAGE, "not JSON"),
         ("[1, 2]", CloseCode.BAD_MESSAGE, "Expected `object`"),
         ('{"action":"subscribe"}', CloseCode.BAD_MESSAGE, "missing required field `channel`"),
-        ('{"action":"dance","channel":"news"}', CloseCode.BAD_MESSAGE, "Invalid enum value 'dance'"),
+        ('{"action":"dance","channel":"news"}', CloseCode.BAD_MESSAGE, "got 'dance'"),
         (subscribe("no spaces"), CloseCode.BAD_MESSAGE, "'no spaces' is not a channel name"),
         (subscribe("x" * 201), CloseCode.BAD_MESSAGE, "is not a channel name"),
         (b"\x00\x01", CloseCode.BAD_MESSAGE, "binary frame"),
@@ -93,7 +93,7 @@ async def test_a_thousand_messages_at_once_are_too_many(runtime_dir: Path) -> No
         [close] = [event for event in events if isinstance(event, CloseConnection)]
         assert close.code == CloseCode.TOO_MANY
         assert close.reason is not None
-        assert "50 messages a second" in close.reason
+        assert "50 frames a second" in close.reason
 
 
 async def test_endless_fragments_do_not_fill_the_memory(runtime_dir: Path) -> None:

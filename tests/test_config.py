@@ -62,7 +62,7 @@ def test_values_are_read(name: str, text: object, value: Any) -> None:
         ("websocket", "8080", "unix:PATH or HOST:PORT"),
         ("websocket", ":8080", "unix:PATH or HOST:PORT"),
         ("websocket", "localhost:http", "unix:PATH or HOST:PORT"),
-        ("websocket", "localhost:65536", "unix:PATH or HOST:PORT"),
+        ("websocket", "localhost:65536", "a port of at most 65535"),
         ("websocket", [5], "unix:PATH or HOST:PORT"),
         ("socket_mode", "rw", "octal number"),
         ("socket_mode", "0888", "octal number"),
@@ -116,6 +116,20 @@ def test_the_file_is_named_when_it_is_wrong(tmp_path: Path) -> None:
         f"max_mesage in {file}: there is no such setting; did you mean max_message?",
         f"heartbeat in {file}: expected a number of seconds above 0, got 'never'",
     ]
+
+
+def test_a_pattern_that_no_channel_can_match_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "realtimed.toml"
+    for match in ("a b", "", "news#*"):
+        file.write_text(f"[[channels]]\nmatch = '{match}'\nhistory_size = 5\n")
+        with pytest.raises(ConfigurationError) as wrong:
+            load(file=file)
+        assert str(wrong.value) == f"match in channels in {file}, number 1: no channel has such a name, got {match!r}"
+
+
+def test_several_values_are_shown_as_they_were_given() -> None:
+    with pytest.raises(ConfigurationError, match=r"^--websocket: expected unix:PATH or HOST:PORT, got 'foo'$"):
+        load({"websocket": ["foo"]})
 
 
 def test_addresses_are_shown_as_they_are_given() -> None:

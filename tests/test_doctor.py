@@ -105,6 +105,23 @@ async def test_a_missing_socket(port: int) -> None:
     assert "no daemon at /nonexistent/realtime.sock: there is no such file" in found["control socket"]
 
 
+async def test_without_a_daemon_nothing_is_said_of_what_hangs_on_it(port: int) -> None:
+    """The fault is said once: Caddy reaches a daemon, but not at the socket that doctor was told of."""
+    findings = await doctor(None, port)
+    assert set(failures(findings)) == {"control socket"}
+    assert {findings[check]["status"] for check in ("PHP's access", "delivery", "open files")} == {"skipped"}
+
+
+async def test_a_daemon_that_does_not_serve_doctors_user(runtime_dir: Path) -> None:
+    async with (
+        running_daemon(runtime_dir, "--allow-user", "daemon") as daemon,
+        running_caddy(runtime_dir, websocket_socket=daemon.websocket_socket) as caddy,
+    ):
+        findings = await doctor(daemon, caddy.port)
+    assert "serves only the users of allow-user" in findings["control socket"]["seen"]
+    assert "--allow-user" in findings["control socket"]["advice"]
+
+
 async def test_a_dead_socket(daemon: Daemon, port: int) -> None:
     daemon.process.kill()
     await daemon.wait()

@@ -13,7 +13,7 @@ import trio
 from realtimed import __version__
 from realtimed.control.wire import encode_notification, encode_request
 from realtimed.errors import RefusedError
-from tests.clients import publisher, subscribe, websocket
+from tests.clients import closing, publisher, subscribe, websocket
 from tests.peers import ALONE, FORGETFUL, SHORT, SMALL, Daemons, InMemory, Opening, Publisher, Settings
 from tests.stack import Daemon
 
@@ -256,7 +256,9 @@ async def test_6_11_7_disconnect_closes_a_client(shared: Daemon) -> None:
             for code in (999, 1002, 1006, 2999, 5000, True, -1):
                 assert (await admin.call("disconnect", name, code))["code"] == "invalid_params"
             assert (await admin.call("disconnect", name, 4000, "ü" * 62))["code"] == "invalid_params"
-            assert await admin.call("disconnect", name, 4000) == {"disconnected": 1}
+            assert await admin.call("disconnect", name, 4000, "enough") == {"disconnected": 1}
+            assert await admin.call("disconnect", name, 4001, "never said") == {"disconnected": 0}, "it is closing"
+            assert await closing(client) == (4000, "enough")
 
 
 async def test_6_11_8_subscribe_is_followed_by_messages(open_peers: Opening, channel: str) -> None:

@@ -174,6 +174,7 @@ TABLE: list[tuple[str, bytes, list[Message], str]] = [
     ("nested too deeply", b"\x91" * 2000, [], "nested too deeply"),
     ("map with an array as a key", b"\x94\x00\x07\xa1m\x91\x81\x90\x01", [], "not MessagePack"),
     ("a number", b"\x07", [], "not MessagePack-RPC"),
+    ("HTTP", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", [], "this socket is not for browsers"),
     ("a map", b"\x80", [], "not MessagePack-RPC"),
     ("too few parts", b"\x93\x00\x07\xa4ping", [], "not MessagePack-RPC"),
     ("a negative id", b"\x94\x00\xff\xa4ping\x90", [], "not MessagePack-RPC"),

@@ -18,7 +18,7 @@ from realtimed import __version__
 from realtimed.cli.access import Credentials, obstacle, of_processes, of_user
 from realtimed.cli.probe import Probe, site_of
 from realtimed.control.client import Client
-from realtimed.errors import ProtocolError, RealtimeError
+from realtimed.errors import ProtocolError, RealtimeError, RefusedError
 
 __all__ = ["FAILED", "OK", "SKIPPED", "Finding", "Patient", "default_site", "examine"]
 
@@ -80,7 +80,7 @@ def examine(patient: Patient) -> Iterator[Finding]:
     yield _caddy(patient)
     own = _OwnOrigin(patient)
     yield own.finding
-    yield own.delivery()
+    yield own.delivery(info)
     yield _foreign_origin(patient)
     yield _open_files(info)
     yield _versions(info)
@@ -97,6 +97,8 @@ def _control_socket(patient: Patient) -> tuple[Finding, Mapping[str, Any] | None
         info = patient.client.info()
     except RealtimeError as error:
         advice = "Start realtimed, or say where its control socket is: --socket or REALTIME_SOCKET."
+        if isinstance(error, RefusedError):
+            advice = "Run this as one of them, or start realtimed with --allow-user for this user as well."
         return Finding(check, FAILED, str(error), advice), None
     return Finding(check, OK, f"the daemon answers at {path}, as process {info.get('pid')}"), info
 
@@ -127,6 +129,8 @@ def _php_access(patient: Patient, info: Mapping[str, Any] | None) -> Finding:
         return Finding(
             check, FAILED, f"there is no user {patient.php_user}", "Say which user PHP runs as: --php-user NAME."
         )
+    if info is None and not path.exists():
+        return Finding(check, SKIPPED, "there is no socket to look at")
     hindrance = _hindrance(path, php)
     if hindrance is not None:
         return Finding(
@@ -159,7 +163,9 @@ def _websocket_socket(patient: Patient, info: Mapping[str, Any] | None) -> Findi
         return Finding(
             check,
             FAILED,
-            f"no Caddy is running here, and there is no user {patient.caddy_user or 'caddy'}",
+            f"there is no user {patient.caddy_user}"
+            if patient.caddy_user is not None
+            else "no Caddy is running here, and there is no user caddy",
             "Start Caddy, or say which user it runs as: --caddy-user NAME.",
         )
     for path, hindrance in [(path, _hindrance(path, each)) for path in paths for each in everybody]:
@@ -254,10 +260,13 @@ class _OwnOrigin:
                 " of realtimed's --websocket addresses? Anything else means that not realtimed is behind /ws there.",
             )
 
-    def delivery(self) -> Finding:
+    def delivery(self, info: Mapping[str, Any] | None) -> Finding:
         check = "delivery"
         if self._probe is None:
             return Finding(check, SKIPPED, "there is no WebSocket to deliver to")
+        if info is None:
+            self._probe.close()
+            return Finding(check, SKIPPED, "the daemon does not answer")
         channel, message = f"realtimectl-doctor:{secrets.token_hex(8)}", secrets.token_hex(8)
         elsewhere = (
             "Caddy's REALTIME_UPSTREAM leads to another daemon than the control socket: make it one of this daemon's"

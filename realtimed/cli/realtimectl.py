@@ -50,6 +50,7 @@ Exit status:
   2    wrong usage
   3    no daemon there, or no answer in time
   130  ended by Ctrl-C
+  141  whoever reads the output has closed it
 """
 
 app = typer.Typer(
@@ -442,7 +443,10 @@ def doctor(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="SERVER_ADDRESS") from None
     if not re.fullmatch(r"https?://[^\s/?#@]+/?", site):
-        raise typer.BadParameter(f"expected http://HOST or https://HOST, with or without a port, got {site!r}")
+        raise typer.BadParameter(
+            f"expected http://HOST or https://HOST, with or without a port, got {site!r}",
+            param_hint="--url" if url is not None else "SERVER_ADDRESS",
+        )
     site = site.removesuffix("/")
     failures = 0
     findings = []

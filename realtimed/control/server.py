@@ -55,8 +55,8 @@ class Client(Protocol):
     def describe(self) -> dict[str, object]:
         """Return what the ``clients`` command shows."""
 
-    def close(self, code: int, reason: str) -> None:
-        """Say goodbye and end the connection. Returns at once."""
+    def close(self, code: int, reason: str) -> bool:
+        """Say goodbye and end the connection. Returns at once, whether it was not ending already."""
 
 
 class _AsNotification:
@@ -363,9 +363,7 @@ class Connection:
         except ValueError as error:
             raise RefusedError("invalid_params", str(error)) from None
         client = self._service.clients.get(id)
-        if client is not None:
-            client.close(code, reason)
-        return {"disconnected": 0 if client is None else 1}
+        return {"disconnected": int(client is not None and client.close(code, reason))}
 
 
 _PARAMS: Final = {

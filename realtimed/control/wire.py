@@ -42,6 +42,8 @@ __all__ = [
 _REQUEST: Final = 0
 _RESPONSE: Final = 1
 _NOTIFICATION: Final = 2
+_HTTP_BEGINS: Final = frozenset(b"CDGHOPT")
+"""First letters of HTTP's methods, each of which is a number in MessagePack."""
 
 ID_LIMIT: Final = 2**32
 """Ids are 32-bit unsigned numbers; a client starts again at 0 when it reaches this one."""
@@ -225,9 +227,11 @@ def _classify(value: object) -> Message:
                 return Request(id, method, params)
             if kind == _RESPONSE and (id is None or _valid_id(id)):
                 return Response(id, method, params)
+    is_http = type(value) is int and value in _HTTP_BEGINS
+    http = "; if it was an HTTP request: this socket is not for browsers" if is_http else ""
     raise ProtocolError(
         f"this is MessagePack but not MessagePack-RPC: {quoted(value)}; expected [0, id, method, params]"
-        " or [2, method, params]"
+        f" or [2, method, params]{http}"
     )
 
 

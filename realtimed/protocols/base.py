@@ -7,12 +7,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import ClassVar, Final
 
+import msgspec
+
 from realtimed.channel import Subscriber
+from realtimed.errors import quoted
 from realtimed.frames import Frame, WireFormat
 from realtimed.hub import Hub
 
-__all__ = ["Conversation", "ViolationError", "not_json"]
+__all__ = ["Conversation", "ViolationError", "not_json", "not_valid"]
 
+_OTHER_ACTION: Final = re.compile(r"Invalid (?:enum )?value '(.*)' - at `\$\.action`", re.DOTALL)
 _HALF_A_PAIR_AT_THE_END: Final = re.compile(r"\\u[Dd][89ABab][0-9A-Fa-f]{2}.{,11}\Z", re.DOTALL)
 
 
@@ -55,8 +59,18 @@ class Conversation(ABC):
         return b""
 
 
+def not_valid(error: msgspec.ValidationError, actions: str) -> str:
+    """Return a sentence on what is wrong with a message, from the decoder's `error`; `actions` are those there are."""
+    other_action = _OTHER_ACTION.fullmatch(str(error))
+    if other_action is None:
+        return str(error)
+    return f"Expected {actions}, got {quoted(other_action[1], 20)} - at `$.action`"
+
+
 def not_json(message: str, error: Exception) -> str:
     """Return a sentence on why `message` is not JSON, from the `error` that the decoder gave."""
+    if isinstance(error, RecursionError):
+        return "this JSON is nested too deeply"
     reason = str(error).removeprefix("JSON is malformed: ")
     if reason == "Input data was truncated":
         # The decoder says so too when it looks for the other half of a pair of surrogates behind the end.

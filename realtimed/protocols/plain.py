@@ -16,7 +16,7 @@ import msgspec
 
 from realtimed.errors import RefusedError
 from realtimed.frames import CloseCode, Frame, Publication, WireFormat, binary_frame, text_frame
-from realtimed.protocols.base import Conversation, ViolationError, not_json
+from realtimed.protocols.base import Conversation, ViolationError, not_json, not_valid
 
 __all__ = ["Plain"]
 
@@ -26,6 +26,7 @@ class _Command(msgspec.Struct):
     channel: str
 
 
+_ACTIONS: Final = '"subscribe" or "unsubscribe"'
 _EXAMPLE: Final = '{"action":"subscribe","channel":"…"}'
 
 _decode = msgspec.json.Decoder(_Command).decode
@@ -51,9 +52,9 @@ class Plain(Conversation):
         try:
             command = _decode(message)
         except msgspec.ValidationError as error:
-            raise ViolationError(CloseCode.BAD_MESSAGE, f"{error}; expected {_EXAMPLE}") from None
+            raise ViolationError(CloseCode.BAD_MESSAGE, not_valid(error, _ACTIONS)) from None
         except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
-            raise ViolationError(CloseCode.BAD_MESSAGE, not_json(message, error)) from None
+            raise ViolationError(CloseCode.BAD_MESSAGE, f"{not_json(message, error)}; expected {_EXAMPLE}") from None
         try:
             if command.action == "subscribe":
                 self.hub.subscribe(self.subscriber, command.channel)

@@ -19,17 +19,18 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable
 from itertools import chain
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Final
 
 import msgspec
 
 from realtimed.errors import RefusedError
 from realtimed.frames import Frame, Publication, WireFormat, text_frame
 from realtimed.hub import Position
-from realtimed.protocols.base import Conversation, not_json
+from realtimed.protocols.base import Conversation, not_json, not_valid
 
 __all__ = ["RealtimeV1"]
 
+_ACTIONS: Final = '"subscribe", "unsubscribe" or "ping"'
 _Id = int | str | None
 
 
@@ -97,7 +98,7 @@ class RealtimeV1(Conversation):
         try:
             command = _decode(message)
         except msgspec.ValidationError as error:
-            return [_error(_id_of(message), "invalid_message", str(error))]
+            return [_error(_id_of(message), "invalid_message", not_valid(error, _ACTIONS))]
         except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
             return [_error(None, "invalid_message", not_json(message, error))]
         try:
