@@ -26,7 +26,11 @@ async def _running_centrifugo(directory: Path) -> AsyncIterator[Target]:
     """Run it with its bidirectional JSON protocol and without history. It listens on TCP only."""
     port = free_port()
     settings = {
-        "client": {"allow_anonymous_connect_without_token": True, "ping_interval": "1h"},
+        "client": {
+            "allow_anonymous_connect_without_token": True,
+            "ping_interval": "1h",
+            "stale_close_delay": "1h",  # of a client that only pings
+        },
         "channel": {"without_namespace": {"allow_subscribe_for_anonymous": True, "allow_subscribe_for_client": True}},
         "http_api": {"insecure": True},
         "http_server": {"address": "127.0.0.1", "port": port},

@@ -335,6 +335,12 @@ static size_t greet(Reader *r, Connection *c, const uint8_t *bytes, size_t count
     return count;
 }
 
+/* Return the bytes of a message that may be joined to others, with its line feed. */
+static uint64_t joined_size(void)
+{
+    return (uint64_t)(payload_at + size + joined_tail + 1);
+}
+
 /* Return how many bytes at the start of a frame have to be seen at once, as far as `count` of them tell. */
 static size_t header_size(const Connection *c, const uint8_t *h, size_t count, uint64_t *payload)
 {
@@ -359,6 +365,8 @@ static size_t header_size(const Connection *c, const uint8_t *h, size_t count, u
     }
     if ((h[0] & 0x0f) > 2 || *payload < (uint64_t)(payload_at + size + (payload_tail > 0 ? payload_tail : 0)))
         return header;
+    if (joined_tail >= 0 && (*payload + 1) % joined_size())
+        return header;   /* other answers, joined */
     size_t before = payload_tail < 0 ? (size_t)payload_at : (size_t)*payload - (size_t)(size + payload_tail);
     return header + before + DIGITS <= HEADER_MAX ? header + before + DIGITS : header;
 }
@@ -366,9 +374,8 @@ static size_t header_size(const Connection *c, const uint8_t *h, size_t count, u
 static void begin_frame(Connection *c, const uint8_t *h, size_t header, uint64_t payload)
 {
     size_t plain = fixed_header ? (size_t)fixed_header : c->joined ? 0 : payload < 126 ? 2 : payload < 65536 ? 4 : 10;
-    uint64_t with_separator = (uint64_t)(payload_at + size + joined_tail + 1);
     c->counted = header > plain;
-    c->joined = joined_tail >= 0 && c->counted && payload > with_separator ? payload - with_separator : 0;
+    c->joined = joined_tail >= 0 && c->counted && payload > joined_size() ? payload - joined_size() : 0;
     payload -= c->joined;
     c->rest = payload - (header - plain);
     if (c->counted) {
@@ -546,16 +553,15 @@ static void *ping_for_ever(void *argument)
         while (poll(&ready, 1, 0) > 0)   /* what else the server had to say */
             if (recv(fd, bytes, sizeof bytes, 0) <= 0)
                 return NULL;
+        if (!__atomic_load_n(&running, __ATOMIC_RELAXED))
+            continue;   /* while others have their turn: servers limit how much a client may say in the long run */
         uint64_t sent = now();
-        bool measured = __atomic_load_n(&running, __ATOMIC_RELAXED);
         if (send(fd, (const uint8_t[]){0x89, 0x81, 0, 0, 0, 0, 'p'}, 7, MSG_NOSIGNAL) < 0
             || recv(fd, bytes, sizeof bytes, 0) <= 0)
             return NULL;
-        if (measured) {
-            pthread_mutex_lock(&lock);
-            record(&pongs, now() - sent);
-            pthread_mutex_unlock(&lock);
-        }
+        pthread_mutex_lock(&lock);
+        record(&pongs, now() - sent);
+        pthread_mutex_unlock(&lock);
     }
 }
 
