@@ -150,7 +150,7 @@ async def test_hostile_peers_write_nothing_raw_into_the_log(runtime_dir: Path, f
                 await sender.stream.send_all(b"\xc1")
                 await sender.answer()
         lines = daemon.log.splitlines()
-        assert all(line.isprintable() and line.isascii() for line in lines)
+        assert all(line.isprintable() for line in lines)
         assert not [line for line in lines if line.startswith("forged")]
         if form == "json":
             events = [json.loads(line) for line in lines]
