@@ -6,13 +6,14 @@ import re
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from realtimed.config import CHANNEL_CHARACTERS
 from realtimed.errors import RefusedError, quoted
 from realtimed.frames import WireFormat
 from realtimed.history import Ring
 
 __all__ = ["Channel", "Subscriber", "check_channel_name", "encode_message"]
 
-_CHANNEL_NAME: Final = re.compile(r"[A-Za-z0-9_\-=@,.;:/]{1,200}")
+_CHANNEL_NAME: Final = re.compile(rf"[{CHANNEL_CHARACTERS}]{{1,200}}")
 
 
 class Subscriber(Protocol):

@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from realtimed.errors import ConfigurationError, quoted
 
-__all__ = ["SETTINGS", "Address", "ChannelRule", "Config", "Setting", "load"]
+__all__ = ["CHANNEL_CHARACTERS", "SETTINGS", "Address", "ChannelRule", "Config", "Setting", "load"]
 
 _SOCKET_PATH_LIMIT: Final = 107
 """Bytes of a Unix socket's path, without the closing zero byte (unix(7), sun_path)."""
@@ -399,8 +399,10 @@ SETTINGS: Final[Mapping[str, Setting]] = {
     if each.metadata
 }
 
-_PATTERN: Final = re.compile(r"[A-Za-z0-9_\-=@,.;:/*]+")
-"""What channels' names are made of, and ``*`` for any of it."""
+CHANNEL_CHARACTERS: Final = r"A-Za-z0-9_\-=@,.;:/"
+"""What channels' names are made of, as a set in a regular expression has it."""
+
+_PATTERN: Final = re.compile(f"[{CHANNEL_CHARACTERS}*]+")
 
 _RULE_READERS: Final = {"history_size": _count_or_none, "history_age": _seconds}
 

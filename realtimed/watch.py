@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from fnmatch import translate
 from typing import Final, Protocol
 
+from realtimed.config import CHANNEL_CHARACTERS
 from realtimed.errors import RefusedError, quoted
 from realtimed.frames import Publication, WireFormat
 
@@ -19,7 +20,7 @@ __all__ = ["Watcher", "Watchers"]
 _LIMIT: Final = 16
 """Watchers at a time: each looks at every publication, on the time of all."""
 
-_PATTERN: Final = re.compile(r"[A-Za-z0-9_\-=@,.;:/*]{1,200}")
+_PATTERN: Final = re.compile(rf"[{CHANNEL_CHARACTERS}*]{{1,200}}")
 
 
 class Watcher(Protocol):

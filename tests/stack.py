@@ -46,6 +46,7 @@ __all__ = [
     "running_daemon",
     "running_php_fpm",
     "runtime_directory",
+    "standing_still",
     "until_serving",
 ]
 
@@ -410,6 +411,16 @@ async def _until_ready(part: Part, ready: Callable[[], Awaitable[None]]) -> None
         status = part.process.poll()
         ending = f"within {_START_TIMEOUT:g} s" if status is None else f"but ended with status {status}"
         raise PartFailedError(f"{part.name} did not become ready {ending}.{part.log_shown()}")
+
+
+@contextmanager
+def standing_still(pid: int) -> Iterator[None]:
+    """Stop a process, and let it go on at the end."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 async def until_serving(path: Path) -> None:

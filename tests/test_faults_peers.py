@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import socket
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -22,23 +18,13 @@ from realtimed.control.wire import encode_request
 from realtimed.daemon import Daemon as Inside
 from realtimed.stream import QueuedStream
 from tests.clients import REQUEST, publisher
-from tests.stack import Daemon, running_daemon
+from tests.stack import Daemon, running_daemon, standing_still
 
 PATIENCE: Final = 30
 """Seconds after which a test has failed; what it waits for takes far less."""
 
 RESET_AT_CLOSE: Final = struct.pack("ii", 1, 0)
 """SO_LINGER for no time at all: the peer sees a reset (socket(7))."""
-
-
-@contextmanager
-def standing_still(pid: int) -> Iterator[None]:
-    """Stop a process, and let it go on at the end."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 def ports_of(daemon: Daemon) -> list[int]:

@@ -9,8 +9,7 @@ import resource
 import signal
 import socket
 import stat
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -21,7 +20,7 @@ import trio
 from realtimed.config import Address
 from realtimed.errors import ConfigurationError
 from realtimed.listener import open_listener
-from tests.clients import REQUEST, publisher, raw_client, subscribe, websocket
+from tests.clients import REQUEST, publisher, raw_client, undisturbed
 from tests.stack import Daemon, running_daemon
 
 PATIENCE: Final = 30
@@ -35,23 +34,6 @@ def stream_of(sock: socket.socket) -> trio.SocketStream:
 async def until(daemon: Daemon, text: str) -> None:
     while text not in daemon.log:
         await trio.lowlevel.checkpoint()
-
-
-@asynccontextmanager
-async def undisturbed(daemon: Daemon, later: Daemon | None = None) -> AsyncIterator[None]:
-    """Fail unless a client and a publisher that were there before are served as if nothing had happened.
-
-    Its log may be somewhere else at the end: that is `later`.
-    """
-    with trio.fail_after(PATIENCE):
-        async with websocket(daemon.websocket_socket) as client, publisher(daemon.control_socket) as sender:
-            await client.send_message(subscribe("witness"))
-            while "witness" not in await sender.call("channels"):
-                pass
-            yield
-            assert (await sender.call("broadcast", "witness", "still here"))["recipients"] == 1
-            assert await client.get_message() == "still here"
-    assert "Traceback" not in (later or daemon).log
 
 
 async def ready(daemon: Daemon) -> bytes:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,23 +29,13 @@ from tests.clients import (
     websocket,
 )
 from tests.plug import running_plug
-from tests.stack import ROOT, Daemon, find_php, free_port, running_caddy, running_daemon
+from tests.stack import ROOT, Daemon, find_php, free_port, running_caddy, running_daemon, standing_still
 
 PATIENCE: Final = 30
 """Seconds after which a test has failed; what it waits for takes far less."""
 
 YEAR: Final = 365 * 86400
 OBSERVED: Final = "tests.observed_daemon"
-
-
-@contextmanager
-def standing_still(pid: int) -> Iterator[None]:
-    """Stop a process, and let it go on at the end."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 async def event(client: WebSocketConnection) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def _control_socket(patient: Patient) -> tuple[Finding, Mapping[str, Any] | None
         info = patient.client.info()
     except RealtimeError as error:
         advice = "Start realtimed, or say where its control socket is: --socket or REALTIME_SOCKET."
-        if isinstance(error, RefusedError):
+        if isinstance(error, RefusedError) and error.code == "not_allowed":
             advice = "Run this as one of them, or start realtimed with --allow-user for this user as well."
         return Finding(check, FAILED, str(error), advice), None
     return Finding(check, OK, f"the daemon answers at {path}, as process {info.get('pid')}"), info
