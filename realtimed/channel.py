@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 from realtimed.config import CHANNEL_CHARACTERS
@@ -11,7 +12,7 @@ from realtimed.errors import RefusedError, quoted
 from realtimed.frames import WireFormat
 from realtimed.history import Ring
 
-__all__ = ["Channel", "Subscriber", "check_channel_name", "encode_message"]
+__all__ = ["Channel", "Roster", "Subscriber", "check_channel_name", "encode_message"]
 
 _CHANNEL_NAME: Final = re.compile(rf"[{CHANNEL_CHARACTERS}]{{1,200}}")
 
@@ -29,7 +30,10 @@ class Subscriber(Protocol):
 
     @property
     def fd(self) -> int:
-        """The descriptor that bytes may be sent to at once instead of by `transmit`; -1 while they may not."""
+        """The descriptor that bytes may be sent to at once instead of by `transmit`; -1 while they may not.
+
+        Whoever changes it calls `Channel.descriptor_changed` of all `channels`.
+        """
 
     @property
     def transmit(self) -> Callable[[bytes], int]:
@@ -45,6 +49,41 @@ class Subscriber(Protocol):
         """Send or keep `data`: `transmit` and what may have to follow it, in one."""
 
 
+class Roster(list[Subscriber]):
+    """Who gets the same bytes, in an order that stays as it is whoever comes or goes: a list that nobody changes.
+
+    It knows the descriptors of its members as well, so that a round need not look at ten thousand of them, which
+    between two rounds have all left the processor's caches. One that is `watched` is told when they change.
+    """
+
+    __slots__ = ("_known",)
+
+    # Invariant: `_known` is None if nobody tells when descriptors change; otherwise it has those of the first members,
+    # as they are now.
+
+    def __init__(self, members: Iterable[Subscriber], *, watched: bool = False) -> None:
+        super().__init__(members)
+        self._known = array("i") if watched else None
+
+    def descriptors(self, start: int, stop: int) -> array[int]:
+        """Return `fd` of the members from `start` up to `stop`."""
+        known = self._known
+        if known is None or start > len(known):
+            return array("i", [each.fd for each in self[start:stop]])
+        if stop > len(known):
+            known.extend([each.fd for each in self[len(known) : stop]])
+        return known[start:stop]
+
+    def descriptor_changed(self) -> None:
+        """Take note that a member has another descriptor now."""
+        if self._known:
+            self._known = array("i")
+
+    def retire(self) -> None:
+        """Take note that nobody will tell when descriptors change: a round may need the roster a little longer."""
+        self._known = None
+
+
 class Channel:
     """A channel that somebody is subscribed to, or that has a history.
 
@@ -55,10 +94,10 @@ class Channel:
     __slots__ = ("count", "epoch", "name", "offset", "plural", "ring", "rosters", "subscribers")
 
     # Invariants: `count` is the number of members of all sets in `subscribers`; none of these sets is empty. The
-    # channel is in a subscriber's `channels` exactly if the subscriber is in the set of its form. A list in `rosters`
-    # has the members of the set of that form; it is never changed, only thrown away. `plural` is how many of the
-    # subscribers have other channels as well. `ring` is None if no history is kept of this channel; otherwise its
-    # newest entry, if it has any, is the publication with `offset`.
+    # channel is in a subscriber's `channels` exactly if the subscriber is in the set of its form. A roster in
+    # `rosters` has the members of the set of that form; with the next change of the set it is thrown away. `plural` is
+    # how many of the subscribers have other channels as well. `ring` is None if no history is kept of this channel;
+    # otherwise its newest entry, if it has any, is the publication with `offset`.
 
     def __init__(self, name: str, epoch: str, ring: Ring | None) -> None:
         self.name = name
@@ -68,12 +107,24 @@ class Channel:
         self.count = 0
         self.plural = 0
         self.subscribers: dict[WireFormat, set[Subscriber]] = {}
-        self.rosters: dict[WireFormat, list[Subscriber]] = {}
+        self.rosters: dict[WireFormat, Roster] = {}
 
-    def roster(self, form: WireFormat) -> list[Subscriber]:
-        """Return who gets `form`, as a list that stays as it is whoever comes or goes."""
-        roster = self.rosters[form] = list(self.subscribers[form])
+    def roster(self, form: WireFormat) -> Roster:
+        """Return who gets `form`, for as long as that stays so."""
+        roster = self.rosters[form] = Roster(self.subscribers[form], watched=True)
         return roster
+
+    def members_changed(self, form: WireFormat) -> None:
+        """Take note that there is somebody more or less who gets `form`."""
+        roster = self.rosters.pop(form, None)
+        if roster is not None:
+            roster.retire()
+
+    def descriptor_changed(self, form: WireFormat) -> None:
+        """Take note that one of those who get `form` has another descriptor now."""
+        roster = self.rosters.get(form)
+        if roster is not None:
+            roster.descriptor_changed()
 
 
 def check_channel_name(name: object) -> None:

@@ -13,7 +13,7 @@ from realtimed.hub import Hub
 __all__ = ["FanOut"]
 
 _SLICE: Final = 512
-"""Small sends made in one go: about a millisecond, after which every other task may run."""
+"""Small sends made in one go: half a millisecond or a whole one, after which every other task may run."""
 
 _LOG_LIMIT: Final = 4 * 2**20
 """Bytes of publications that may wait for the fan-out before publishers wait too."""

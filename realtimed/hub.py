@@ -196,7 +196,7 @@ class Hub:
         if channel.ring is not None:
             self.history.joined(channel.ring)
         channel.subscribers.setdefault(subscriber.form, set()).add(subscriber)
-        channel.rosters.pop(subscriber.form, None)
+        channel.members_changed(subscriber.form)
         self.subscribed_channels += not channel.count
         channel.count += 1
         subscriber.channels.add(channel)
@@ -361,7 +361,7 @@ class Hub:
         self._count_plural(subscriber, channel, -1)
         members = channel.subscribers[subscriber.form]
         members.remove(subscriber)
-        channel.rosters.pop(subscriber.form, None)
+        channel.members_changed(subscriber.form)
         if not members:
             del channel.subscribers[subscriber.form]
         channel.count -= 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, TypeAlias
 
-from realtimed.channel import Channel, Subscriber
+from realtimed.channel import Channel, Roster, Subscriber
 from realtimed.frames import Publication, WireFormat
 
 __all__ = ["Batch", "Round", "send_each"]
@@ -16,8 +16,8 @@ _SMALL_SEND: Final = 4096
 _MIXES_KEPT: Final = 2**20
 """Bytes of mixes that a round keeps for other subscribers of the same channels."""
 
-Batch: TypeAlias = Sequence[tuple[bytes, Sequence[Subscriber]]]
-"""Bytes, and who gets them; nobody is in it twice."""
+Batch: TypeAlias = Sequence[tuple[bytes, Roster, int, int]]
+"""Bytes, and who gets them: the members of a roster from one place up to another. Nobody is in it twice."""
 
 
 class Round:
@@ -55,17 +55,17 @@ class Round:
                 self._entries[channel] = [(number, publication)]
         mixed = _in_several([channel for channel in self._entries if channel.plural])
         mixed.update(each for each in late if not each.channels.isdisjoint(self._entries))
-        self._parts: list[tuple[bytes | None, Sequence[Subscriber]]] = []
+        self._parts: list[tuple[bytes | None, Roster]] = []
         for channel, entries in self._entries.items():
             for form, subscribers in channel.subscribers.items():
                 if mixed and not mixed.isdisjoint(subscribers):
-                    roster = list(subscribers - mixed)
+                    roster = Roster(subscribers - mixed)
                 else:
                     roster = channel.rosters.get(form) or channel.roster(form)
                 if roster:
                     self._parts.append((_joined(entries, form), roster))
         if mixed:
-            self._parts.append((None, list(mixed)))
+            self._parts.append((None, Roster(mixed)))
         self._mixes: dict[tuple[WireFormat, int, frozenset[Channel]], bytes] = {}
         self._mixes_size = 0
         self._part = 0
@@ -75,34 +75,37 @@ class Round:
         self._sent_bytes = 0
 
     def step(self, budget: int) -> bool:
-        """Serve as many subscribers as are worth `budget` small sends; return whether some are left."""
-        batch: list[tuple[bytes, Sequence[Subscriber]]] = []
+        """Serve as many subscribers as are worth `budget` small sends; return whether some are left.
+
+        At the end it may be twice as many: to come back for a small rest would cost more than it is worth.
+        """
+        batch: list[tuple[bytes, Roster, int, int]] = []
         while budget > 0 and self._part < len(self._parts):
             data, roster = self._parts[self._part]
             size = len(data) if data is not None else 0
             worth = 1 + size // _SMALL_SEND
-            if self._at == 0 and len(roster) * worth <= budget:
-                served = roster
+            share = -(-budget // worth)
+            start, stop = self._at, len(roster)
+            if stop - start > (2 * share if self._part + 1 == len(self._parts) else share):
+                stop = start + share
+            budget -= (stop - start) * worth
+            if stop < len(roster):
+                self._at = stop
             else:
-                served = roster[self._at : self._at - (-budget // worth)]
-            receivers = len(served)
-            budget -= receivers * worth
-            self._at += receivers
-            if self._at >= len(roster):
                 self._part += 1
                 self._at = 0
             if self._early:
-                served = [each for each in served if each not in self._early]
-                receivers = len(served)
+                roster = Roster(each for each in roster[start:stop] if each not in self._early)
+                start, stop = 0, len(roster)
             if data is not None:
-                batch.append((data, served))
-                self._sends += receivers
-                self._sent_bytes += receivers * size
+                batch.append((data, roster, start, stop))
+                self._sends += stop - start
+                self._sent_bytes += (stop - start) * size
             else:
-                mixes = self._mixes_for(served)
-                batch += mixes
-                self._sends += sum(len(each) for _, each in mixes)
-                self._sent_bytes += sum(len(mix) * len(each) for mix, each in mixes)
+                mixes = self._mixes_for(roster[start:stop])
+                batch += [(mix, receivers, 0, len(receivers)) for mix, receivers in mixes]
+                self._sends += sum(len(receivers) for _, receivers in mixes)
+                self._sent_bytes += sum(len(mix) * len(receivers) for mix, receivers in mixes)
         self._deliver(batch)
         if self._part < len(self._parts):
             return True
@@ -127,13 +130,13 @@ class Round:
             self._sent_bytes += len(data)
             subscriber.write(data)
 
-    def _mixes_for(self, subscribers: Iterable[Subscriber]) -> Batch:
+    def _mixes_for(self, subscribers: Iterable[Subscriber]) -> list[tuple[bytes, Roster]]:
         """Return the mixes for these subscribers, each with all who get it."""
         receivers: dict[bytes, list[Subscriber]] = {}
         for subscriber in subscribers:
             receivers.setdefault(self._mix_for(subscriber), []).append(subscriber)
         receivers.pop(b"", None)  # who has been handed all of it already
-        return list(receivers.items())
+        return [(mix, Roster(each)) for mix, each in receivers.items()]
 
     def _mix_for(self, subscriber: Subscriber) -> bytes:
         """Return what the round holds for a subscriber of several channels.
@@ -157,9 +160,9 @@ class Round:
 
 def send_each(batch: Batch) -> None:
     """Make one send a subscriber: the loop that everything else is built around."""
-    for data, subscribers in batch:
+    for data, roster, start, stop in batch:
         size = len(data)
-        for subscriber in subscribers:
+        for subscriber in roster if stop - start == len(roster) else roster[start:stop]:
             try:
                 sent = subscriber.transmit(data)
             except OSError as error:

@@ -193,16 +193,14 @@ class QueuedStream(trio.abc.Stream):
     def _begin_backlog(self) -> Backlog:
         self._backlog = Backlog()
         self._backlogs.streams += 1
-        self.fd = -1
-        self.transmit = self._append
+        self._lead_to(-1, self._append)
         self._nursery.start_soon(self._drain, self._backlog)
         return self._backlog
 
     def seal(self) -> None:
         """Take nothing more: what has been written still goes out."""
         self._sealed = True
-        self.fd = -1
-        self.transmit = len
+        self._lead_to(-1, len)
 
     async def flush_replay(self) -> None:
         """Wait until nothing is left of what the peer has asked for: it may ask for more then."""
@@ -336,8 +334,14 @@ class QueuedStream(trio.abc.Stream):
 
     def _open_up(self) -> None:
         """Let what is written go straight to the socket."""
-        self.fd = self._socket.fileno()
-        self.transmit = self._socket.send
+        self._lead_to(self._socket.fileno(), self._socket.send)
+
+    def _lead_to(self, fd: int, transmit: Callable[[bytes], int]) -> None:
+        """Let what is written go somewhere else, and have those know who send to descriptors."""
+        self.fd = fd
+        self.transmit = transmit
+        for channel in self.channels:
+            channel.descriptor_changed(self.form)
 
 
 class ClientStream(QueuedStream):

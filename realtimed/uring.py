@@ -23,7 +23,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Final
 
-from realtimed.channel import Subscriber
+from realtimed.channel import Roster, Subscriber
 from realtimed.rounds import Batch, send_each
 
 __all__ = ["SendRing"]
@@ -42,6 +42,9 @@ _OFFSET_SHARED: Final = 0
 _OFFSET_SUBMISSIONS: Final = 0x10000000
 _ENTRY: Final = struct.Struct("=BBHiQQIIQ24x")
 """opcode, flags, ioprio, fd, off, addr, len, msg_flags, user_data."""
+
+_COMPLETION: Final = struct.Struct("=QiI")
+"""user_data, res, flags."""
 
 _PARAMETERS: Final = 120
 _SIZES: Final = struct.Struct("=7I")
@@ -67,7 +70,8 @@ class _Queues:
 
     # Invariants: all of it is mapped as long as this object lives. Both queues are empty but within `exchange`. Entry i
     # of the array of submissions is i, and submission i carries i as its user data, for good. All submissions are of
-    # `_size` bytes, and `_all_sent` is the results they have if everything goes well.
+    # `_size` bytes, and `_all_sent` is the completions they have if everything goes well, twice over: those of
+    # submissions around the end of the queue are next to each other in it.
 
     def __init__(self) -> None:
         # Only here: importing it can fail where memory that is written may not be executed.
@@ -80,7 +84,7 @@ class _Queues:
         parameters = ctypes.create_string_buffer(_PARAMETERS)
         struct.pack_into("=III", parameters, 0, 0, 0, _SUBMIT_ALL | _COOPERATE)
         self._size = -1
-        self._all_sent = array("I")
+        self._all_sent = array("i", b"".join(_COMPLETION.pack(index, -1, 0) for index in range(_ENTRIES)) * 2)
         self.fd = self.call(_SETUP, _ENTRIES, ctypes.addressof(parameters))
         try:
             self._map(bytes(parameters))
@@ -100,8 +104,8 @@ class _Queues:
         _put(self._descriptors, first, descriptors)
         if size != self._size:
             self._size = size
-            self._all_sent = array("I", (size,)) * _ENTRIES
-            self._sizes[:] = memoryview(self._all_sent)
+            self._sizes[:] = memoryview(array("I", (size,)) * _ENTRIES)
+            self._all_sent[2::4] = array("i", (size,)) * (2 * _ENTRIES)
         self._tail[0] = (tail + count) % _WRAP
         try:
             taken = self.call(_ENTER, self.fd, count)
@@ -112,22 +116,26 @@ class _Queues:
         start = self._completed_head[0]
         while (self._completed_tail[0] - start) % _WRAP < taken:  # never seen: a send that does not wait ends at once
             self.call(_ENTER, self.fd, 0, taken, _GET_EVENTS)
-        at = start % self._completions
-        raw = _cut(self._results, at, taken)
-        results = None
-        if raw != self._all_sent[:count].tobytes():
-            results = array("i", (-errno.EBADF,)) * count
-            users = array("Q", _cut(self._users, at, taken))
-            for index, result in zip(users, array("i", raw), strict=True):
-                results[(index - first) % _ENTRIES] = result
+        completed = self._completed(start % self._completions, taken)
         self._completed_head[0] = (start + taken) % _WRAP
+        if completed == self._all_sent[4 * first : 4 * (first + count)].tobytes():
+            return None
+        results = array("i", (-errno.EBADF,)) * count
+        for index, result, _ in _COMPLETION.iter_unpack(completed):
+            results[(index - first) % _ENTRIES] = result
         return results
+
+    def _completed(self, at: int, count: int) -> bytes:
+        """Return `count` completions from `at` on, around the end of their queue."""
+        cut = max(at + count - self._completions, 0)
+        raw = self._events[_COMPLETION.size * at : _COMPLETION.size * (at + count - cut)].tobytes()
+        return raw + self._events[: _COMPLETION.size * cut].tobytes()
 
     def _map(self, parameters: bytes) -> None:
         entries, self._completions, *_ = _SIZES.unpack_from(parameters, 0)
         head, tail, _, _, _, _, indices, *_ = _OFFSETS.unpack_from(parameters, 40)
         completed_head, completed_tail, _, _, _, events, *_ = _OFFSETS.unpack_from(parameters, 80)
-        size = max(indices + 4 * entries, events + 16 * self._completions)
+        size = max(indices + 4 * entries, events + _COMPLETION.size * self._completions)
         shared = memoryview(mmap.mmap(self.fd, size, offset=_OFFSET_SHARED))
         submissions = memoryview(mmap.mmap(self.fd, _ENTRY.size * entries, offset=_OFFSET_SUBMISSIONS))
         self.stage = mmap.mmap(-1, _STAGE)
@@ -141,9 +149,7 @@ class _Queues:
         self._completed_tail = shared[completed_tail : completed_tail + 4].cast("I")
         self._descriptors = submissions.cast("i")[1::16]
         self._sizes = submissions.cast("I")[6::16]
-        completed = shared[events : events + 16 * self._completions]
-        self._users = completed.cast("Q")[0::2]
-        self._results = completed.cast("i")[2::4]
+        self._events = shared[events : events + _COMPLETION.size * self._completions]
 
     def call(self, *numbers: int) -> int:
         """Make a system call; the first number says which. Raises `OSError`."""
@@ -175,26 +181,21 @@ class SendRing:
 
     def __call__(self, batch: Batch) -> None:
         """Send to each subscriber its data, and have what the kernel does not take dealt with as `send_each` does."""
-        others = [part for part in batch if len(part[1]) < _WORTHWHILE or len(part[0]) > _STAGE]
+        others = [part for part in batch if part[3] - part[2] < _WORTHWHILE or len(part[0]) > _STAGE]
         if others:
             send_each(others)
-        for data, subscribers in batch if len(others) < len(batch) else ():
-            if len(subscribers) < _WORTHWHILE or len(data) > _STAGE:
+        for data, roster, start, stop in batch if len(others) < len(batch) else ():
+            if stop - start < _WORTHWHILE or len(data) > _STAGE:
                 continue
             self.queues.stage[: len(data)] = data
-            for start in range(0, len(subscribers), _ENTRIES):
-                self._send(data, subscribers[start : start + _ENTRIES])
+            for at in range(start, stop, _ENTRIES):
+                self._send(data, roster, at, min(at + _ENTRIES, stop))
 
-    def _send(self, data: bytes, receivers: Sequence[Subscriber]) -> None:
+    def _send(self, data: bytes, roster: Roster, start: int, stop: int) -> None:
         """Make one system call for what is on the stage."""
-        descriptors = array("i", [each.fd for each in receivers])
-        if -1 in descriptors:
-            send_each([(data, [each for each in receivers if each.fd < 0])])
-            receivers = [each for each in receivers if each.fd >= 0]
-            descriptors = array("i", [each.fd for each in receivers])
-        results = self.queues.exchange(descriptors, len(data))
+        results = self.queues.exchange(roster.descriptors(start, stop), len(data))
         if results is not None:
-            for subscriber, result in zip(receivers, results, strict=True):
+            for subscriber, result in zip(roster[start:stop], results, strict=True):
                 if result != len(data):
                     _deal_with(subscriber, data, result)
 
@@ -213,7 +214,7 @@ def _deal_with(subscriber: Subscriber, data: bytes, result: int) -> None:
     """Deal with a send that was not made, failed, or took only a part."""
     if result >= 0:
         subscriber.hold(data, result)
-    elif result == -errno.EBADF:  # not tried
+    elif result == -errno.EBADF:  # not tried, or it had no descriptor
         subscriber.write(data)
     else:
         subscriber.transmit_failed(data, OSError(-result, os.strerror(-result)))
@@ -227,11 +228,3 @@ def _put(column: memoryview, first: int, values: array[int]) -> None:
     else:
         column[first:] = memoryview(values)[:room]
         column[: len(values) - room] = memoryview(values)[room:]
-
-
-def _cut(column: memoryview, first: int, count: int) -> bytes:
-    """Return `count` values of a queue's column from `first` on, around its end, as their bytes."""
-    room = len(column) - first
-    if count <= room:
-        return column[first : first + count].tobytes()
-    return column[first:].tobytes() + column[: count - room].tobytes()

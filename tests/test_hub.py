@@ -173,7 +173,7 @@ def test_subscribing_again_in_the_middle_of_a_round_brings_nothing_twice() -> No
     hub.publish("news", "m")
     turn = hub.next_round()
     assert turn is not None
-    assert turn.step(3)
+    assert turn.step(2)
     for each in listeners:
         hub.unsubscribe(each, "news")
         hub.subscribe(each, "news")

@@ -14,7 +14,7 @@ import pytest
 import trio
 from wsproto.events import TextMessage
 
-from realtimed.channel import Channel
+from realtimed.channel import Channel, Roster
 from realtimed.config import load
 from realtimed.daemon import Daemon
 from realtimed.frames import Publication, WireFormat
@@ -86,6 +86,10 @@ class Socket:
         return len(data)
 
 
+def to(members: list[Socket], data: bytes) -> tuple[bytes, Roster, int, int]:
+    return data, Roster(members), 0, len(members)
+
+
 @pytest.fixture
 def sockets() -> Iterator[Callable[[int], list[Socket]]]:
     with ExitStack() as stack:
@@ -118,7 +122,7 @@ def test_everyone_gets_their_bytes_in_order_around_the_end_of_the_queue(
     for turn in range(12):  # 1,024 entries: the queue's end is passed at a different place each time
         cut = 70 + 17 * turn
         first, second = b"%d," % turn * (turn + 1), b"[%d]" % turn
-        deliver([(first, everyone[:cut]), (second, everyone[cut:])])
+        deliver([to(everyone[:cut], first), to(everyone[cut:], second)])
         expected = [old + (first if place < cut else second) for place, old in enumerate(expected)]
     assert [each.received() for each in everyone] == expected
     assert not any(each.kept or each.errors for each in everyone)
@@ -128,7 +132,7 @@ def test_more_receivers_than_a_system_call_takes(
     deliver: Callable[[Batch], None], sockets: Callable[[int], list[Socket]]
 ) -> None:
     few = sockets(300)
-    deliver([(b"x", few * 8)])
+    deliver([to(few * 8, b"x")])
     assert {each.received() for each in few} == {b"x" * 8}
 
 
@@ -143,7 +147,7 @@ def test_what_is_not_taken_is_held_and_what_is_blocked_is_not_overtaken(
             room += full.socket.send(bytes(1000))
     blocked.block()
     gone.peer.close()
-    deliver([(b"hello", everyone)])
+    deliver([to(everyone, b"hello")])
     assert [type(error) for error in full.errors] == [BlockingIOError]
     assert [type(error) for error in gone.errors] == [BrokenPipeError]
     assert blocked.kept == [(b"hello", 0)]
@@ -158,7 +162,7 @@ def test_a_part_is_held_from_where_the_kernel_stopped(
 ) -> None:
     everyone = sockets(64)
     data = os.urandom(900_000)
-    deliver([(data, everyone)])
+    deliver([to(everyone, data)])
     for each in everyone:
         [(kept, sent)] = each.kept
         assert 0 < sent < len(data)
@@ -170,7 +174,7 @@ def test_a_message_larger_than_the_stage_goes_the_other_way(
 ) -> None:
     everyone = sockets(64)
     data = bytes(3 * 2**20)
-    deliver([(data, everyone), (b"small", everyone[:1])])
+    deliver([to(everyone, data), to(everyone[:1], b"small")])
     for each in everyone:
         kept, sent = each.kept[0]
         assert (kept, len(each.received())) == (data, sent)
@@ -200,7 +204,7 @@ def test_what_the_kernel_does_not_take_is_written_in_another_way(
     monkeypatch.setattr(ring.queues, "call", Refusing(ring.queues.call, takes))
     for turn in range(30):
         deliver_to = everyone[turn % 3 :]
-        ring([(b"hello", deliver_to)])
+        ring([to(deliver_to, b"hello")])
         for place, each in enumerate(deliver_to):
             assert (each.received(), each.kept) == ((b"hello", []) if place < takes else (b"", [(b"hello", 0)]))
             each.kept.clear()
