@@ -246,9 +246,9 @@ class QueuedStream(trio.abc.Stream):
                 return data
 
     def _receive_now(self, max_bytes: int | None) -> bytes | None:
-        """Receive what is there, or None if there is nothing after all.
+        """Receive what is there, or None if there is nothing.
 
-        Whoever calls this has waited, which lets other tasks run however much this peer sends.
+        Whoever calls this again and again waits in between, which lets other tasks run however much this peer sends.
         """
         size = max_bytes or _RECEIVE_BYTES
         try:
@@ -392,15 +392,17 @@ class ClientStream(QueuedStream):
         while (end := data.find(b"\r\n\r\n")) < 0:
             if len(data) > limit:
                 raise OverflowError
-            if late:
-                raise trio.TooSlowError
-            with trio.CancelScope(deadline=deadline) as patience:
-                await trio.lowlevel.wait_readable(self._socket)
-            late = patience.cancelled_caught
-            more = self._receive_now(None)
+            more = self._receive_now(None)  # of many who connect at once, most have said all by the time it is read
             if more == b"":
                 return b""
-            data += more or b""
+            if more is not None:
+                data += more
+            elif late:
+                raise trio.TooSlowError
+            else:
+                with trio.CancelScope(deadline=deadline) as patience:
+                    await trio.lowlevel.wait_readable(self._socket)
+                late = patience.cancelled_caught
         if end + 4 > limit:
             raise OverflowError
         self._rest = data[end + 4 :]

@@ -141,7 +141,8 @@ def _command(body: Callable[Concatenate[_Daemon, _Arguments], None]) -> None:
     # typer reads a command's arguments and options from its signature.
     run.__signature__ = inspect.Signature([context, *own])  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in (context, *own)}
-    app.command(body.__name__, help=body.__doc__)(run)
+    summary, _, _ = (body.__doc__ or "").partition("\n")  # of itself the list of commands would cut it
+    app.command(body.__name__, help=body.__doc__, short_help=summary)(run)
 
 
 @contextmanager
@@ -186,7 +187,7 @@ def broadcast(
         ),
     ] = None,
 ) -> None:
-    """Send a message to all clients that watch a channel.
+    """Send a message to all clients that are subscribed to a channel.
 
     \b
       realtimectl broadcast news hello
