@@ -1,7 +1,7 @@
 /* The load client: thousands of WebSocket subscribers and one publisher in one process.
  *
- * Strategy. Each thread reads its share of the connections with edge-triggered epoll into one large buffer and only
- * walks over frame headers. A message begins with eight digits, its number; so every frame that arrives is checked: the
+ * Strategy. Each thread reads its share of the connections through io_uring, or where there is none with edge-triggered
+ * epoll into one large buffer, and only walks over frame headers. A message begins with eight digits, its number; so every frame that arrives is checked: the
  * numbers a subscriber sees must rise, and in the end everyone must have had exactly what it should. The thread that
  * takes in the last delivery of a message publishes the next one, which keeps a fixed number of messages in flight
  * (a closed loop). Times of sending and of arrival come from the same clock.
@@ -34,6 +34,8 @@
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "ring.h"
 
 #define READ_BYTES (1 << 20)
 #define EVENTS 512
@@ -70,7 +72,8 @@ typedef struct {
 
 typedef struct {
     pthread_t thread;
-    int epoll;
+    int epoll;               /* who connects, and the publisher; everyone where there is no ring */
+    Ring ring;               /* its fd is -1 where there is none */
     Connection *connections;
     int count;
     uint8_t *buffer;
@@ -195,19 +198,34 @@ static void watch(int epoll, int fd, void *owner, uint32_t events)
 
 /* ---- Publishing ---- */
 
+/* Only while something waits: else every message that the server takes would wake us for nothing. */
+static void watch_for_room(bool wanted)
+{
+    static bool watched;
+    if (wanted == watched)
+        return;
+    struct epoll_event event = {.events = EPOLLIN | (wanted ? EPOLLOUT : 0) | EPOLLET};
+    if (epoll_ctl(readers[0].epoll, EPOLL_CTL_MOD, publisher, &event))
+        fail("epoll_ctl: %s", strerror(errno));
+    watched = wanted;
+}
+
 static void flush_publisher(void)
 {
     while (outgoing_start < outgoing_end) {
         ssize_t n = send(publisher, outgoing + outgoing_start, outgoing_end - outgoing_start,
                          MSG_DONTWAIT | MSG_NOSIGNAL);
         if (n < 0) {
-            if (errno == EAGAIN)
+            if (errno == EAGAIN) {
+                watch_for_room(true);
                 return;   /* the first reader learns when there is room again */
+            }
             fail("publishing: %s; the server has said: %.*s", strerror(errno), (int)reply_size, reply);
         }
         outgoing_start += (size_t)n;
     }
     outgoing_start = outgoing_end = 0;
+    watch_for_room(false);
 }
 
 static void publish(void)
@@ -457,6 +475,15 @@ static void greet_server(Connection *c)
     send_small(c, bytes, request.size);
 }
 
+static void flush_if_needed(void)
+{
+    if (publisher >= 0 && __atomic_load_n(&outgoing_end, __ATOMIC_RELAXED)) {
+        pthread_mutex_lock(&lock);
+        flush_publisher();
+        pthread_mutex_unlock(&lock);
+    }
+}
+
 static void receive(Reader *r, Connection *c)
 {
     ssize_t n;
@@ -476,11 +503,11 @@ static void receive(Reader *r, Connection *c)
             return;
         walk(r, c, r->buffer + greeting, (size_t)n - greeting, at);
     } while (n == READ_BYTES && c->state == OPEN);
-    if (publisher >= 0 && __atomic_load_n(&outgoing_end, __ATOMIC_RELAXED)) {
-        pthread_mutex_lock(&lock);
-        flush_publisher();
-        pthread_mutex_unlock(&lock);
+    if (r->ring.fd >= 0 && c->state == OPEN && !c->stalled) {
+        epoll_ctl(r->epoll, EPOLL_CTL_DEL, c->fd, NULL);
+        ring_receive(&r->ring, c->fd, c);
     }
+    flush_if_needed();
 }
 
 /* Begin as many connections as may be under way at once. Return whether the server's queue is full. */
@@ -514,14 +541,50 @@ static bool connect_more(Reader *r, int *next)
     return *next < r->count;
 }
 
+/* Take in what has arrived through the ring, waiting for it, though only for a moment if `briefly`. Return whether there
+ * is something for epoll as well. */
+static bool receive_by_ring(Reader *r, bool briefly)
+{
+    Completion completion;
+    bool others = briefly;
+    if (!ring_wait(&r->ring, briefly))
+        fail("io_uring_enter: %s", strerror(errno));
+    while (ring_next(&r->ring, &completion)) {
+        Connection *c = completion.owner;
+        if (!c) {
+            others = true;
+            ring_watch(&r->ring, r->epoll, NULL);
+            continue;
+        }
+        if (completion.bytes) {
+            r->reads++;
+            r->bytes += (uint64_t)completion.result;
+            walk(r, c, completion.bytes, (size_t)completion.result, now());
+            ring_give_back(&r->ring, completion.bytes);
+            flush_if_needed();
+        }
+        if (completion.more)
+            continue;
+        if (completion.result > 0 || completion.result == -ENOBUFS)
+            ring_receive(&r->ring, c->fd, c);
+        else
+            end(c);
+    }
+    return others;
+}
+
 static void *read_for_ever(void *argument)
 {
     Reader *r = argument;
     struct epoll_event events[EVENTS];
     int next = 0;
+    if (ring_open(&r->ring))
+        ring_watch(&r->ring, r->epoll, NULL);
     while (true) {
         bool waiting = connect_more(r, &next);
-        int n = epoll_wait(r->epoll, events, EVENTS, waiting ? 1 : -1);
+        if (r->ring.fd >= 0 && !receive_by_ring(r, waiting))
+            continue;
+        int n = epoll_wait(r->epoll, events, EVENTS, r->ring.fd >= 0 ? 0 : waiting ? 1 : -1);
         for (int i = 0; i < n; i++) {
             Connection *c = events[i].data.ptr;
             if (!c)
@@ -763,7 +826,7 @@ int main(int count, char **arguments)
             fail("the publisher cannot connect: %s", strerror(errno));
         if (publish_address.ss_family == AF_INET)
             setsockopt(publisher, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
-        watch(readers[0].epoll, publisher, NULL, EPOLLIN | EPOLLOUT | EPOLLET);
+        watch(readers[0].epoll, publisher, NULL, EPOLLIN | EPOLLET);
     }
     uint64_t started = now();
     for (int i = 0; i < threads; i++)

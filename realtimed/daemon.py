@@ -107,7 +107,14 @@ class Daemon:
         )
         self.answered = Answered(config.retry_window, time.monotonic)
         self.service = Service(
-            self.hub, self.sessions.members, config, self.stats, self.info, self._room, self.answered
+            self.hub,
+            self.sessions.members,
+            config,
+            self.stats,
+            self.info,
+            self._room,
+            self.fan_out.begin,
+            self.answered,
         )
         self.websocket_addresses: list[Address] = []
         self.http_listener: SocketListener[trio.SocketStream] | None = None

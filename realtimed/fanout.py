@@ -9,6 +9,7 @@ import trio
 
 from realtimed.histogram import Histogram
 from realtimed.hub import Hub
+from realtimed.rounds import Round
 
 __all__ = ["FanOut"]
 
@@ -25,9 +26,13 @@ class FanOut:
     `round_times` has the seconds each round took, from when it was put together until its last send.
     """
 
+    # `_round` is the one that is under way, which began at `_began` on the clock of `time.perf_counter`.
+
     def __init__(self, hub: Hub) -> None:
         self.round_times = Histogram()
         self._hub = hub
+        self._round: Round | None = None
+        self._began = 0.0
         self._work = trio.Event()
         self._through = trio.lowlevel.ParkingLot()
         hub.wake = self._wake
@@ -37,15 +42,27 @@ class FanOut:
         while True:
             await self._work.wait()
             self._work = trio.Event()
-            began = time.perf_counter()
-            while (turn := self._hub.next_round()) is not None:
-                while turn.step(_SLICE):
-                    await trio.lowlevel.checkpoint()
-                self.round_times.observe(time.perf_counter() - began)
-                self._through.unpark_all()
-                if not self._hub.idle:
-                    await trio.lowlevel.checkpoint()
-                began = time.perf_counter()
+            while self._step():
+                await trio.lowlevel.checkpoint()
+
+    def begin(self) -> None:
+        """Make the first sends now instead of in the next turn of the event loop, unless some are under way.
+
+        For a publisher when there is no other: what others might publish in this turn would have to wait.
+        """
+        if self._round is None:
+            self._step()
+
+    def _step(self) -> bool:
+        """Make the sends of one slice; return whether there are more to make."""
+        if self._round is None:
+            self._began = time.perf_counter()
+            self._round = self._hub.next_round()
+        if self._round is not None and not self._round.step(_SLICE):
+            self._round = None
+            self.round_times.observe(time.perf_counter() - self._began)
+            self._through.unpark_all()
+        return not self._hub.idle
 
     async def room(self) -> None:
         """Wait until the fan-out has caught up enough for more to be published."""

@@ -74,6 +74,7 @@ class Service:
     stats: Callable[[], dict[str, object]]
     info: Callable[[], dict[str, object]]
     room: Callable[[], Awaitable[None]]
+    begin: Callable[[], None]
     answered: Answered
     connections: set[Connection] = field(default_factory=set)
     commands: int = 0
@@ -197,6 +198,8 @@ class Connection:
                 self._end("protocol_error", str(error))
                 return
             self._carry_out(messages)
+            if len(self._service.connections) == 1:
+                self._service.begin()  # nobody else can publish in this turn
             if not self._decoder.mid_message:
                 begun = math.inf
             elif messages or begun == math.inf:
