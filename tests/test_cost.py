@@ -23,6 +23,7 @@ from realtimed.history import History, Retention
 from realtimed.hub import Hub
 from realtimed.rounds import Round
 from tests.clients import publisher, raw_client, subscribe
+from tests.peers import InMemory
 from tests.stack import Daemon
 
 SUBSCRIBERS = 1000
@@ -189,3 +190,22 @@ async def test_what_arrives_in_one_write_shares_a_round_in_the_daemon(daemon: Da
                 received += len(await client.stream.receive_some())
             stats = await sender.call("stats")
     assert (stats["deliveries"], stats["sends"], stats["rounds"]) == (100, 1, 1)
+
+
+async def test_a_publisher_that_is_alone_waits_for_no_turn_of_the_event_loop() -> None:
+    async with trio.open_nursery() as nursery:
+        peers = InMemory({}, nursery, fan_out=False)
+        sender, browser = await peers.publisher(), await peers.enveloped()
+        await browser.ask("subscribe", "news")
+        assert (await sender.call("broadcast", "news", "1"))["recipients"] == 1
+        assert (await browser.event())["data"] == "1", "without the task that fans out"
+        assert peers.core.hub.rounds == 1
+
+        other = await peers.publisher()
+        await other.call("broadcast", "news", "2")
+        await sender.call("broadcast", "news", "3")
+        assert peers.core.hub.rounds == 1, "what others say in the same turn is to share a round"
+        nursery.start_soon(peers.core.fan_out.run)
+        assert [(await browser.event())["data"] for _ in range(2)] == ["2", "3"]
+        assert peers.core.hub.rounds == 2
+        nursery.cancel_scope.cancel()

@@ -398,10 +398,11 @@ def test_a_daemon_that_is_silent_or_dies(runtime_dir: Path) -> None:
     assert (no_protocol.status, "not its protocol" in no_protocol.err) == (NO_DAEMON, True)
 
 
-def test_a_full_disk_is_an_error_and_no_traceback(daemon: Daemon) -> None:
+@pytest.mark.parametrize("arguments", [["stats"], ["channels"], ["--version"], ["--help"], ["tail", "--help"]])
+def test_a_full_disk_is_an_error_and_no_traceback(daemon: Daemon, arguments: list[str]) -> None:
     with open("/dev/full", "wb") as full:  # noqa: PTH123
         done = subprocess.run(
-            [*REALTIMECTL, "--socket", daemon.control_socket, "stats"],
+            [*REALTIMECTL, "--socket", daemon.control_socket, *arguments],
             stdout=full,
             stderr=subprocess.PIPE,
             env=environment(),

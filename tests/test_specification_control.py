@@ -299,6 +299,7 @@ async def test_6_5_2_publishers_wait_while_the_fan_out_is_behind() -> None:
     async with trio.open_nursery() as nursery:
         peers = InMemory({}, nursery, fan_out=False)
         sender, browser = await peers.publisher(), await peers.enveloped()
+        await peers.publisher()  # one alone would have its messages fanned out at once
         await browser.ask("subscribe", "news")
         await sender.send(encode_request(1, "broadcast", ["news", "x" * 65536]) * 100)
         await wait_all_tasks_blocked()

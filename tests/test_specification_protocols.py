@@ -99,7 +99,7 @@ async def test_3_3_messages_have_nothing_around_them(open_peers: Opening, channe
         (subscribe("ÿ" * 190), "'ÿÿÿÿÿÿÿÿÿÿÿÿÿÿÿÿÿÿÿÿ'… is not a channel name: 1 to 200 characters of"),
         ("{", "not JSON"),
         ('{"action":"subscribe","channel":"a"} more', "not JSON"),
-        ('{"deep":' + "[" * 5000, "JSON is nested too deeply"),
+        ('{"deep":' + "[" * 16_000, "JSON is nested too deeply"),
         ("[]", "Expected `object`, got `array`"),
         ("null", "Expected `object`, got `null`"),
         ("{}", "missing required field `action`"),
@@ -455,7 +455,7 @@ async def test_4_8_3_what_was_refused_has_changed_nothing(open_peers: Opening, c
     ("message", "says"),
     [
         ("hello", "not JSON"),
-        ('{"deep":' + "[" * 5000, "JSON is nested too deeply"),
+        ('{"deep":' + "[" * 16_000, "JSON is nested too deeply"),
         ('{"action":"ping"}{}', "not JSON"),
         (b"{}", "got a binary frame"),
         ("[]", "Expected `object`, got `array`"),

@@ -6,6 +6,7 @@ character survives.
 
 from __future__ import annotations
 
+import os
 import time
 from base64 import b64encode
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import typer
 from realtimed.control.calls import ChannelMessage
 from realtimed.errors import printable
 
-__all__ = ["as_json", "date", "line", "print_json", "print_map", "print_table", "some", "visible"]
+__all__ = ["as_json", "date", "line", "print_json", "print_map", "print_table", "some", "stop_printing", "visible"]
 
 
 def visible(value: object) -> str:
@@ -76,6 +77,11 @@ def as_json(message: ChannelMessage) -> dict[str, object]:
     if isinstance(message.message, bytes):
         return {"channel": message.channel, "offset": message.offset, "base64": b64encode(message.message).decode()}
     return {"channel": message.channel, "offset": message.offset, "message": message.message}
+
+
+def stop_printing() -> None:
+    """Let nothing more be printed: not even what Python has kept and would try to write when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def print_json(value: object) -> None:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Concatenate, Final, NamedTuple, ParamSpec
 import typer
 
 from realtimed import __version__
-from realtimed.cli.output import as_json, date, line, print_json, print_map, print_table, some, visible
+from realtimed.cli.output import as_json, date, line, print_json, print_map, print_table, some, stop_printing, visible
 from realtimed.cli.since import following, parse_since
 from realtimed.control.calls import HISTORY_SHOWN, NOT_ALLOWED
 from realtimed.control.client import Client
@@ -155,11 +155,16 @@ def _exit_status() -> Iterator[None]:
     except KeyboardInterrupt:
         raise typer.Exit(_INTERRUPTED) from None
     except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python still flushes at exit
+        stop_printing()
         raise typer.Exit(_PIPE_CLOSED) from None
     except OSError as error:  # those of the control socket are RealtimeErrors
-        typer.echo(f"realtimectl: standard input or output: {error.strerror}", err=True)
+        _say_what_failed(error)
         raise typer.Exit(_REFUSED) from None
+
+
+def _say_what_failed(error: OSError) -> None:
+    stop_printing()
+    typer.echo(f"realtimectl: standard input or output: {error.strerror}", err=True)
 
 
 # The commands. In their help, \b keeps the lines of a paragraph as they are (and has to be the character itself).
@@ -486,7 +491,11 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character shows its number
-    app(prog_name="realtimectl")
+    try:
+        app(prog_name="realtimectl")
+    except OSError as error:  # before a command begins: --version and --help
+        _say_what_failed(error)
+        sys.exit(_REFUSED)
 
 
 if __name__ == "__main__":
