@@ -118,8 +118,11 @@ class _Queues:
             self.call(_ENTER, self.fd, 0, taken, _GET_EVENTS)
         completed = self._completed(start % self._completions, taken)
         self._completed_head[0] = (start + taken) % _WRAP
-        if completed == self._all_sent[4 * first : 4 * (first + count)].tobytes():
+        expected = self._all_sent[4 * first : 4 * (first + count)].tobytes()
+        if completed == expected:
             return None
+        if array("Q", completed)[::2].tobytes() == array("Q", expected)[::2].tobytes():  # each in its place
+            return array("i", completed)[2::4]
         results = array("i", (-errno.EBADF,)) * count
         for index, result, _ in _COMPLETION.iter_unpack(completed):
             results[(index - first) % _ENTRIES] = result
