@@ -557,7 +557,10 @@ async def _run(server_address: str, allowed_origins: str | None) -> None:
                 print(_guide(daemon, own_origins[0]), flush=True)
                 for part in (daemon, fpm, caddy):
                     nursery.start_soon(part.fail_if_it_ends)
-                await trio.sleep_forever()
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    await daemon.stop()  # first, while its goodbyes still find their way through Caddy
 
 
 def main() -> int:

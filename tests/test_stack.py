@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from realtimed.frames import CloseCode
+from tests.clients import closing, websocket
 from tests.handshakes import get, handshake
 from tests.stack import (
     ROOT,
@@ -98,7 +100,10 @@ async def test_it_serves_until_a_signal_and_leaves_nothing(number: signal.Signal
         assert (await handshake(run.port, "/ws", "http://evil.example")).status == 403
         assert (await get(run.port, "/realtime.php")).status == 404
         assert len(processes_in(run.directory)) >= 3
-        run.process.send_signal(number)
+        async with websocket(run.port, headers=[("Origin", origin)]) as client:
+            run.process.send_signal(number)
+            code, _ = await closing(client)
+    assert code == CloseCode.COME_BACK
     assert run.process.returncode == 0
     assert processes_in(run.directory) == []
     assert not run.directory.exists()
