@@ -3,28 +3,39 @@
 A publication that is kept costs one entry in its channel's ring and one in the queue of its *shelf*, on which all
 channels with the same age lie. The queue's order is that of time, so what has expired, or has to go because the bytes
 are used up, is found at its head: no timer for each channel, and no search.
+
+Nothing here makes an object for each publication that Python's garbage collector knows. It counts how many more of
+those there are than before; in a history that is full each new one takes the place of an old one, so it would look at
+none of them for a long time, and then at hundreds of thousands at once.
 """
 
 from __future__ import annotations
 
 import re
+from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from operator import itemgetter
 from typing import Final, NamedTuple, TypeAlias
 
-__all__ = ["ENTRY_BYTES", "RING_BYTES", "Entry", "History", "Retention", "Ring"]
+__all__ = ["ENTRY_BYTES", "RING_BYTES", "History", "Kept", "Retention", "Ring", "Shelf"]
 
-Entry: TypeAlias = tuple[float, bytes, bool]
-"""A publication that is kept: when it was published, its payload, and whether that is text."""
+Kept: TypeAlias = bytes | bytearray
+"""A payload that is kept: `bytes` for text, and `bytearray` for what is not. The garbage collector knows neither."""
 
-ENTRY_BYTES: Final = 256
+ENTRY_BYTES: Final = 160
 """What one kept publication counts beside its payload: about what its objects take in CPython on a 64-bit machine."""
 
 RING_BYTES: Final = 1024
 """What one channel counts that has a history: its name, its entry in the hub, its ring."""
 
 _STALE_ALLOWED: Final = 64
+
+_TIDIED_AT_ONCE: Final = 4
+"""Entries of a shelf's queue that are looked at each time that one becomes stale: more than come in."""
+
+_GONE_ALLOWED: Final = 16
+"""Places of what was dropped that a ring has before it closes up; of a large ring, as many as are left."""
 
 
 class Retention(NamedTuple):
@@ -37,47 +48,102 @@ class Retention(NamedTuple):
 class Ring:
     """One channel's recent publications."""
 
-    __slots__ = ("entries", "first", "name", "shelf", "size")
+    __slots__ = ("count", "first", "gone", "name", "payloads", "shelf", "size", "times")
 
-    # Invariants: `entries` holds consecutive publications, the first of which has the offset `first`; at most `size`,
-    # and always up to the newest that was kept. When the last has gone, `first` is beyond it.
+    # Invariants: there are `count` publications, consecutive ones, the first of which has the offset `first`; at most
+    # `size`, and always up to the newest that was kept. When the last has gone, `first` is beyond it. `payloads` and
+    # `times` are columns: behind the first `gone` places, which are empty, one for each publication.
 
     def __init__(self, name: str, size: int, shelf: Shelf) -> None:
         self.name = name
         self.size = size
         self.shelf = shelf
-        self.entries: list[Entry] = []
         self.first = 1
+        self.count = 0
+        self.payloads: list[Kept] = []
+        self.times = array("d")
+        self.gone = 0
+
+    @property
+    def began(self) -> float:
+        """When the oldest publication was published. Raises `IndexError` if there is none."""
+        return self.times[self.gone]
+
+    def newest(self, count: int) -> list[Kept]:
+        """Return the payloads of the last `count` publications, oldest first. There have to be as many."""
+        return self.payloads[len(self.payloads) - count :]
 
 
 class Shelf:
     """All rings with the same age."""
 
-    __slots__ = ("age", "left", "live", "queue")
+    __slots__ = ("_tidied_offsets", "_tidied_rings", "_tidying", "age", "left", "live", "offsets", "rings")
 
-    # Invariants: `queue` holds (time, offset, ring) in the order of time, at least for every entry of these rings. One
-    # with an offset below its ring's `first` is stale. `live` is the number of those that are not. `left` says of
-    # channels without subscribers when the last one left, in the order of time.
+    # Invariants: the queue, in the order of time, is made of pairs of a ring and an offset, at least one for every
+    # publication of these rings; first those in `_tidied_rings` and `_tidied_offsets`, then those in `rings` and
+    # `offsets`. A pair with an offset below its ring's `first` is stale; `live` is the number of those that are not.
+    # Nothing is tidied unless `_tidying`. `left` says of channels without subscribers when the last one left, in the
+    # order of time.
 
     def __init__(self, age: float) -> None:
         self.age = age
         self.live = 0
-        self.queue: deque[tuple[float, int, Ring]] = deque()
         self.left: OrderedDict[Ring, float] = OrderedDict()
+        self.rings: deque[Ring] = deque()
+        self.offsets: deque[int] = deque()
+        self._tidied_rings: deque[Ring] = deque()
+        self._tidied_offsets: deque[int] = deque()
+        self._tidying = False
 
-    def oldest(self) -> tuple[float, int, Ring] | None:
-        """Return the oldest entry that is not stale."""
-        while self.queue:
-            entry = self.queue[0]
-            if entry[1] >= entry[2].first:
-                return entry
-            self.queue.popleft()
+    def __len__(self) -> int:
+        """Return how long the queue is, with what is stale."""
+        return len(self._tidied_rings) + len(self.rings)
+
+    @property
+    def first_left(self) -> tuple[float, Ring]:
+        """When the first of the channels without subscribers was left, and its ring. Needs one in `left`."""
+        ring, time = next(iter(self.left.items()))
+        return time, ring
+
+    def oldest(self) -> Ring | None:
+        """Return the ring with the oldest publication of all."""
+        while rings := self._tidied_rings or self.rings:
+            ring = rings[0]
+            offsets = self._tidied_offsets or self.offsets
+            if offsets[0] >= ring.first:
+                return ring
+            rings.popleft()
+            offsets.popleft()
         return None
 
+    def skip(self) -> bool:
+        """Drop the queue's head if it is stale; return whether it was."""
+        rings, offsets = self._tidied_rings or self.rings, self._tidied_offsets or self.offsets
+        if rings and offsets[0] < rings[0].first:
+            rings.popleft()
+            offsets.popleft()
+            return True
+        return False
+
     def tidy(self) -> None:
-        """Drop stale entries once they are the majority, so that the queue is in proportion to what is kept."""
-        if len(self.queue) > 2 * self.live + _STALE_ALLOWED:
-            self.queue = deque(entry for entry in self.queue if entry[1] >= entry[2].first)
+        """Drop stale pairs once they are the majority, so that the queue is in proportion to what is kept.
+
+        To be called whenever one has become stale. It does not do all at once, as a queue may be long.
+        """
+        if not self._tidying:
+            if len(self.rings) <= 2 * self.live + _STALE_ALLOWED:
+                return
+            self._tidying = True
+        for _ in range(_TIDIED_AT_ONCE):
+            if not self.rings:
+                self.rings, self._tidied_rings = self._tidied_rings, self.rings
+                self.offsets, self._tidied_offsets = self._tidied_offsets, self.offsets
+                self._tidying = False
+                return
+            ring, offset = self.rings.popleft(), self.offsets.popleft()
+            if offset >= ring.first:
+                self._tidied_rings.append(ring)
+                self._tidied_offsets.append(offset)
 
 
 class History:
@@ -129,22 +195,25 @@ class History:
             shelf = self._shelves[retention.age] = Shelf(retention.age)
         return Ring(name, retention.size, shelf)
 
-    def keep(self, ring: Ring, offset: int, payload: bytes, text: bool) -> None:
+    def keep(self, ring: Ring, offset: int, payload: Kept) -> None:
         """Keep a publication; `offset` follows that of the one before."""
-        self._append(ring, self._clock(), offset, payload, text)
+        self._append(ring, self._clock(), offset, payload)
 
-    def _append(self, ring: Ring, now: float, offset: int, payload: bytes, text: bool) -> None:
-        entries, shelf = ring.entries, ring.shelf
-        if not entries:
+    def _append(self, ring: Ring, now: float, offset: int, payload: Kept) -> None:
+        if not ring.count:
             ring.first = offset
             self.bytes += RING_BYTES
             self.channels += 1
-        entries.append((now, payload, text))
-        shelf.queue.append((now, offset, ring))
+        ring.count += 1
+        ring.times.append(now)
+        ring.payloads.append(payload)
+        shelf = ring.shelf  # by hand, as every publication passes here
         shelf.live += 1
+        shelf.rings.append(ring)
+        shelf.offsets.append(offset)
         self.publications += 1
         self.bytes += len(payload) + ENTRY_BYTES
-        if len(entries) > ring.size:
+        if ring.count > ring.size:
             self._drop(ring)
             shelf.tidy()
         if self.bytes > self.limit:
@@ -166,39 +235,38 @@ class History:
         if ring.shelf.left.pop(ring, None) is not None:
             self.bytes -= RING_BYTES
 
-    def after(self, ring: Ring, offset: int) -> list[Entry] | None:
-        """Return everything kept that came after `offset`, or None if something that came after it is gone."""
+    def after(self, ring: Ring, offset: int) -> list[Kept] | None:
+        """Return the payloads of all that came after `offset`, or None if something that came after it is gone."""
         self._expire(ring)
-        skip = offset + 1 - ring.first
-        if skip < 0 or not ring.entries:
-            return None
-        return ring.entries[skip:]
+        count = ring.first + ring.count - (offset + 1)
+        return ring.newest(count) if 0 <= count <= ring.count > 0 else None
 
-    def latest(self, ring: Ring, count: int) -> list[Entry]:
-        """Return the last `count` publications that are kept, oldest first."""
+    def latest(self, ring: Ring, count: int) -> list[Kept]:
+        """Return the payloads of the last `count` publications that are kept, oldest first."""
         self._expire(ring)
-        return ring.entries[-count:] if count > 0 else []
+        return ring.newest(max(min(count, ring.count), 0))
 
-    def ages(self, ring: Ring) -> list[tuple[float, bytes, bool]]:
-        """Return a ring's entries with their ages, in seconds, in place of their times."""
+    def ages(self, ring: Ring) -> list[tuple[float, Kept]]:
+        """Return for each of a ring's publications, oldest first, how many seconds old it is, and its payload."""
         self._expire(ring)
         now = self._clock()
-        return [(now - time, payload, text) for time, payload, text in ring.entries]
+        kept = zip(ring.times[ring.gone :], ring.newest(ring.count), strict=True)
+        return [(now - time, payload) for time, payload in kept]
 
-    def restore(self, rings: Iterable[tuple[Ring, int, list[tuple[float, bytes, bool]]]], later: float) -> None:
+    def restore(self, rings: Iterable[tuple[Ring, int, list[tuple[float, Kept]]]], later: float) -> None:
         """Fill empty rings with entries as `ages` gave them `later` seconds ago; with a ring comes its newest offset.
 
         May call `emptied` for rings of which nothing can be kept.
         """
         now = self._clock() - later
         everything = [
-            (now - age, offset, payload, text, ring)
+            (now - age, offset, payload, ring)
             for ring, newest, entries in rings
-            for offset, (age, payload, text) in enumerate(entries, newest - len(entries) + 1)
+            for offset, (age, payload) in enumerate(entries, newest - len(entries) + 1)
         ]
         everything.sort(key=itemgetter(0, 1))
-        for time, offset, payload, text, ring in everything:
-            self._append(ring, time, offset, payload, text)
+        for time, offset, payload, ring in everything:
+            self._append(ring, time, offset, payload)
         while self.expire(len(everything)):
             pass
 
@@ -206,22 +274,28 @@ class History:
         """Drop up to `budget` publications that are too old; return whether there may be more."""
         now = self._clock()
         for shelf in self._shelves.values():
-            while (entry := shelf.oldest()) is not None and entry[0] <= now - shelf.age:
-                if not budget:
-                    return True
+            while shelf.skip() or self._drop_one(shelf, now - shelf.age):
                 budget -= 1
-                self._drop(entry[2])
-            while (ring := next(iter(shelf.left), None)) is not None and shelf.left[ring] <= now - shelf.age:
-                if not budget:
+                if budget <= 0:
                     return True
-                budget -= 1
-                self._forget_leaving(ring)
+        return False
+
+    def _drop_one(self, shelf: Shelf, until: float) -> bool:
+        """Drop a publication or a channel without subscribers that is that old; return whether there was one."""
+        oldest = shelf.oldest()
+        if oldest is not None and oldest.began <= until:
+            self._drop(oldest)
+            shelf.skip()
+            return True
+        if shelf.left and shelf.first_left[0] <= until:
+            self._forget_leaving(shelf.first_left[1])
+            return True
         return False
 
     def _expire(self, ring: Ring) -> None:
         """Drop what is too old of one channel, without waiting for `expire` to come by."""
         oldest = self._clock() - ring.shelf.age
-        while ring.entries and ring.entries[0][0] <= oldest:
+        while ring.count and ring.began <= oldest:
             self._drop(ring)
 
     def _shrink(self) -> None:
@@ -229,31 +303,36 @@ class History:
         # By hand, as every publication passes here once the limit has been reached.
         shelves = self._shelves.values()
         while self.bytes > self.limit:
-            leaving: tuple[float, Ring] | None = None
-            oldest: tuple[float, Ring] | None = None
+            leaving: Shelf | None = None
+            oldest: Ring | None = None
             for shelf in shelves:
                 if shelf.left:
-                    ring, time = next(iter(shelf.left.items()))
-                    if leaving is None or time < leaving[0]:
-                        leaving = time, ring
-                elif leaving is None and (entry := shelf.oldest()) is not None:
-                    time, _, ring = entry
-                    if oldest is None or time < oldest[0]:
-                        oldest = time, ring
+                    if leaving is None or shelf.first_left[0] < leaving.first_left[0]:
+                        leaving = shelf
+                elif leaving is None:
+                    ring = shelf.oldest()
+                    if oldest is None or (ring is not None and ring.began < oldest.began):
+                        oldest = ring
             if leaving is not None:
                 # Who subscribes to one channel after the other must not be able to clear the history with that.
-                self._forget_leaving(leaving[1])
+                self._forget_leaving(leaving.first_left[1])
             elif oldest is not None:
-                self._drop(oldest[1])
+                self._drop(oldest)
 
     def _drop(self, ring: Ring) -> None:
         """Drop a ring's oldest publication."""
-        _, payload, _ = ring.entries.pop(0)
+        gone, payloads = ring.gone, ring.payloads
+        self.bytes -= len(payloads[gone]) + ENTRY_BYTES
+        payloads[gone] = b""
+        ring.gone = gone = gone + 1
         ring.first += 1
+        ring.count -= 1
         ring.shelf.live -= 1
         self.publications -= 1
-        self.bytes -= len(payload) + ENTRY_BYTES
-        if not ring.entries:
+        if gone > ring.count + _GONE_ALLOWED:  # seldom, as all that is left has to move
+            del payloads[:gone], ring.times[:gone]
+            ring.gone = 0
+        if not ring.count:
             self.bytes -= RING_BYTES
             self.channels -= 1
             if ring not in ring.shelf.left:
@@ -261,7 +340,7 @@ class History:
 
     def _forget_leaving(self, ring: Ring) -> None:
         self.joined(ring)
-        if not ring.entries:
+        if not ring.count:
             self.emptied(ring.name)
 
 

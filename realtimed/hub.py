@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 from realtimed.channel import Channel, Subscriber, check_channel_name, encode_message
 from realtimed.errors import RefusedError
 from realtimed.frames import Publication
-from realtimed.history import Entry, History, Retention
+from realtimed.history import History, Kept, Retention
 from realtimed.replays import Replays
 from realtimed.rounds import Batch, Round, send_each
 from realtimed.watch import Watchers
@@ -70,19 +70,19 @@ class Missed:
     They are made when they are asked for: a long history of many is not made at once.
     """
 
-    __slots__ = ("_channel", "_entries", "_first")
+    __slots__ = ("_channel", "_first", "_payloads")
 
-    def __init__(self, channel: str, first: int, entries: Sequence[Entry]) -> None:
+    def __init__(self, channel: str, first: int, payloads: Sequence[Kept]) -> None:
         self._channel = channel
         self._first = first
-        self._entries = entries
+        self._payloads = payloads
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._payloads)
 
     def __iter__(self) -> Iterator[Publication]:
-        for offset, (_, payload, text) in enumerate(self._entries, self._first):
-            yield Publication(self._channel, payload, text, offset)
+        for offset, payload in enumerate(self._payloads, self._first):
+            yield Publication(self._channel, bytes(payload), isinstance(payload, bytes), offset)
 
 
 class Joined(NamedTuple):
@@ -146,6 +146,7 @@ class Hub:
         Raises `RefusedError` for a bad channel name or message; see `encode_message`.
         """
         payload = encode_message(message, self.max_message)
+        text = isinstance(message, str)
         channel = self._find(name)
         self.publications += 1
         if channel is None:
@@ -156,10 +157,10 @@ class Hub:
                 return Receipt(0, channel.epoch, 1)
         channel.offset += 1
         if channel.ring is not None:
-            self.history.keep(channel.ring, channel.offset, payload, isinstance(message, str))
+            self.history.keep(channel.ring, channel.offset, payload if text else bytearray(payload))
         if not channel.count and not self.watchers:
             return Receipt(0, channel.epoch, channel.offset)
-        publication = Publication(channel.name, payload, isinstance(message, str), channel.offset)
+        publication = Publication(channel.name, payload, text, channel.offset)
         self._log.append((channel, publication))
         self.log_bytes += len(payload)
         self.deliveries += channel.count
@@ -261,7 +262,7 @@ class Hub:
                 "subscribers": channel.count,
                 "epoch": channel.epoch,
                 "offset": channel.offset,
-                "history": len(channel.ring.entries) if channel.ring is not None else 0,
+                "history": channel.ring.count if channel.ring is not None else 0,
             }
             for channel in self.channels.values()
             if channel.count and channel.name.startswith(prefix)
@@ -281,7 +282,8 @@ class Hub:
     def saved(self) -> Iterator[SavedChannel]:
         """Yield every channel that has a history. Nothing may be published meanwhile."""
         for channel in list(self.channels.values()):
-            if channel.ring is not None and (entries := self.history.ages(channel.ring)):
+            if channel.ring is not None and (kept := self.history.ages(channel.ring)):
+                entries = [(age, bytes(payload), isinstance(payload, bytes)) for age, payload in kept]
                 yield SavedChannel(channel.name, channel.epoch, channel.offset, entries)
 
     def restore(self, channels: Iterable[SavedChannel], later: float) -> None:
@@ -295,7 +297,8 @@ class Hub:
             if channel.ring is not None:
                 channel.offset = saved.offset
                 self.channels[channel.name] = channel
-                rings.append((channel.ring, saved.offset, saved.entries))
+                kept = [(age, payload if text else bytearray(payload)) for age, payload, text in saved.entries]
+                rings.append((channel.ring, saved.offset, kept))
         self.history.restore(rings, later)
 
     def _round_over(self, sends: int, sent_bytes: int) -> None:
@@ -311,7 +314,7 @@ class Hub:
             check_channel_name(name)
         return channel
 
-    def _since(self, channel: Channel, since: Position) -> list[Entry] | None:
+    def _since(self, channel: Channel, since: Position) -> list[Kept] | None:
         """Return what was published after `since`, or None if that is not known any more."""
         if since.epoch != channel.epoch or since.offset > channel.offset:
             return None
@@ -325,7 +328,7 @@ class Hub:
     def _forget_if_unused(self, name: str) -> None:
         """Forget a channel of which the history keeps nothing any more, unless it has subscribers."""
         channel = self.channels[name]
-        if not channel.count and (channel.ring is None or not channel.ring.entries):
+        if not channel.count and (channel.ring is None or not channel.ring.count):
             del self.channels[name]
 
     def _take(self) -> list[tuple[Channel, Publication]]:
@@ -388,6 +391,6 @@ class Hub:
         return f"{self._life}{self._epochs:x}"
 
 
-def _ending(channel: Channel, newest: Sequence[Entry]) -> Missed:
+def _ending(channel: Channel, newest: Sequence[Kept]) -> Missed:
     """Return the last publications of a channel."""
     return Missed(channel.name, channel.offset - len(newest) + 1, newest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import shutil
+import signal
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 
@@ -47,6 +48,13 @@ def many_open_files() -> None:
         if hard != resource.RLIM_INFINITY and hard < OPEN_FILES_NEEDED:
             pytest.exit(f"The tests need {OPEN_FILES_NEEDED} open files, and the hard limit is {hard}: see ulimit -Hn")
         resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES_NEEDED, hard))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heeded_interrupts() -> None:
+    """Heed Ctrl-C even if the tests run in the background, where a shell lets child processes ignore it too."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -161,6 +161,45 @@ def test_history_adds_little_to_a_broadcast() -> None:
     assert counts[100] - counts[0] <= 15
 
 
+@pytest.mark.parametrize("limit", [2**30, 2**20])
+def test_a_full_history_gives_the_garbage_collector_nothing_to_look_at(limit: int) -> None:
+    """Where each new object takes the place of an old one, it looks at none for long, and then at all at once."""
+    history = History(limit=limit, clock=time.monotonic, default=Retention(20, 300))
+    hub = Hub(max_message=65536, max_channels=128, history=history)
+    for number in range(0, 500, 2):
+        hub.subscribe(Sink(CountingForm()), f"c{number}")
+
+    def publish_on_all() -> None:
+        for number in range(500):
+            hub.publish(f"c{number}", b"hello" if number % 3 else "hello")
+            run(hub.next_round())
+
+    for _ in range(30):
+        publish_on_all()
+    gc.collect()
+    gc.disable()
+    try:
+        publish_on_all()
+        young = len(gc.get_objects(generation=0))
+    finally:
+        gc.enable()
+    assert history.publications == min(500 * 20, hub.publications) or history.bytes > limit - 1024
+    assert young < 50
+
+
+def test_no_publication_pays_for_a_long_queue_alone() -> None:
+    history = History(limit=2**30, clock=time.monotonic, default=Retention(5, 300))
+    hub = Hub(max_message=65536, max_channels=128, history=history)
+    hub.publish("quiet", "hello")
+    costs = set()
+    for _ in range(30):
+        for number in range(200):
+            with counted() as calls:
+                hub.publish(f"c{number}", "hello")
+            costs.add(calls.count)
+    assert max(costs) <= 50
+
+
 def test_a_round_leaves_nothing_allocated() -> None:
     hub, _ = make_hub()
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from realtimed.history import ENTRY_BYTES, RING_BYTES, History, Retention
+from realtimed.history import ENTRY_BYTES, RING_BYTES, History, Retention, Ring, Shelf
 from realtimed.hub import Hub, Joined, Position
 from realtimed.rounds import Round
 from tests.test_hub import LINES, MODEL_RUNS, OTHER_LINES, Listener, fan_out
@@ -51,6 +51,10 @@ def publish(hub: Hub, name: str, count: int) -> Position:
 
 def come_back(hub: Hub, name: str, since: Position) -> Joined:
     return hub.subscribe(Listener(), name, since)
+
+
+def shelves(hub: Hub) -> set[Shelf]:
+    return {channel.ring.shelf for channel in hub.channels.values() if channel.ring is not None}
 
 
 def missed(joined: Joined) -> list[str]:
@@ -257,9 +261,72 @@ def test_the_queue_stays_in_proportion_to_what_is_kept() -> None:
     hub = make_hub(size=3)
     publish(hub, "quiet", 1)
     publish(hub, "busy", 10_000)
-    [shelf] = {id(channel.ring.shelf): channel.ring.shelf for channel in hub.channels.values() if channel.ring}.values()
+    [shelf] = shelves(hub)
     assert shelf.live == 4
-    assert len(shelf.queue) < 100
+    assert len(shelf) < 100
+
+
+def test_much_that_is_stale_is_expired_a_little_at_a_time() -> None:
+    clock = Clock()
+    hub = make_hub(size=3, age=60, clock=clock)
+    publish(hub, "quiet", 1)  # the head of the queue, for as long as it is kept
+    clock.now += 1
+    for _ in range(2):
+        for number in range(1000):
+            publish(hub, f"busy:{number}", 3)
+    [shelf] = shelves(hub)
+    assert (shelf.live, len(shelf)) == (3001, 6001)
+    clock.now += 59
+    passes = 1
+    while hub.history.expire(100):
+        passes += 1
+    assert (shelf.live, len(shelf)) == (3000, 3000)
+    assert passes == 31, "the quiet one, and three thousand that were stale"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_history_agrees_with_a_list_of_all_publications(seed: int) -> None:
+    """Many channels of two ages, some of them busy: what goes is the oldest of its channel, of its age, or of all."""
+    chance, clock = random.Random(seed), Clock()
+    limit = chance.choice([AMPLE, 300 * (ENTRY_BYTES + 5)])
+    history = History(
+        limit=limit,
+        clock=clock,
+        default=Retention(chance.choice([1, 5, 20]), 60),
+        rules=[("short:*", Retention(chance.choice([1, 5, 40]), 20))],
+    )
+    rings = [ring for name in range(30) if (ring := history.ring(f"{'short' if name % 3 else 'long'}:{name}"))]
+    kept: list[tuple[float, Ring, int, bytes]] = []
+    offsets = dict.fromkeys(rings, 0)
+
+    def counted_bytes() -> int:
+        return len({ring for _, ring, _, _ in kept}) * RING_BYTES + len(kept) * (ENTRY_BYTES + 5)
+
+    for number in range(chance.choice([300, 5000])):
+        clock.now += chance.choice([0.0001, 0.001, 0.01])
+        ring = rings[min(int(chance.expovariate(0.2)), len(rings) - 1)]
+        offsets[ring] += 1
+        payload = b"%5d" % number
+        history.keep(ring, offsets[ring], payload)
+        kept.append((clock.now, ring, offsets[ring], payload))
+        mine = [entry for entry in kept if entry[1] is ring]
+        if len(mine) > ring.size:
+            kept.remove(mine[0])
+        while counted_bytes() > limit:
+            kept.pop(0)
+        if not chance.randrange(100):
+            clock.now += chance.choice([0, 5, 30])
+            while history.expire(chance.randint(1, 20)):
+                pass
+            kept = [entry for entry in kept if entry[0] > clock.now - entry[1].shelf.age]
+            for ring in rings:
+                mine = [entry for entry in kept if entry[1] is ring]
+                assert ring.newest(ring.count) == [payload for *_, payload in mine]
+                assert not mine or (ring.first, ring.began) == (mine[0][2], mine[0][0])
+            assert (history.publications, history.bytes) == (len(kept), counted_bytes())
+            for shelf in {ring.shelf for ring in rings}:
+                assert shelf.live == sum(entry[1].shelf is shelf for entry in kept)
+                assert len(shelf) <= 3 * shelf.live + 100
 
 
 def test_a_hundred_thousand_channels_stay_within_the_configured_bytes() -> None:
@@ -272,6 +339,16 @@ def test_a_hundred_thousand_channels_stay_within_the_configured_bytes() -> None:
     tracemalloc.stop()
     assert hub.history.bytes <= limit
     assert limit / 2 < used <= limit, "what is counted is about what is used, and no less"
+
+
+def test_what_is_dropped_takes_no_memory() -> None:
+    hub = make_hub(size=20)
+    tracemalloc.start()
+    for number in range(35):
+        hub.publish("news", f"{number}" + "x" * 50_000)
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 20 * 50_000 < used < 21 * 50_000
 
 
 # Atomic with the live stream.

@@ -78,7 +78,7 @@ def test_the_oldest_of_all_channels_expire_first_after_a_restart_as_well() -> No
     load(after, b"".join(dump(hub, 0)), 0)
     later.now += 35
     after.history.expire(1000)
-    assert {name: len(channel.ring.entries) for name, channel in after.channels.items() if channel.ring} == {
+    assert {name: channel.ring.count for name, channel in after.channels.items() if channel.ring} == {
         "a": 1, "b": 1
     }  # fmt: skip
 
