@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import platform
@@ -16,7 +15,7 @@ from typing import Final, TypeVar
 
 import trio
 
-from realtimed import __version__, logs, snapshot
+from realtimed import __version__, garbage, logs, snapshot
 from realtimed.accepting import ClientRoom, accept
 from realtimed.backlog import Backlogs
 from realtimed.config import Address, Config
@@ -159,6 +158,7 @@ class Daemon:
                 if self.http_listener is not None:
                     background.start_soon(self._serve_http, self.http_listener, background)
                 background.start_soon(self.loop_lag.run)
+                background.start_soon(garbage.look_often)
                 background.start_soon(self.fan_out.run)
                 background.start_soon(heartbeat, self.sessions, lambda: self.config)
                 background.start_soon(relief, self.sessions)
@@ -481,7 +481,7 @@ def run(config: Config, reread: Callable[[], Config], environ: MutableMapping[st
 
     Raises `ConfigurationError` if it cannot listen where it should.
     """
-    _calm_garbage_collector()
+    garbage.calm()
     with closing(ServiceManager(environ)) as manager:
         try:
             daemon = Daemon(config, reread, receive_sockets(environ), manager)
@@ -489,13 +489,3 @@ def run(config: Config, reread: Callable[[], Config], environ: MutableMapping[st
         except ConfigurationError as error:
             manager.status(str(error).partition("\n")[0])
             raise
-
-
-def _calm_garbage_collector() -> None:
-    """Never walk over all connections in search of garbage: with ten thousand of them that takes half a second.
-
-    An idle connection is about a hundred objects, and one that has ended frees them all at once, since it leaves no
-    circles of references behind (there is a test for every way to end). The young generations are still collected.
-    """
-    gc.freeze()
-    gc.set_threshold(2_000, 10, 1_000_000)

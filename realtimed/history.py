@@ -4,9 +4,8 @@ A publication that is kept costs one entry in its channel's ring and one in the 
 channels with the same age lie. The queue's order is that of time, so what has expired, or has to go because the bytes
 are used up, is found at its head: no timer for each channel, and no search.
 
-Nothing here makes an object for each publication that Python's garbage collector knows. It counts how many more of
-those there are than before; in a history that is full each new one takes the place of an old one, so it would look at
-none of them for a long time, and then at hundreds of thousands at once.
+Nothing here makes an object for each publication that Python's garbage collector knows: there would be hundreds of
+thousands for it to walk over.
 """
 
 from __future__ import annotations

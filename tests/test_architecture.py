@@ -30,6 +30,7 @@ STOREYS = (
         "socket_files",
         "fanout",
         "lag",
+        "garbage",
         "metrics",
         "control.wire",
         "reload",
