@@ -20,6 +20,8 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
+import msgspec
+
 from realtimed.channel import Channel, Subscriber, check_channel_name, encode_message
 from realtimed.errors import RefusedError
 from realtimed.frames import Publication
@@ -40,7 +42,7 @@ _ROUND_MEMBERS: Final = 50_000
 """How many subscriptions the channels of one round have together: sorting them out takes some milliseconds at most."""
 
 
-class Receipt(NamedTuple):
+class Receipt(msgspec.Struct, frozen=True, gc=False):  # one for each publication: a quarter of what a tuple costs
     """What a publisher learns: how many clients the message was queued for, and its place in the channel."""
 
     recipients: int
