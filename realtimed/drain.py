@@ -16,9 +16,12 @@ __all__ = ["Drain"]
 _TICK: Final = 0.05
 """Seconds between two shares of the clients."""
 
-_LARGEST_SHARE: Final = 1.4
+_LARGEST_SHARE: Final = 1.3
 """What one second may get, of what every second would get if all were alike. What a busy processor has kept us from
 doing is made up as fast as this allows, and not in one go."""
+
+_SPARE: Final = 0.1
+"""Which part of the time is left free at its end, to make up for what a busy processor has kept us from doing."""
 
 _SLICE: Final = 100
 """Clients that are sent away in one go before other tasks get their turn."""
@@ -40,6 +43,7 @@ class Drain:
     def __init__(self, sessions: Sessions, seconds: float) -> None:
         self._sessions = sessions
         self._ends_at = trio.current_time() + seconds
+        self._spare = seconds * _SPARE
         self._spread = 1 + len(sessions.members) / _RETURNS_PER_SECOND
         self._waiting: list[Session] = []
 
@@ -65,7 +69,8 @@ class Drain:
             now = trio.current_time()
             while recent and recent[0][0] <= now - 1:
                 recent.popleft()
-            due = min(due + len(self._waiting) * (now - before) / left, len(self._waiting))
+            passed = now - before
+            due += (len(self._waiting) - due) * passed / max(left - self._spare, passed)
             count = min(int(due), limit - sum(each for _, each in recent))
             due -= count
             recent.append((now, count))

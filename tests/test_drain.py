@@ -131,19 +131,26 @@ def flock(number: int) -> tuple[Sessions, list[Sheep]]:
 
 
 @pytest.mark.parametrize(
-    "stalls", [[], [0.6], [2], [0.6] * 4, [0.29] * 200], ids=["none", "one", "long", "some", "always"]
+    "stalls",
+    [[], [(0.3, 0.6)], [(0.3, 2)], [(0.3, 0.6)] * 4, [(0.001, 0.29)] * 200, [(8.2, 1)], [(7.8, 1.5)]],
+    ids=["none", "one", "long", "some", "always", "near the end", "long near the end"],
 )
-async def test_a_busy_processor_does_not_make_a_drain_uneven(autojump_clock: MockClock, stalls: list[float]) -> None:
+async def test_a_busy_processor_does_not_make_a_drain_uneven(
+    autojump_clock: MockClock, stalls: list[tuple[float, float]]
+) -> None:
+    """Each stall: so many seconds after the one before, for so many seconds."""
     sessions, sheep = flock(CLIENTS)
 
     async def stall() -> None:
-        for seconds in stalls:
-            await trio.sleep(0.3 if seconds > 0.5 else 0.001)
+        for after, seconds in stalls:
+            await trio.sleep(after)
             autojump_clock.jump(seconds)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stall)
-        await Drain(sessions, DRAIN).run()
+        drain = Drain(sessions, DRAIN)
+        await drain.run()
+        await drain.finish()
         nursery.cancel_scope.cancel()
     assert all(each.closing for each in sheep)
     assert busiest_second(each.closed_at for each in sheep) <= CLIENTS * LARGEST_SHARE
@@ -153,7 +160,8 @@ async def test_a_busy_processor_does_not_make_a_drain_uneven(autojump_clock: Moc
 async def test_few_are_sent_away_as_evenly_as_many_and_nobody_takes_no_time(autojump_clock: MockClock) -> None:
     sessions, sheep = flock(10)
     await Drain(sessions, DRAIN).run()
-    assert sorted(round(each.closed_at) for each in sheep) == list(range(1, 11))
+    ordered = sorted(each.closed_at for each in sheep)
+    assert ordered == pytest.approx([0.9 * number for number in range(1, 11)], abs=0.06), "a tenth of the time is spare"
     began = autojump_clock.current_time()
     await Drain(sessions, DRAIN).run()
     assert autojump_clock.current_time() == began
