@@ -66,8 +66,10 @@ class Roster(list[Subscriber]):
         self._known = array("i") if watched else None
 
     def descriptors(self, start: int, stop: int) -> array[int]:
-        """Return `fd` of the members from `start` up to `stop`."""
+        """Return `fd` of the members from `start` up to `stop`. The result is only to be read."""
         known = self._known
+        if known and not start and stop == len(known):
+            return known
         if known is None or start > len(known):
             return array("i", [each.fd for each in self[start:stop]])
         if stop > len(known):
@@ -91,13 +93,14 @@ class Channel:
     began at 1.
     """
 
-    __slots__ = ("count", "epoch", "name", "offset", "plural", "ring", "rosters", "subscribers")
+    __slots__ = ("_audience", "_rosters", "count", "epoch", "name", "offset", "plural", "ring", "subscribers")
 
     # Invariants: `count` is the number of members of all sets in `subscribers`; none of these sets is empty. The
     # channel is in a subscriber's `channels` exactly if the subscriber is in the set of its form. A roster in
-    # `rosters` has the members of the set of that form; with the next change of the set it is thrown away. `plural` is
-    # how many of the subscribers have other channels as well. `ring` is None if no history is kept of this channel;
-    # otherwise its newest entry, if it has any, is the publication with `offset`.
+    # `_rosters` has the members of the set of that form; with the next change of the set it is thrown away.
+    # `_audience`, unless it is empty, has the roster of every form. `plural` is how many of the subscribers have other
+    # channels as well. `ring` is None if no history is kept of this channel; otherwise its newest entry, if it has
+    # any, is the publication with `offset`.
 
     def __init__(self, name: str, epoch: str, ring: Ring | None) -> None:
         self.name = name
@@ -107,22 +110,28 @@ class Channel:
         self.count = 0
         self.plural = 0
         self.subscribers: dict[WireFormat, set[Subscriber]] = {}
-        self.rosters: dict[WireFormat, Roster] = {}
+        self._rosters: dict[WireFormat, Roster] = {}
+        self._audience: tuple[tuple[WireFormat, Roster], ...] = ()
 
-    def roster(self, form: WireFormat) -> Roster:
-        """Return who gets `form`, for as long as that stays so."""
-        roster = self.rosters[form] = Roster(self.subscribers[form], watched=True)
-        return roster
+    def audience(self) -> tuple[tuple[WireFormat, Roster], ...]:
+        """Return who is subscribed now, by the form of what they get."""
+        if not self._audience:
+            for form, members in self.subscribers.items():
+                if form not in self._rosters:
+                    self._rosters[form] = Roster(members, watched=True)
+            self._audience = tuple(self._rosters.items())
+        return self._audience
 
     def members_changed(self, form: WireFormat) -> None:
         """Take note that there is somebody more or less who gets `form`."""
-        roster = self.rosters.pop(form, None)
+        self._audience = ()
+        roster = self._rosters.pop(form, None)
         if roster is not None:
             roster.retire()
 
     def descriptor_changed(self, form: WireFormat) -> None:
         """Take note that one of those who get `form` has another descriptor now."""
-        roster = self.rosters.get(form)
+        roster = self._rosters.get(form)
         if roster is not None:
             roster.descriptor_changed()
 

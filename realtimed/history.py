@@ -194,19 +194,17 @@ class History:
             shelf = self._shelves[retention.age] = Shelf(retention.age)
         return Ring(name, retention.size, shelf)
 
-    def keep(self, ring: Ring, offset: int, payload: Kept) -> None:
-        """Keep a publication; `offset` follows that of the one before."""
-        self._append(ring, self._clock(), offset, payload)
-
-    def _append(self, ring: Ring, now: float, offset: int, payload: Kept) -> None:
+    def keep(self, ring: Ring, offset: int, payload: Kept, time: float | None = None) -> None:
+        """Keep a publication of now or of another `time`; `offset` follows that of the one before, and `time` too."""
+        # All by hand, as every publication passes here.
         if not ring.count:
             ring.first = offset
             self.bytes += RING_BYTES
             self.channels += 1
         ring.count += 1
-        ring.times.append(now)
+        ring.times.append(self._clock() if time is None else time)
         ring.payloads.append(payload)
-        shelf = ring.shelf  # by hand, as every publication passes here
+        shelf = ring.shelf
         shelf.live += 1
         shelf.rings.append(ring)
         shelf.offsets.append(offset)
@@ -265,7 +263,7 @@ class History:
         ]
         everything.sort(key=itemgetter(0, 1))
         for time, offset, payload, ring in everything:
-            self._append(ring, time, offset, payload)
+            self.keep(ring, offset, payload, time)
         while self.expire(len(everything)):
             pass
 

@@ -149,7 +149,9 @@ class Hub:
         """
         payload = encode_message(message, self.max_message)
         text = isinstance(message, str)
-        channel = self._find(name)
+        channel = self.channels.get(name) if isinstance(name, str) else None
+        if channel is None:
+            check_channel_name(name)
         self.publications += 1
         if channel is None:
             channel = self._make(str(name))

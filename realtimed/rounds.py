@@ -32,7 +32,8 @@ class Round:
     and bytes there were when all is through.
     """
 
-    # Invariant: everyone on the rosters before (`_part`, `_at`) has been served, and those in `_early`, wherever they
+    # Invariants: `_numbered` has the publications of each channel by their numbers if there is anybody who gets a mix.
+    # Everyone on the rosters before (`_part`, `_at`) has been served, and those in `_early`, wherever they
     # stand; nobody else has. The last roster is that of the mixed; its part has no data of its own.
 
     def __init__(
@@ -47,25 +48,28 @@ class Round:
         self._over = over
         self._start = start
         self._late = late
-        self._entries: dict[Channel, list[tuple[int, Publication]]] = {}
-        for number, (channel, publication) in enumerate(log, start):
-            if channel in self._entries:
-                self._entries[channel].append((number, publication))
+        self._numbered: dict[Channel, list[tuple[int, Publication]]] = {}
+        dirty: dict[Channel, list[Publication]] = {}
+        for channel, publication in log:
+            if channel in dirty:
+                dirty[channel].append(publication)
             else:
-                self._entries[channel] = [(number, publication)]
-        mixed = _in_several([channel for channel in self._entries if channel.plural])
-        mixed.update(each for each in late if not each.channels.isdisjoint(self._entries))
+                dirty[channel] = [publication]
+        mixed = _in_several([channel for channel in dirty if channel.plural])
+        mixed.update(each for each in late if not each.channels.isdisjoint(dirty))
         self._parts: list[tuple[bytes | None, Roster]] = []
-        for channel, entries in self._entries.items():
-            for form, subscribers in channel.subscribers.items():
-                if mixed and not mixed.isdisjoint(subscribers):
-                    roster = Roster(subscribers - mixed)
+        for channel, publications in dirty.items():
+            for form, members in channel.audience():
+                if mixed and not mixed.isdisjoint(members):
+                    roster = Roster(each for each in members if each not in mixed)
                 else:
-                    roster = channel.rosters.get(form) or channel.roster(form)
+                    roster = members
                 if roster:
-                    self._parts.append((_joined(entries, form), roster))
+                    self._parts.append((_joined(publications, form), roster))
         if mixed:
             self._parts.append((None, Roster(mixed)))
+            for number, (channel, publication) in enumerate(log, start):
+                self._numbered.setdefault(channel, []).append((number, publication))
         self._mixes: dict[tuple[WireFormat, int, frozenset[Channel]], bytes] = {}
         self._mixes_size = 0
         self._part = 0
@@ -80,20 +84,19 @@ class Round:
         At the end it may be twice as many: to come back for a small rest would cost more than it is worth.
         """
         batch: list[tuple[bytes, Roster, int, int]] = []
-        while budget > 0 and self._part < len(self._parts):
-            data, roster = self._parts[self._part]
+        parts = self._parts
+        while budget > 0 and self._part < len(parts):
+            data, roster = parts[self._part]
             size = len(data) if data is not None else 0
+            start, stop = self._at, len(roster)
             worth = 1 + size // _SMALL_SEND
             share = -(-budget // worth)
-            start, stop = self._at, len(roster)
-            if stop - start > (2 * share if self._part + 1 == len(self._parts) else share):
-                stop = start + share
-            budget -= (stop - start) * worth
-            if stop < len(roster):
-                self._at = stop
-            else:
+            if stop - start <= share or (stop - start <= 2 * share and self._part + 1 == len(parts)):
                 self._part += 1
                 self._at = 0
+            else:
+                stop = self._at = start + share
+            budget -= (stop - start) * worth
             if self._early:
                 roster = Roster(each for each in roster[start:stop] if each not in self._early)
                 start, stop = 0, len(roster)
@@ -107,7 +110,7 @@ class Round:
                 self._sends += sum(len(receivers) for _, receivers in mixes)
                 self._sent_bytes += sum(len(mix) * len(receivers) for mix, receivers in mixes)
         self._deliver(batch)
-        if self._part < len(self._parts):
+        if self._part < len(parts):
             return True
         self._over(self._sends, self._sent_bytes)
         return False
@@ -144,12 +147,12 @@ class Round:
         Its channels are those it had when the round began, or it would have been served early.
         """
         seen = self._late.get(subscriber, self._start)
-        key = (subscriber.form, seen, frozenset(subscriber.channels & self._entries.keys()))
+        key = (subscriber.form, seen, frozenset(subscriber.channels & self._numbered.keys()))
         mix = self._mixes.get(key)
         if mix is None:
             # Each publication has a number of its own: sorting puts the channels' entries in the order published.
-            merged = sorted(entry for channel in key[2] for entry in self._entries[channel] if entry[0] >= seen)
-            mix = _joined(merged, subscriber.form)
+            merged = sorted(entry for channel in key[2] for entry in self._numbered[channel] if entry[0] >= seen)
+            mix = _joined([publication for _, publication in merged], subscriber.form)
             if self._mixes_size + len(mix) > _MIXES_KEPT:
                 self._mixes.clear()
                 self._mixes_size = 0
@@ -172,10 +175,10 @@ def send_each(batch: Batch) -> None:
                     subscriber.hold(data, sent)
 
 
-def _joined(entries: Sequence[tuple[int, Publication]], form: WireFormat) -> bytes:
-    if len(entries) == 1:
-        return entries[0][1].encoded(form)
-    return b"".join([publication.encoded(form) for _, publication in entries])
+def _joined(publications: Sequence[Publication], form: WireFormat) -> bytes:
+    if len(publications) == 1:
+        return publications[0].encoded(form)
+    return b"".join([each.encoded(form) for each in publications])
 
 
 def _in_several(dirty: Sequence[Channel]) -> set[Subscriber]:
