@@ -58,6 +58,11 @@ _WRAP: Final = 1 << 32
 _ENTRIES: Final = 1024
 """Sends in one system call."""
 
+_NUMBERS: Final = memoryview(array("I", range(_ENTRIES)))
+_IN_PLACE: Final = array("Q", range(_ENTRIES))
+_ALL_COMPLETED: Final = array("i", b"".join(_COMPLETION.pack(number, 0, 0) for number in range(_ENTRIES)))
+"""The completions of so many submissions, but for their results, which are in every fourth place from the third on."""
+
 _STAGE: Final = 2**20
 """Bytes that can be sent: more than a round of publications has, unless one message alone is larger."""
 
@@ -69,13 +74,29 @@ _FEW: Final = 8
 """Receivers up to which a column grows faster by a list than by an array that is multiplied (measured)."""
 
 
+class _Column:
+    """One field of all submissions. What is in it already is not written again: often it is the same as last time."""
+
+    def __init__(self, memory: memoryview) -> None:
+        self._memory = memory
+        self._values = array(memory.format)
+
+    def write(self, values: array[int]) -> bool:
+        """Make this the field of the first submissions; return whether it was not before. Nobody may change it then."""
+        if values == self._values:
+            return False
+        self._memory[: len(values)] = memoryview(values)
+        self._values = values
+        return True
+
+
 class _Queues:
     """The memory shared with the kernel, and the columns of it that matter here."""
 
-    # Invariants: all of it is mapped as long as this object lives. Both queues are empty but within `exchange`. Entry i
-    # of the array of submissions is i, and submission i carries i as its user data, for good. `_expected` is their
-    # completions but for the results, twice over: those of submissions around the end of the queue are next to each
-    # other in it.
+    # Invariants: all of it is mapped as long as this object lives. Both queues are empty but within `exchange`. Send
+    # number i of a call is made with submission i, which carries i as its user data, for good; the queue is made of the
+    # numbers of submissions. `_expected` is the completions that submissions with the sizes that are in `_sizes` have
+    # if everything goes well.
 
     def __init__(self) -> None:
         # Only here: importing it can fail where memory that is written may not be executed.
@@ -87,7 +108,7 @@ class _Queues:
         self._syscall.argtypes = [ctypes.c_long] * 7
         parameters = ctypes.create_string_buffer(_PARAMETERS)
         struct.pack_into("=III", parameters, 0, 0, 0, _SUBMIT_ALL | _COOPERATE)
-        self._expected = array("i", b"".join(_COMPLETION.pack(index, -1, 0) for index in range(_ENTRIES)) * 2)
+        self._expected = b""
         self.fd = self.call(_SETUP, _ENTRIES, ctypes.addressof(parameters))
         try:
             self._map(bytes(parameters))
@@ -99,14 +120,19 @@ class _Queues:
         """Send to each of at most `_ENTRIES` descriptors what lies at an address on the stage, so many bytes of it.
 
         Returns None if all of them have taken all of it, and otherwise the result of each: bytes taken, or a negative
-        error number, ``-EBADF`` for what the kernel would not even try.
+        error number, ``-EBADF`` for what the kernel would not even try. The arrays may not be changed any more.
         """
         count = len(descriptors)
+        self._descriptors.write(descriptors)
+        self._addresses.write(addresses)
+        if self._sizes.write(sizes):
+            expected = _ALL_COMPLETED[: 4 * count]
+            expected[2::4] = sizes
+            self._expected = expected.tobytes()
         tail = self._tail[0]
-        first = tail % _ENTRIES
-        _put(self._descriptors, first, descriptors)
-        _put(self._addresses, first, addresses)
-        _put(self._sizes, first, sizes)
+        room = _ENTRIES - tail % _ENTRIES
+        self._queue[tail % _ENTRIES : tail % _ENTRIES + count] = _NUMBERS[: min(count, room)]
+        self._queue[: max(count - room, 0)] = _NUMBERS[room : max(count, room)]
         self._tail[0] = (tail + count) % _WRAP
         try:
             taken = self.call(_ENTER, self.fd, count)
@@ -119,15 +145,13 @@ class _Queues:
             self.call(_ENTER, self.fd, 0, taken, _GET_EVENTS)
         completed = self._completed(start % self._completions, taken)
         self._completed_head[0] = (start + taken) % _WRAP
-        expected = self._expected[4 * first : 4 * (first + count)]
-        expected[2::4] = sizes
-        if completed == expected.tobytes():
+        if completed == self._expected:
             return None
-        if array("Q", completed)[::2].tobytes() == array("Q", expected.tobytes())[::2].tobytes():  # each in its place
+        if array("Q", completed)[::2] == _IN_PLACE[:count]:
             return array("i", completed)[2::4]
         results = array("i", (-errno.EBADF,)) * count
-        for index, result, _ in _COMPLETION.iter_unpack(completed):
-            results[(index - first) % _ENTRIES] = result
+        for number, result, _ in _COMPLETION.iter_unpack(completed):
+            results[number] = result
         return results
 
     def _completed(self, at: int, count: int) -> bytes:
@@ -147,14 +171,14 @@ class _Queues:
         self.stage_address = self._ctypes.addressof(self._ctypes.c_char.from_buffer(self.stage))
         for index in range(entries):
             _ENTRY.pack_into(submissions, _ENTRY.size * index, _SEND, 0, 0, -1, 0, 0, 0, _FLAGS, index)
-        shared[indices : indices + 4 * entries].cast("I")[:] = memoryview(array("I", range(entries)))
         self._head = shared[head : head + 4].cast("I")
         self._tail = shared[tail : tail + 4].cast("I")
         self._completed_head = shared[completed_head : completed_head + 4].cast("I")
         self._completed_tail = shared[completed_tail : completed_tail + 4].cast("I")
-        self._descriptors = submissions.cast("i")[1::16]
-        self._addresses = submissions.cast("Q")[2::8]
-        self._sizes = submissions.cast("i")[6::16]
+        self._queue = shared[indices : indices + 4 * entries].cast("I")
+        self._descriptors = _Column(submissions.cast("i")[1::16])
+        self._addresses = _Column(submissions.cast("Q")[2::8])
+        self._sizes = _Column(submissions.cast("i")[6::16])
         self._events = shared[events : events + _COMPLETION.size * self._completions]
 
     def call(self, *numbers: int) -> int:
@@ -248,13 +272,3 @@ def _deal_with(subscriber: Subscriber, data: bytes, result: int) -> None:
         subscriber.write(data)
     else:
         subscriber.transmit_failed(data, OSError(-result, os.strerror(-result)))
-
-
-def _put(column: memoryview, first: int, values: array[int]) -> None:
-    """Write `values` into a queue's column from `first` on, around its end."""
-    room = len(column) - first
-    if len(values) <= room:
-        column[first : first + len(values)] = memoryview(values)
-    else:
-        column[first:] = memoryview(values)[:room]
-        column[: len(values) - room] = memoryview(values)[room:]
