@@ -112,7 +112,7 @@ class Daemon:
             self.stats,
             self.info,
             self._room,
-            self.fan_out.begin,
+            self.fan_out.at_once,
             self.answered,
         )
         self.websocket_addresses: list[Address] = []

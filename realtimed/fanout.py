@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -26,13 +27,15 @@ class FanOut:
     `round_times` has the seconds each round took, from when it was put together until its last send.
     """
 
-    # `_round` is the one that is under way, which began at `_began` on the clock of `time.perf_counter`.
+    # `_round` is the one that is under way, which began at `_began` on the clock of `time.perf_counter`. While
+    # `_attended`, the task need not be woken: `at_once` will see to what is published.
 
     def __init__(self, hub: Hub) -> None:
         self.round_times = Histogram()
         self._hub = hub
         self._round: Round | None = None
         self._began = 0.0
+        self._attended = False
         self._work = trio.Event()
         self._through = trio.lowlevel.ParkingLot()
         hub.wake = self._wake
@@ -45,13 +48,20 @@ class FanOut:
             while self._step():
                 await trio.lowlevel.checkpoint()
 
-    def begin(self) -> None:
-        """Make the first sends now instead of in the next turn of the event loop, unless some are under way.
+    def at_once(self, publish: Callable[[], None]) -> None:
+        """Call `publish`, and make the first sends now instead of in the next turn of the event loop.
 
         For a publisher when there is no other: what others might publish in this turn would have to wait.
         """
-        if self._round is None:
-            self._step()
+        self._attended = True
+        try:
+            publish()
+        finally:
+            self._attended = False
+            if self._round is None:
+                self._step()
+            if not self._hub.idle:
+                self._work.set()
 
     def _step(self) -> bool:
         """Make the sends of one slice; return whether there are more to make."""
@@ -75,4 +85,5 @@ class FanOut:
             await self._through.park()
 
     def _wake(self) -> None:
-        self._work.set()
+        if not self._attended:
+            self._work.set()

@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Any, ClassVar, Final, Protocol
 
@@ -74,7 +75,7 @@ class Service:
     stats: Callable[[], dict[str, object]]
     info: Callable[[], dict[str, object]]
     room: Callable[[], Awaitable[None]]
-    begin: Callable[[], None]
+    at_once: Callable[[Callable[[], None]], None]
     answered: Answered
     connections: set[Connection] = field(default_factory=set)
     commands: int = 0
@@ -193,9 +194,10 @@ class Connection:
                 self._carry_out(error.messages)
                 self._end("protocol_error", str(error))
                 return
-            self._carry_out(messages)
-            if len(self._service.connections) == 1:
-                self._service.begin()  # nobody else can publish in this turn
+            if len(self._service.connections) == 1:  # nobody else can publish in this turn
+                self._service.at_once(partial(self._carry_out, messages))
+            else:
+                self._carry_out(messages)
             if not self._decoder.mid_message:
                 begun = math.inf
             elif messages or begun == math.inf:
