@@ -8,6 +8,8 @@ from __future__ import annotations
 import gc
 import sys
 import time
+from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -22,9 +24,11 @@ from realtimed.frames import Publication, WireFormat
 from realtimed.history import History, Retention
 from realtimed.hub import Hub
 from realtimed.rounds import Round
+from realtimed.uring import SendRing
 from tests.clients import publisher, raw_client, subscribe
 from tests.peers import InMemory
 from tests.stack import Daemon
+from tests.test_uring import needs_io_uring
 
 SUBSCRIBERS = 1000
 PER_ROUND = 100
@@ -143,7 +147,30 @@ def test_many_channels_cost_little_more_a_delivery_than_one() -> None:
             hub.publish(f"c{number}", "hello")
         run(hub.next_round())
     assert (hub.sends, form.encodings, hub.rounds) == (SUBSCRIBERS, 500, 1)
-    assert calls.count <= SUBSCRIBERS + 500 * 36
+    assert calls.count <= SUBSCRIBERS + 500 * 27
+
+
+@needs_io_uring
+def test_many_channels_share_system_calls_and_nobody_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub, _ = make_hub(channels=500)
+    ring = SendRing()
+    hub.deliver = ring
+    system_calls: list[int] = []
+
+    def take_all(descriptors: array[int], *_: array[int]) -> None:
+        system_calls.append(len(descriptors))
+
+    monkeypatch.setattr(ring.queues, "exchange", take_all)
+    for _ in range(2):  # the first time, each is asked for its descriptor
+        system_calls.clear()
+        for number in range(500):
+            hub.publish(f"c{number}", "hello")
+        with counted() as calls:
+            run(hub.next_round())
+    ring.close()
+    assert sum(system_calls) == SUBSCRIBERS
+    assert len(system_calls) <= SUBSCRIBERS / 250
+    assert calls.count <= 500 * 17
 
 
 def test_history_adds_little_to_a_broadcast() -> None:
@@ -229,6 +256,36 @@ async def test_what_arrives_in_one_write_shares_a_round_in_the_daemon(daemon: Da
                 received += len(await client.stream.receive_some())
             stats = await sender.call("stats")
     assert (stats["deliveries"], stats["sends"], stats["rounds"]) == (100, 1, 1)
+
+
+class Turns(trio.abc.Instrument):
+    """How often each task has run, by its name."""
+
+    def __init__(self) -> None:
+        self.count: Counter[str] = Counter()
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.count[task.name] += 1
+
+
+async def test_a_publisher_that_is_alone_does_not_wake_the_fan_out_for_nothing() -> None:
+    async with trio.open_nursery() as nursery:
+        peers = InMemory({}, nursery, fan_out=False)
+        nursery.start_soon(peers.core.fan_out.run, name="fan-out")
+        sender, browser = await peers.publisher(), await peers.enveloped()
+        await browser.ask("subscribe", "news")
+        turns = Turns()
+        trio.lowlevel.add_instrument(turns)
+        for number in range(5):
+            await sender.call("broadcast", "news", str(number))
+            assert (await browser.event())["data"] == str(number)
+        assert turns.count["fan-out"] == 0
+        await peers.publisher()
+        await sender.call("broadcast", "news", "last")
+        assert (await browser.event())["data"] == "last"
+        assert turns.count["fan-out"] > 0
+        trio.lowlevel.remove_instrument(turns)
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_publisher_that_is_alone_waits_for_no_turn_of_the_event_loop() -> None:

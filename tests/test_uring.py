@@ -157,6 +157,40 @@ def test_what_is_not_taken_is_held_and_what_is_blocked_is_not_overtaken(
     assert {each.received() for each in others} == {b"hello"}
 
 
+def test_in_a_batch_for_many_rosters_everyone_has_their_own_bytes_whoever_stalls(
+    deliver: Callable[[Batch], None], sockets: Callable[[int], list[Socket]]
+) -> None:
+    everyone = sockets(120)
+    full, blocked, gone = everyone[10::30], everyone[20::30], everyone[25::30]
+    room = 0
+    for each in full:
+        with suppress(BlockingIOError):
+            while True:
+                room += each.socket.send(bytes(1000))
+    for each in blocked:
+        each.block()
+    for each in gone:
+        each.peer.close()
+    parts: list[tuple[bytes, list[Socket]]] = []
+    at = 0
+    for size in (1, 2, 1, 5, 30, 1, 64, 1, 2, 13):
+        parts.append((b"%d," % size * size, everyone[at : at + size]))
+        at += size
+    deliver([to(members, data) for data, members in parts])
+    assert at == len(everyone)
+    for data, members in parts:
+        for each in members:
+            if each in full:
+                assert [type(error) for error in each.errors] == [BlockingIOError]
+            elif each in gone:
+                assert [type(error) for error in each.errors] == [BrokenPipeError]
+            elif each in blocked:
+                assert (each.kept, each.received()) == ([(data, 0)], b"")
+            else:
+                assert (each.received(), each.kept, each.errors) == (data, [], [])
+    assert sum(len(each.received()) for each in full) == room
+
+
 def test_a_part_is_held_from_where_the_kernel_stopped(
     deliver: Callable[[Batch], None], sockets: Callable[[int], list[Socket]]
 ) -> None:
@@ -167,6 +201,16 @@ def test_a_part_is_held_from_where_the_kernel_stopped(
         [(kept, sent)] = each.kept
         assert 0 < sent < len(data)
         assert each.received() + kept[sent:] == data
+
+
+def test_messages_that_fit_on_the_stage_only_one_by_one(
+    deliver: Callable[[Batch], None], sockets: Callable[[int], list[Socket]]
+) -> None:
+    everyone = sockets(40)
+    data = [bytes([number]) * 100_000 for number in range(20)]
+    deliver([to(everyone[2 * number : 2 * number + 2], each) for number, each in enumerate(data)])
+    for place, each in enumerate(everyone):
+        assert (each.received(), each.kept) == (data[place // 2], [])
 
 
 def test_a_message_larger_than_the_stage_goes_the_other_way(
