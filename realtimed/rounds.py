@@ -32,7 +32,8 @@ class Round:
     and bytes there were when all is through.
     """
 
-    # Invariants: `_numbered` has the publications of each channel by their numbers if there is anybody who gets a mix.
+    # Invariants: if there is anybody who gets a mix, `_dirty` is the channels with publications, and `_numbered` has
+    # these by channel, with their numbers.
     # Everyone on the rosters before (`_part`, `_at`) has been served, and those in `_early`, wherever they
     # stand; nobody else has. The last roster is that of the mixed; its part has no data of its own.
 
@@ -49,6 +50,7 @@ class Round:
         self._start = start
         self._late = late
         self._numbered: dict[Channel, list[tuple[int, Publication]]] = {}
+        self._dirty: frozenset[Channel] = frozenset()
         dirty: dict[Channel, list[Publication]] = {}
         for channel, publication in log:
             if channel in dirty:
@@ -61,7 +63,7 @@ class Round:
         for channel, publications in dirty.items():
             for form, members in channel.audience():
                 if mixed and not mixed.isdisjoint(members):
-                    roster = Roster(each for each in members if each not in mixed)
+                    roster = Roster(channel.subscribers[form] - mixed)
                 else:
                     roster = members
                 if roster:
@@ -70,6 +72,7 @@ class Round:
             self._parts.append((None, Roster(mixed)))
             for number, (channel, publication) in enumerate(log, start):
                 self._numbered.setdefault(channel, []).append((number, publication))
+            self._dirty = frozenset(dirty)
         self._mixes: dict[tuple[WireFormat, int, frozenset[Channel]], bytes] = {}
         self._mixes_size = 0
         self._part = 0
@@ -147,7 +150,7 @@ class Round:
         Its channels are those it had when the round began, or it would have been served early.
         """
         seen = self._late.get(subscriber, self._start)
-        key = (subscriber.form, seen, frozenset(subscriber.channels & self._numbered.keys()))
+        key = (subscriber.form, seen, self._dirty & subscriber.channels)
         mix = self._mixes.get(key)
         if mix is None:
             # Each publication has a number of its own: sorting puts the channels' entries in the order published.
