@@ -68,7 +68,7 @@ class Roster(list[Subscriber]):
     def descriptors(self, start: int, stop: int) -> array[int]:
         """Return `fd` of the members from `start` up to `stop`. The result is only to be read."""
         known = self._known
-        if known and not start and stop == len(known):
+        if known and not start and stop == len(known):  # as it mostly is
             return known
         if known is None or start > len(known):
             return array("i", [each.fd for each in self[start:stop]])

@@ -51,17 +51,20 @@ class FanOut:
     def at_once(self, publish: Callable[[], None]) -> None:
         """Call `publish`, and make the first sends now instead of in the next turn of the event loop.
 
-        For a publisher when there is no other: what others might publish in this turn would have to wait.
+        That is unless some are under way. For a publisher when there is no other: what others might publish in this
+        turn would have to wait.
         """
         self._attended = True
         try:
             publish()
         finally:
             self._attended = False
-            if self._round is None:
-                self._step()
-            if not self._hub.idle:
-                self._work.set()
+            try:
+                if self._round is None:
+                    self._step()
+            finally:
+                if not self._hub.idle:
+                    self._work.set()
 
     def _step(self) -> bool:
         """Make the sends of one slice; return whether there are more to make."""

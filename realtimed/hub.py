@@ -150,7 +150,7 @@ class Hub:
         payload = encode_message(message, self.max_message)
         text = isinstance(message, str)
         channel = self.channels.get(name) if isinstance(name, str) else None
-        if channel is None:
+        if channel is None:  # `_find` by hand, as every publication passes here
             check_channel_name(name)
         self.publications += 1
         if channel is None:
@@ -312,7 +312,7 @@ class Hub:
         self._round = None
 
     def _find(self, name: object) -> Channel | None:
-        """Return the channel if somebody is subscribed to it. Raises `RefusedError` if `name` cannot be one."""
+        """Return the channel if there is one. Raises `RefusedError` if `name` cannot be one."""
         channel = self.channels.get(name) if isinstance(name, str) else None
         if channel is None:
             check_channel_name(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeAlias
 
 from realtimed.channel import Channel, Roster, Subscriber
@@ -62,7 +62,7 @@ class Round:
         self._parts: list[tuple[bytes | None, Roster]] = []
         for channel, publications in dirty.items():
             for form, members in channel.audience():
-                if mixed and not mixed.isdisjoint(members):
+                if mixed and not mixed.isdisjoint(channel.subscribers[form]):
                     roster = Roster(channel.subscribers[form] - mixed)
                 else:
                     roster = members
@@ -90,7 +90,10 @@ class Round:
         parts = self._parts
         while budget > 0 and self._part < len(parts):
             data, roster = parts[self._part]
-            size = len(data) if data is not None else 0
+            if data is None:
+                budget = self._add_mixes(batch, roster, budget)
+                continue
+            size = len(data)
             start, stop = self._at, len(roster)
             worth = 1 + size // _SMALL_SEND
             share = -(-budget // worth)
@@ -103,15 +106,9 @@ class Round:
             if self._early:
                 roster = Roster(each for each in roster[start:stop] if each not in self._early)
                 start, stop = 0, len(roster)
-            if data is not None:
-                batch.append((data, roster, start, stop))
-                self._sends += stop - start
-                self._sent_bytes += (stop - start) * size
-            else:
-                mixes = self._mixes_for(roster[start:stop])
-                batch += [(mix, receivers, 0, len(receivers)) for mix, receivers in mixes]
-                self._sends += sum(len(receivers) for _, receivers in mixes)
-                self._sent_bytes += sum(len(mix) * len(receivers) for mix, receivers in mixes)
+            batch.append((data, roster, start, stop))
+            self._sends += stop - start
+            self._sent_bytes += (stop - start) * size
         self._deliver(batch)
         if self._part < len(parts):
             return True
@@ -136,13 +133,27 @@ class Round:
             self._sent_bytes += len(data)
             subscriber.write(data)
 
-    def _mixes_for(self, subscribers: Iterable[Subscriber]) -> list[tuple[bytes, Roster]]:
-        """Return the mixes for these subscribers, each with all who get it."""
+    def _add_mixes(self, batch: list[tuple[bytes, Roster, int, int]], roster: Roster, budget: int) -> int:
+        """Add to `batch` the mixes of those whose turn it is, each with all who get it; return what is left to spend.
+
+        What a mix is worth shows when it has been made, so there are only as many as may be: they are not shared.
+        """
         receivers: dict[bytes, list[Subscriber]] = {}
-        for subscriber in subscribers:
-            receivers.setdefault(self._mix_for(subscriber), []).append(subscriber)
-        receivers.pop(b"", None)  # who has been handed all of it already
-        return [(mix, Roster(each)) for mix, each in receivers.items()]
+        while budget > 0 and self._at < len(roster):
+            subscriber = roster[self._at]
+            self._at += 1
+            mix = self._mix_for(subscriber) if subscriber not in self._early else b""
+            if mix:  # it is empty if all of it has been handed over already
+                receivers.setdefault(mix, []).append(subscriber)
+            budget -= 1 + len(mix) // _SMALL_SEND
+        if self._at == len(roster):
+            self._part += 1
+            self._at = 0
+        for mix, each in receivers.items():
+            batch.append((mix, Roster(each), 0, len(each)))
+            self._sends += len(each)
+            self._sent_bytes += len(each) * len(mix)
+        return budget
 
     def _mix_for(self, subscriber: Subscriber) -> bytes:
         """Return what the round holds for a subscriber of several channels.

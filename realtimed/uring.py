@@ -2,7 +2,7 @@
 
 The fan-out's loop in Python costs a fifth of its time between two calls of `socket.send`. Here the kernel runs the
 loop: the bytes are copied once to memory that the kernel reads, and a batch of sends is three columns of numbers (which
-socket, where the bytes are, how many), written with three slice assignments.
+socket, where the bytes are, how many), each written with a slice assignment, unless it is the same as last time.
 
 Every send is non-blocking and has ended when `io_uring_enter` returns: nothing is ever in flight between two calls, so
 no buffer has to outlive one, and a closed descriptor cannot be mistaken for its successor. Where the kernel has no
@@ -21,6 +21,7 @@ import socket
 import struct
 from array import array
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 from realtimed.channel import Subscriber
@@ -64,7 +65,7 @@ _ALL_COMPLETED: Final = array("i", b"".join(_COMPLETION.pack(number, 0, 0) for n
 """The completions of so many submissions, but for their results, which are in every fourth place from the third on."""
 
 _STAGE: Final = 2**20
-"""Bytes that can be sent: more than a round of publications has, unless one message alone is larger."""
+"""Bytes that can be sent in one go: as a rule, more than a slice of a round has. What has more goes out by halves."""
 
 _WORTHWHILE: Final = 16
 """Sends from which on the ring is faster than the loop. With everything in the processor's caches it is not until
@@ -142,7 +143,8 @@ class _Queues:
             self._tail[0] = self._head[0]
         start = self._completed_head[0]
         while (self._completed_tail[0] - start) % _WRAP < taken:  # never seen: a send that does not wait ends at once
-            self.call(_ENTER, self.fd, 0, taken, _GET_EVENTS)
+            with suppress(InterruptedError):
+                self.call(_ENTER, self.fd, 0, taken, _GET_EVENTS)
         completed = self._completed(start % self._completions, taken)
         self._completed_head[0] = (start + taken) % _WRAP
         if completed == self._expected:
@@ -259,7 +261,7 @@ class SendRing:
 def _deal_with_all(batch: Batch, at: int, results: Sequence[int]) -> None:
     """Deal with the results of the batch's sends from number `at` on."""
     sends = [(each, data) for data, roster, start, stop in batch for each in roster[start:stop]]
-    for (subscriber, data), result in zip(sends[at:], results, strict=False):
+    for (subscriber, data), result in zip(sends[at : at + len(results)], results, strict=True):
         if result != len(data):
             _deal_with(subscriber, data, result)
 

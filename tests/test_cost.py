@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import ClassVar
 
 import pytest
 import trio
@@ -61,6 +62,16 @@ class Sink:
 
     def transmit_failed(self, data: bytes, error: OSError) -> None:
         raise AssertionError("a sink does not fail") from error
+
+
+class Looked(Sink):
+    """One that notices being looked up in a set."""
+
+    count: ClassVar = 0
+
+    def __hash__(self) -> int:
+        Looked.count += 1
+        return super().__hash__()
 
 
 class Calls:
@@ -148,6 +159,20 @@ def test_many_channels_cost_little_more_a_delivery_than_one() -> None:
         run(hub.next_round())
     assert (hub.sends, form.encodings, hub.rounds) == (SUBSCRIBERS, 500, 1)
     assert calls.count <= SUBSCRIBERS + 500 * 27
+
+
+def test_who_comes_in_the_middle_of_it_does_not_make_a_round_look_at_everybody() -> None:
+    hub, form = make_hub(subscribers=0)
+    for _ in range(SUBSCRIBERS):
+        hub.subscribe(Looked(form), "news")
+    hub.publish("news", "rosters are made the first time")
+    run(hub.next_round())
+    hub.publish("news", "hello")
+    hub.subscribe(Sink(form), "other")
+    hub.publish("other", "hello")
+    Looked.count = 0
+    run(hub.next_round())
+    assert Looked.count == 0
 
 
 @needs_io_uring

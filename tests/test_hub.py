@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from realtimed.errors import RefusedError
 from realtimed.frames import Publication, WireFormat
 from realtimed.history import History
 from realtimed.hub import Hub, Receipt
+from realtimed.rounds import Batch, send_each
 
 MODEL_RUNS = int(os.environ.get("MODEL_RUNS", "300"))
 """Random histories the models are tried with, of a hundred steps each on average; more: MODEL_RUNS=50000 pytest …"""
@@ -70,6 +72,11 @@ class Listener:
     @property
     def messages(self) -> list[str]:
         return [line.rpartition("/")[2] for line in self.received.decode().split(";")[:-1]]
+
+
+class LongLines(Lines):
+    def encode(self, publication: Publication) -> bytes:
+        return publication.payload * 1000
 
 
 def make_hub(*, max_message: int = 1000, max_channels: int = 128, history: History | None = None) -> Hub:
@@ -325,3 +332,30 @@ def test_the_hub_agrees_with_a_model_that_delivers_at_once(seed: int, steps: int
     for each in listeners:
         hub.leave(each)
     assert hub.channels == {}
+
+
+def test_of_many_mixes_a_step_makes_no_more_than_it_sends() -> None:
+    """What a mix is worth shows when it is made: if all were made at once, a round could take any amount of memory."""
+    batches: list[int] = []
+
+    def deliver(batch: Batch) -> None:
+        batches.append(sum(len(part[0]) for part in batch))
+        send_each(batch)
+
+    hub = make_hub()
+    hub.deliver = deliver
+    channels = [f"c{number}" for number in range(10)]
+    pairs = list(combinations(channels, 2))
+    listeners = [Listener(form=LongLines()) for _ in pairs]
+    for listener, pair in zip(listeners, pairs, strict=True):
+        for channel in pair:
+            hub.subscribe(listener, channel)
+    for number, channel in enumerate(channels):
+        hub.publish(channel, f"{number}" * 100)
+    turn = hub.next_round()
+    assert turn is not None
+    while turn.step(100):
+        pass
+    assert sum(batches) == sum(len(each.received) for each in listeners) == len(pairs) * 2 * 100_000
+    assert max(batches) <= 100 * 4096 + 2 * 100_000
+    assert hub.sends == len(pairs)

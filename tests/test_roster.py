@@ -55,6 +55,7 @@ class Reader:
 
     stream: QueuedStream
     peer: socket.socket
+    channels: frozenset[str]
     expected: bytes = b""
     received: bytes = b""
     ended: list[str] = field(default_factory=list)
@@ -65,7 +66,8 @@ class Reader:
         try:
             async with trio.open_nursery() as self.nursery:
                 self.stream.attach(self.nursery, self)
-                hub.subscribe(self.stream, "all")
+                for channel in self.channels:
+                    hub.subscribe(self.stream, channel)
                 task_status.started()
                 await trio.sleep_forever()
         finally:
@@ -98,14 +100,18 @@ class Reader:
 
 
 @pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("channels", [1, 60])
 @pytest.mark.parametrize("way", [pytest.param("io_uring", marks=needs_io_uring), "loop"])
-async def test_those_who_stall_leave_and_come_each_get_what_was_for_them_in_order(seed: int, way: str) -> None:
+async def test_those_who_stall_leave_and_come_each_get_what_was_for_them_in_order(
+    seed: int, channels: int, way: str
+) -> None:
     """Real sockets, the descriptors of which are used again at once, and rounds that are interrupted at every step."""
     dice = random.Random(seed)
     hub = Hub(max_message=10_000, max_channels=10)
     backlogs = Backlogs(limit=10**9, timeout=60, total_limit=10**9)
     ring = SendRing() if way == "io_uring" else None
     hub.deliver = ring or send_each
+    names = [f"c{number}" for number in range(channels)]
     readers: list[Reader] = []
     stalls = 0
 
@@ -114,7 +120,8 @@ async def test_those_who_stall_leave_and_come_each_get_what_was_for_them_in_orde
         ours.setblocking(False)
         peer.setblocking(False)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
-        reader = Reader(QueuedStream(ours, backlogs), peer)
+        several = 2 if channels > 1 and dice.random() < 0.2 else 1
+        reader = Reader(QueuedStream(ours, backlogs), peer, frozenset(dice.sample(names, several)))
         reader.stream.form = LINES
         await everyone.start(reader.live, hub)
         readers.append(reader)
@@ -128,9 +135,11 @@ async def test_those_who_stall_leave_and_come_each_get_what_was_for_them_in_orde
 
     def publish(number: int) -> None:
         message = b"%d %b" % (number, b"x" * dice.choice((0, 1, 2, 3, 4, 3000)))
-        hub.publish("all", message)
+        channel = dice.choice(names)
+        hub.publish(channel, message)
         for each in readers:
-            each.expected += message + b"\n"
+            if channel in each.channels:
+                each.expected += message + b"\n"
 
     async def disturb() -> None:
         """Do something between two steps of a round."""
@@ -143,8 +152,9 @@ async def test_those_who_stall_leave_and_come_each_get_what_was_for_them_in_orde
             await come()
         if hub.publications % 3 == 1 and dice.random() < 0.5:
             each = dice.choice(readers)
-            hub.unsubscribe(each.stream, "all")
-            hub.subscribe(each.stream, "all")
+            channel = dice.choice(sorted(each.channels))
+            hub.unsubscribe(each.stream, channel)
+            hub.subscribe(each.stream, channel)
         await trio.testing.wait_all_tasks_blocked()
         stalls += sum(each.stream.pending > 0 for each in readers)
 
@@ -153,7 +163,7 @@ async def test_those_who_stall_leave_and_come_each_get_what_was_for_them_in_orde
             for _ in range(400):
                 await come()
             for number in range(40):
-                for _ in range(dice.choice((1, 1, 3))):
+                for _ in range(dice.choice((1, 1, 3)) * channels):
                     publish(number)
                 while (turn := hub.next_round()) is not None:
                     while turn.step(64):
