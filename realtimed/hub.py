@@ -195,7 +195,10 @@ class Hub:
             raise RefusedError(
                 "too_many_channels", f"the limit, max-channels, is {self.max_channels} channels a client"
             )
+        before = len(subscriber.channels)
         self.catch_up(subscriber)
+        if len(subscriber.channels) < before:  # that was more than it may have waiting, so it has left
+            return channel or self._make(name)
         if channel is None:
             channel = self.channels[name] = self._make(name)
         if channel.ring is not None:
@@ -218,7 +221,8 @@ class Hub:
         if channel is None or channel not in subscriber.channels:
             return False
         self.catch_up(subscriber)
-        self._remove(subscriber, channel)
+        if channel in subscriber.channels:  # if not, that was more than it may have waiting, and it has left
+            self._remove(subscriber, channel)
         return True
 
     def leave(self, subscriber: Subscriber) -> None:
@@ -228,7 +232,10 @@ class Hub:
         self._caught_up.pop(subscriber, None)
 
     def catch_up(self, subscriber: Subscriber) -> None:
-        """Hand over, now, everything published so far on the subscriber's channels, and see that it comes once."""
+        """Hand over, now, everything published so far on the subscriber's channels, and see that it comes once.
+
+        It may take its leave over that: see `leave`.
+        """
         if self._round is not None and subscriber.channels:
             self._round.serve_early(subscriber)
         if not self._log:

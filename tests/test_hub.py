@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import combinations
 
@@ -332,6 +333,43 @@ def test_the_hub_agrees_with_a_model_that_delivers_at_once(seed: int, steps: int
     for each in listeners:
         hub.leave(each)
     assert hub.channels == {}
+
+
+@dataclass(eq=False)
+class Overwhelmed(Listener):
+    """One that leaves when it is handed anything, as a client does that has too much waiting."""
+
+    hub: Hub = field(default_factory=make_hub)
+
+    def write(self, data: bytes) -> None:
+        self.hub.leave(self)
+
+
+@pytest.mark.parametrize("in_round", [False, True])
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [(Hub.subscribe, "news"), (Hub.subscribe, "new"), (Hub.unsubscribe, "news"), (Hub.unsubscribe, "sport")],
+)
+def test_who_leaves_over_what_it_is_handed_first_is_gone(
+    change: Callable[[Hub, Listener, str], object], name: str, in_round: bool
+) -> None:
+    hub = make_hub()
+    leaving, other = Overwhelmed(hub=hub), Listener()
+    hub.subscribe(leaving, "news")
+    hub.subscribe(leaving, "sport")
+    hub.subscribe(other, "news")
+    hub.publish("news", "1")
+    turn = hub.next_round() if in_round else None
+    change(hub, leaving, name)
+    assert not leaving.channels
+    assert hub.subscriptions == 1
+    assert list(hub.channels) == ["news"]
+    hub.publish("news", "2")
+    while turn is not None and turn.step(1):
+        pass
+    fan_out(hub)
+    assert other.messages == ["1", "2"]
+    assert hub.publish("news", "3").recipients == 1
 
 
 def test_of_many_mixes_a_step_makes_no_more_than_it_sends() -> None:
