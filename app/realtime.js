@@ -123,6 +123,9 @@ const LONGEST_ADVICE = 600_000;
 /** The longest silence before a ping, whatever the server calls its heartbeat; proxies cut what is silent for 60 s. */
 const LONGEST_SILENCE = 55_000;
 
+/** So long after an error its close has followed, if one does. */
+const CLOSE_FOLLOWS = 100;
+
 /** A timer that is later than this did not run because the page was frozen, or the computer asleep. */
 const LATE = 2_000;
 
@@ -644,7 +647,7 @@ class Connection {
     this.#socket = new settings.WebSocket(url.href, [PROTOCOL]);
     this.#socket.onmessage = event => this.#receive(event.data);
     this.#socket.onclose = event => this.#end(event.code, event.reason);
-    this.#socket.onerror = () => {}; // a close follows; but the package `ws` throws what nobody listens for
+    this.#socket.onerror = () => this.#expectClose();
     this.#silenceTimer = settings.clock.setTimeout(
       () => this.#abandon(ABNORMAL, 'the server did not say welcome in time'),
       settings.connectTimeout,
@@ -680,7 +683,19 @@ class Connection {
     this.#settings.clock.clearTimeout(this.#silenceTimer);
     this.#settings.clock.clearTimeout(this.#paceTimer);
     this.#socket.onmessage = this.#socket.onclose = null;
+    this.#socket.onerror = () => {}; // the package `ws` throws what nobody listens for
     this.#socket.close(code, reason);
+  }
+
+  /** After an error comes a close; but in Node 22 none comes when the server cannot be reached, or refuses. */
+  #expectClose() {
+    if (this.#welcomedAt === undefined) {
+      this.#settings.clock.clearTimeout(this.#silenceTimer);
+      this.#silenceTimer = this.#settings.clock.setTimeout(
+        () => this.#abandon(ABNORMAL, 'the connection failed'),
+        CLOSE_FOLLOWS,
+      );
+    }
   }
 
   /** @param {any} data */

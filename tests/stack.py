@@ -551,7 +551,7 @@ async def _run(server_address: str, allowed_origins: str | None) -> None:
                     websocket_socket=daemon.websocket_socket,
                     php_socket=fpm.socket,
                     environment=environment,
-                    own_storage=False,
+                    own_storage=own_origins[0].startswith("http:"),  # where there are no certificates to keep
                 ) as caddy,
             ):
                 print(_guide(daemon, own_origins[0]), flush=True)

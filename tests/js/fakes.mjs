@@ -54,6 +54,7 @@ export class FakeWebSocket {
   readyState = FakeWebSocket.CONNECTING;
   onmessage = null;
   onclose = null;
+  onerror = null;
   sent = [];
   closedWith = undefined;
 
@@ -99,6 +100,11 @@ export class FakeWebSocket {
   hangUp(code = 1006, reason = '') {
     this.readyState = FakeWebSocket.CLOSED;
     this.onclose?.({ code, reason });
+  }
+
+  /** As in Node 22, where no close follows. */
+  fail() {
+    this.onerror?.({ type: 'error' });
   }
 
   get requests() {

@@ -32,6 +32,40 @@ test('waits longer with each failure, and never longer than 20 s', () => {
   assert.deepEqual(waits, [500, 1000, 2000, 4000, 8000, 16000, 20000, 20000]);
 });
 
+test('an error that no close follows, as in Node 22, ends the try soon', () => {
+  const world = new World();
+  world.socket.fail();
+  world.clock.pass(99);
+  assert.equal(world.realtime.state, 'connecting');
+  world.clock.pass(1);
+  assert.deepEqual(world.realtime.status, { state: 'waiting', code: 1006, reason: 'the connection failed', retryIn: 500 });
+  world.socket.fail(); // the package `ws`, when a connection is given up that has not been made
+  world.clock.pass(499);
+  assert.equal(world.sockets.length, 1);
+  world.clock.pass(1);
+  world.socket.welcome();
+  assert.deepEqual(world.states, ['waiting', 'connecting', 'connected']);
+});
+
+test('an error and its close are one end', () => {
+  const world = new World();
+  world.socket.fail();
+  world.socket.hangUp();
+  world.clock.pass(499);
+  assert.deepEqual(world.states, ['waiting']);
+  assert.equal(world.sockets.length, 1);
+});
+
+test('an error on a connection that works is followed by its close', () => {
+  const world = new World();
+  world.socket.welcome();
+  world.socket.fail();
+  world.clock.pass(1000);
+  assert.equal(world.realtime.state, 'connected');
+  world.socket.hangUp();
+  assert.equal(world.realtime.state, 'waiting');
+});
+
 test('any time up to the longest is possible', () => {
   for (const chance of [0, 0.25, 0.999]) {
     const world = new World();
