@@ -21,7 +21,9 @@ __all__ = ["as_json", "date", "line", "print_json", "print_map", "print_table", 
 
 
 def visible(value: object) -> str:
-    """Return `value` as text that is safe to print: on one line, and with no power over the terminal."""
+    """Return `value` as text that is safe to print: on one line, and with no power over the terminal. None is "-"."""
+    if value is None:
+        return "-"
     return printable(ascii(value) if isinstance(value, bytes) else str(value))
 
 
@@ -60,7 +62,7 @@ def print_map(values: dict[str, Any], *, json: bool) -> None:
         if isinstance(value, dict):
             lines += [(f"{name} {key}", visible(inner)) for key, inner in value.items()]
         elif isinstance(value, list):
-            lines.append((name, visible(" ".join(map(str, value)))))
+            lines.append((name, visible(" ".join(map(str, value)) or None)))
         else:
             lines.append((name, date(value) if name == "started" else visible(value)))
     width = max((len(name) for name, _ in lines), default=0)
