@@ -16,8 +16,11 @@ _SMALL_SEND: Final = 4096
 _MIXES_KEPT: Final = 2**20
 """Bytes of mixes that a round keeps for other subscribers of the same channels."""
 
-Batch: TypeAlias = Sequence[tuple[bytes, Roster, int, int]]
-"""Bytes, and who gets them: the members of a roster from one place up to another. Nobody is in it twice."""
+Part: TypeAlias = tuple[bytes, Roster, int, int]
+"""Bytes, and who gets them: the members of a roster from one place up to another."""
+
+Batch: TypeAlias = Sequence[Part]
+"""Nobody is in it twice."""
 
 
 class Round:
@@ -32,10 +35,9 @@ class Round:
     and bytes there were when all is through.
     """
 
-    # Invariants: if there is anybody who gets a mix, `_dirty` is the channels with publications, and `_numbered` has
-    # these by channel, with their numbers.
-    # Everyone on the rosters before (`_part`, `_at`) has been served, and those in `_early`, wherever they
-    # stand; nobody else has. The last roster is that of the mixed; its part has no data of its own.
+    # Invariants: everyone on the rosters before (`_part`, `_at`) has been served, and those in `_early`, wherever they
+    # stand; nobody else has. The last roster is that of the mixed; its part has no data of its own. If there is one,
+    # `_dirty` is the channels with publications, and `_numbered` has these by channel, with their numbers.
 
     def __init__(
         self,
@@ -86,7 +88,7 @@ class Round:
 
         At the end it may be twice as many: to come back for a small rest would cost more than it is worth.
         """
-        batch: list[tuple[bytes, Roster, int, int]] = []
+        batch: list[Part] = []
         parts = self._parts
         while budget > 0 and self._part < len(parts):
             data, roster = parts[self._part]
@@ -133,10 +135,10 @@ class Round:
             self._sent_bytes += len(data)
             subscriber.write(data)
 
-    def _add_mixes(self, batch: list[tuple[bytes, Roster, int, int]], roster: Roster, budget: int) -> int:
+    def _add_mixes(self, batch: list[Part], roster: Roster, budget: int) -> int:
         """Add to `batch` the mixes of those whose turn it is, each with all who get it; return what is left to spend.
 
-        What a mix is worth shows when it has been made, so there are only as many as may be: they are not shared.
+        What a mix is worth shows only when it has been made. So they are made one by one, and no more than are sent.
         """
         receivers: dict[bytes, list[Subscriber]] = {}
         while budget > 0 and self._at < len(roster):
