@@ -194,6 +194,22 @@ def _rate(value: object) -> float:
         raise ValueError("expected a number above 0") from None
 
 
+def _rate_or_none(value: object) -> float:
+    if re.fullmatch(r"0(\.0*)?", str(value)):
+        return 0.0
+    try:
+        return _rate(value)
+    except ValueError:
+        raise ValueError("expected a number, 0 for no limit") from None
+
+
+def _limit_or_none(value: object) -> int:
+    try:
+        return _count_or_none(value)
+    except ValueError:
+        raise ValueError("expected a whole number, 0 for no limit") from None
+
+
 def _level(value: object) -> str:
     if value in ("debug", "info", "warning", "error"):
         return str(value)
@@ -226,6 +242,8 @@ _METAVARS: Final[Mapping[Callable[[object], object], str]] = {
     _count: "NUMBER",
     _count_or_none: "NUMBER",
     _rate: "NUMBER",
+    _rate_or_none: "NUMBER",
+    _limit_or_none: "NUMBER",
     _seconds: "SECONDS",
     _seconds_or_none: "SECONDS",
     _level: "LEVEL",
@@ -321,8 +339,27 @@ class Config:
     max_connections: int | None = _setting(
         None, _count, _ALL, "WebSockets at a time; what open files allow if not given."
     )
+    max_connections_per_address: int | None = _setting(
+        None,
+        _limit_or_none,
+        _ALL,
+        "WebSockets of one address, or one IPv6 /64, at a time; half of max-connections if not given, 0 for no limit.",
+    )
+    handshakes_per_address: float = _setting(
+        0.0, _rate_or_none, _ALL, "Handshakes that one address may make each second, in the long run; 0 for no limit."
+    )
+    max_subscriptions: int = _setting(200_000, _count, _ALL, "Subscriptions of all clients together.")
     max_backlog_total: int = _setting(
-        256 * 2**20, _size, _ALL, "Bytes waiting for all clients before publishers wait too."
+        256 * 2**20, _size, _ALL, "Memory for what waits for all clients; beyond it the slowest are disconnected."
+    )
+    max_answers_total: int = _setting(
+        128 * 2**20,
+        _size,
+        _ALL,
+        "Memory for what the control socket's connections have not read or not finished sending.",
+    )
+    max_keys_bytes: int = _setting(
+        32 * 2**20, _size, _ALL, "Memory for idempotency keys; beyond it the oldest is forgotten."
     )
     drain: float = _setting(
         0.0, _seconds_or_none, _ALL, "Over how long clients are sent away when the daemon stops; 0: all at once."

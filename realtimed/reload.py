@@ -14,7 +14,8 @@ __all__ = ["Change", "compare"]
 _LIVE: Final = frozenset({
     # For everyone, at once.
     "max_channels", "max_backlog", "backlog_timeout", "max_backlog_total", "silence_timeout", "max_message",
-    "max_connections", "drain", "log_level",
+    "max_connections", "max_connections_per_address", "handshakes_per_address", "max_subscriptions",
+    "max_answers_total", "max_keys_bytes", "drain", "log_level",
     # For connections made from now on.
     "max_inbound", "inbound_rate", "inbound_burst", "handshake_timeout", "close_timeout", "max_age", "command_timeout",
 })  # fmt: skip
