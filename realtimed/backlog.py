@@ -4,59 +4,133 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
-from itertools import chain, islice
-from typing import Final
+from collections.abc import Callable
+from itertools import islice
+from typing import Final, TypeAlias
 
 import trio
 
 from realtimed.frames import Frame, frame_boundary
+from realtimed.history import History, Retention
 from realtimed.replays import Pieces, Replays
 
-__all__ = ["Backlog", "Backlogs"]
+__all__ = ["ENTRY_BYTES", "SHARED_BYTES", "Backlog", "Backlogs"]
 
 _BUFFERS_PER_SEND: Final = 64
 
+ENTRY_BYTES: Final = 120
+"""What an entry takes beside its bytes in CPython on a 64-bit machine: a tuple, a float, a place in a deque."""
+
+SHARED_BYTES: Final = 160
+"""What a frame takes that several clients may wait for, beside its bytes: their object, and its place in the count."""
+
+_SMALL: Final = 256
+"""Bytes up to which a frame is copied behind the one before: cheaper than an entry that refers to it."""
+
+_CHUNK_BYTES: Final = 4096
+_CHUNK_COST: Final = 72
+"""Where small frames are gathered: up to how many bytes, and what such a chunk takes beside them and its entry."""
+
+_CHUNK_SECONDS: Final = 0.1
+"""How much later than the first of a chunk its last frame may have come: so exact is the deadline of each."""
+
+
+_ASKED_COST: Final = 40
+"""What bytes that a client has asked for take beside them and their entry."""
+
+_Data: TypeAlias = bytes | bytearray | memoryview
+"""Whole frames: `bytes` that several clients may wait for, a `bytearray` for this client alone, or a `memoryview` that
+replays share. What a client has asked for is its own, if it is `bytes`."""
+
+_Entry: TypeAlias = tuple[float, _Data, bool]
+"""Since when it waits, what, and whether the client has asked for it."""
+
+_Later: TypeAlias = tuple[float, _Data | Pieces, bool]
+
 
 class Backlogs:
-    """What waits for clients that do not read fast enough: the limits, and the sum over all streams in bytes.
+    """What waits for clients that do not read fast enough: the limits, and the sum over all streams in bytes of memory.
 
-    What replays share counts once, however many wait for it: `total` is without it, `held` is all.
+    What several wait for counts once: `total` is what each stream has for itself, `held` is all.
     """
+
+    # Invariants: `total` is the sum of all backlogs' `cost`, `asked` the part of it that clients have asked for.
+    # `_shared` counts, for every object of bytes that backlogs refer to, how many entries do; `shared` is what these
+    # objects take.
 
     def __init__(self, *, limit: int, timeout: float, total_limit: int, replays: Replays | None = None) -> None:
         self.limit = limit
         self.timeout = timeout
         self.total_limit = total_limit
         self.total = 0
+        self.asked = 0
+        self.shared = 0
         self.streams = 0
-        self._replays = replays or Replays()
+        self.over: Callable[[], object] = lambda: None
+        """Called when more is held than there may be. It returns at once."""
+        self._shared: dict[int, int] = {}
+        self._replays = replays or Replays(History(limit=0, clock=float, default=Retention(0, 0)))
         self._waiting = trio.lowlevel.ParkingLot()
         self._turns = trio.StrictFIFOLock()
 
     @property
     def held(self) -> int:
         """How many bytes of memory are taken by what waits."""
-        return self.total + self._replays.bytes
+        return self.total + self.shared + self._replays.bytes
+
+    @property
+    def replaying(self) -> int:
+        """How many bytes of memory are taken by what clients have asked for."""
+        return self.asked + self._replays.bytes
 
     @property
     def pace(self) -> float:
         """How many seconds a byte a client may take for what it has asked for."""
         return self.timeout / self.limit
 
-    def remove(self, size: int) -> None:
-        """Take note of `size` bytes less, and let waiting publishers go on when there is room again."""
-        self.total -= size
-        if self.held <= self.total_limit:
+    def share(self, data: bytes) -> None:
+        """Account for one more entry that refers to `data`."""
+        key = id(data)
+        count = self._shared.get(key, 0)
+        self._shared[key] = count + 1
+        if not count:
+            self.shared += len(data) + SHARED_BYTES
+
+    def unshare(self, data: bytes) -> None:
+        """Account for one entry less that refers to `data`; the caller still does."""
+        key = id(data)
+        count = self._shared[key] - 1
+        if count:
+            self._shared[key] = count
+        else:
+            del self._shared[key]
+            self.shared -= len(data) + SHARED_BYTES
+
+    def check(self) -> None:
+        """To be called after something has been added, or the limit been lowered."""
+        if self.held > self.total_limit:
+            self.over()
+
+    def freed(self) -> None:
+        """To be called after something has been taken away, or the limit been raised: let those go on who wait."""
+        if self._waiting and self.held <= self.total_limit:
             self._waiting.unpark_all()
 
     async def turn(self) -> None:
         """Wait until the next piece of a replay may be made, first come, first served.
 
-        There is one in each turn of the event loop, so everyone else is served in between, however many come back.
+        There is one in each turn of the event loop, so everyone else is served in between, however many come back; and
+        none while replays take half of the memory that there is for all that waits.
         """
         async with self._turns:
             await trio.lowlevel.checkpoint()
+            while not self.may_replay:
+                await self._waiting.park()
+
+    @property
+    def may_replay(self) -> bool:
+        """Whether there is memory for another piece of a replay."""
+        return self.replaying <= self.total_limit // 2
 
     async def room(self) -> None:
         """Wait until the sum is within its limit."""
@@ -67,125 +141,208 @@ class Backlogs:
 class Backlog:
     """What one client has not taken yet, in the order written."""
 
-    __slots__ = ("behind", "drained", "entries", "replay", "replayed", "rest", "sent", "shared", "size", "time")
+    __slots__ = (
+        "_backlogs", "_later", "_replays", "asked", "cost", "drained", "entries", "replayed", "sent", "size", "time",
+    )  # fmt: skip
 
-    # Invariants: `entries` holds (time from which it has been waiting, bytes, whether the client has asked for them),
-    # in the order of time; the first `sent` bytes of its head are gone already. While `rest` is there, more of what the
-    # client has asked for follows them, and only then come the entries in `behind`. `size` is the number of bytes that
-    # wait in both, `replay` of those that the client has asked for, and `shared` of those in frames that replays share.
-    # `time` is that of the last entry, or later. `replayed` is set unless `replay` is above 0 or `rest` is there;
-    # `drained` when the stream has let go of this backlog.
+    # Invariants: `entries` is in the order of time; the first `sent` bytes of its head are gone already. What follows
+    # them is in `_later`, with `_replays` of which pieces are still to be made; unless it is empty, one of these is the
+    # first. `size` is the number of bytes that wait, as far as they are made, `asked` that of those that the client has
+    # asked for, and `cost` the memory that all of it takes for this client alone. `time` is that of the last of the
+    # `entries`, or later. `replayed` is set unless `asked` is above 0 or there are `_replays`; `drained` when the
+    # stream has let go of this backlog.
 
-    def __init__(self) -> None:
-        self.entries: deque[tuple[float, Frame, bool]] = deque()
-        self.rest: Pieces | None = None
-        self.behind: deque[tuple[float, Frame, bool]] = deque()
+    def __init__(self, backlogs: Backlogs) -> None:
+        self._backlogs = backlogs
+        self.entries: deque[_Entry] = deque()
         self.time = -math.inf
         self.sent = 0
         self.size = 0
-        self.replay = 0
-        self.shared = 0
+        self.asked = 0
+        self.cost = 0
         self.replayed = trio.Event()
         self.replayed.set()
         self.drained = trio.Event()
+        self._later: deque[_Later] = deque()
+        self._replays = 0
 
     @property
-    def own(self) -> int:
-        """How many of the bytes count as this client's."""
-        return self.size - self.shared
+    def live(self) -> int:
+        """How many bytes wait that the client has not asked for."""
+        return self.size - self.asked
+
+    @property
+    def more(self) -> bool:
+        """Whether something follows the `entries`."""
+        return bool(self._later)
+
+    @property
+    def retained(self) -> int:
+        """How many bytes of history may be retained for this client alone."""
+        return sum(data.retained for _, data, _ in self._later if isinstance(data, Pieces)) if self._replays else 0
 
     def add(self, data: bytes, sent: int) -> None:
         """Append `data`, of which the first `sent` bytes are gone; they may be if nothing else waits."""
         time = trio.current_time()
         self.size += len(data) - sent
-        if self.rest is not None:
-            self.behind.append((time, data, False))
-            return
-        if not self.entries:
-            self.sent = sent
-        # Behind a replay, which has time of its own, it is not waiting for the client, but for that.
-        self.time = max(self.time, time)
-        self.entries.append((self.time, data, False))
+        queue = self._later or self.entries
+        if len(data) <= _SMALL:
+            if queue and not sent and self._gathered(queue[-1], data, time):
+                return
+            own: _Data = bytearray(data)
+        else:
+            own = data
+        if queue is self.entries:
+            if not queue:
+                self.sent = sent
+            # Behind a replay, which has time of its own, it is not waiting for the client, but for that.
+            time = self.time = max(self.time, time)
+        self._charge(own, False)
+        queue.append((time, own, False))
 
-    def add_replay(self, piece: Sequence[Frame], sent: int, rest: Pieces, pace: float) -> None:
-        """Append what the client has asked for: `piece`, of which the first `sent` bytes are gone, and then the rest.
+    def _gathered(self, last: _Later, data: bytes, time: float) -> bool:
+        """Copy `data` behind what is in the last entry, if that is a chunk with room for it; return whether it was."""
+        since, chunk, asked = last
+        if type(chunk) is not bytearray or asked or len(chunk) + len(data) > _CHUNK_BYTES:
+            return False
+        if time - since > _CHUNK_SECONDS:
+            return False
+        chunk += data
+        self.cost += len(data)
+        self._backlogs.total += len(data)
+        return True
 
-        The client gets `pace` seconds a byte for it, beside the time that every message has.
+    def add_replay(self, begun: bytes, sent: int, rest: Pieces, pace: float) -> None:
+        """Append what the client has asked for: `begun`, of which the first `sent` bytes are gone, and then the rest.
+
+        Nothing may be waiting if something is begun. The client gets `pace` seconds a byte for all of it, beside the
+        time that every message has.
         """
-        if self.rest is not None:
-            self.rest.extend(chain(piece, rest))
-            return
-        self.time = max(self.time, trio.current_time())
-        self.replayed = trio.Event()
-        self.rest = rest
-        if not self.entries:
+        time = trio.current_time()
+        if self.replayed.is_set():
+            self.replayed = trio.Event()
+        if begun:
+            self.time = max(self.time, time)
             self.sent = sent
-        self._add_piece(piece, sent, pace)
+            self._append_asked(begun, sent, pace)
+        if rest.more():
+            self._later.append((time, rest, True))
+            self._replays += 1
 
     def next_piece(self, waited: float, pace: float) -> None:
-        """Append the next piece of the replay; it was not for the client that this has `waited` so many seconds."""
-        if self.rest is not None:
-            self.time += waited
-            self._add_piece(self.rest.take(), 0, pace)
+        """Make the next piece of what is first in turn; it has `waited` so many seconds for us, not for the client."""
+        if not self._later:
+            return
+        time, pieces, _ = self._later[0]
+        assert isinstance(pieces, Pieces), "a replay is first of what is to come"
+        self.time = max(self.time, time) + waited
+        run: list[Frame] = []
+        for frame in pieces.take():
+            if isinstance(frame, memoryview):
+                self._append_run(run, pace)
+                self._append_asked(frame, 0, pace)
+            else:
+                run.append(frame)
+        self._append_run(run, pace)
+        if not pieces.more():
+            self._later.popleft()
+            self._replays -= 1
+            self._advance()
 
-    def _add_piece(self, piece: Sequence[Frame], sent: int, pace: float) -> None:
-        """Append a piece of the replay, and behind the last one what has come behind the replay."""
-        for data in piece:
-            self.time += len(data) * pace
-            self.entries.append((self.time, data, True))
-            size = len(data) - sent
-            sent = 0
-            self.size += size
-            self.replay += size
-            if isinstance(data, memoryview):
-                self.shared += size
-        if self.rest is not None and not self.rest.more():
-            self.rest = None
-            for time, data, asked in self.behind:
-                self.time = max(self.time, time)
-                self.entries.append((self.time, data, asked))
-            self.behind.clear()
+    def _append_run(self, run: list[Frame], pace: float) -> None:
+        if run:
+            self._append_asked(b"".join(run), 0, pace)
+            run.clear()
 
-    def buffers(self) -> list[Frame]:
-        """Return what to send next."""
-        buffers: list[Frame] = [data for _, data, _ in islice(self.entries, _BUFFERS_PER_SEND)]
+    def _append_asked(self, data: bytes | memoryview, sent: int, pace: float) -> None:
+        self.time += len(data) * pace
+        self.size += len(data) - sent
+        self.asked += len(data) - sent
+        self._charge(data, True)
+        self.entries.append((self.time, data, True))
+
+    def _advance(self) -> None:
+        """Let what is there already follow what has been made, up to the next replay."""
+        while self._later:
+            time, data, asked = self._later[0]
+            if isinstance(data, Pieces):
+                return
+            self._later.popleft()
+            self.time = max(self.time, time)
+            self.entries.append((self.time, data, asked))
+
+    def buffers(self) -> list[_Data]:
+        """Return what to send next. Nothing may be added as long as they are there."""
+        buffers = [data for _, data, _ in islice(self.entries, _BUFFERS_PER_SEND)]
         buffers[0] = memoryview(buffers[0])[self.sent :]
         return buffers
 
     def took(self, count: int) -> None:
-        """Take note that the first `count` bytes of `buffers` are gone."""
+        """Take the first `count` bytes of `buffers` away, which are gone."""
         while self.entries:
             _, data, asked = self.entries[0]
             part = min(count, len(data) - self.sent)
             count -= part
             self.sent += part
             self.size -= part
-            if isinstance(data, memoryview):
-                self.shared -= part
             if asked:
-                self.replay -= part
-                if not self.replay and self.rest is None:
-                    self.replayed.set()
+                self.asked -= part
             if self.sent < len(data):
                 break
             self.entries.popleft()
             self.sent = 0
+            self._discharge(data, asked)
+        if not self.asked and not self._replays:
+            self.replayed.set()
 
     def drop_unsent_frames(self) -> None:
         """Keep only the rest of the frame that is partly sent."""
-        begun = self.entries[0] if self.entries else None
+        sent = self.sent
+        begun = self.entries[0] if self.entries and sent else None
         self.clear()
         if begun is not None:
             time, data, _ = begun
-            end = frame_boundary(data, self.sent)
-            self.size = end - self.sent
-            if self.size:
-                self.entries.append((time, bytes(data[:end]), False))
+            end = frame_boundary(data, sent)
+            if end > sent:
+                rest = bytearray(data[sent:end])
+                self.size = len(rest)
+                self._charge(rest, False)
+                self.entries.append((time, rest, False))
 
     def clear(self) -> None:
         """Drop everything."""
-        self.entries.clear()
-        self.behind.clear()
-        self.rest = None
-        self.size = self.shared = self.replay = 0
+        for queue in (self.entries, self._later):
+            for _, data, asked in queue:
+                if isinstance(data, Pieces):
+                    data.close()
+                else:
+                    self._discharge(data, asked)
+            queue.clear()
+        self._replays = 0
+        self.size = self.asked = self.sent = 0
         self.replayed.set()
+
+    def _charge(self, data: _Data, asked: bool) -> None:
+        """Account for an entry that is about to be there."""
+        if not asked and isinstance(data, bytes):
+            self._backlogs.share(data)
+        self._count(_cost(data, asked), asked)
+
+    def _discharge(self, data: _Data, asked: bool) -> None:
+        """Account for an entry that is there no longer."""
+        if not asked and isinstance(data, bytes):
+            self._backlogs.unshare(data)
+        self._count(-_cost(data, asked), asked)
+
+    def _count(self, cost: int, asked: bool) -> None:
+        self.cost += cost
+        self._backlogs.total += cost
+        if asked:
+            self._backlogs.asked += cost
+
+
+def _cost(data: _Data, asked: bool) -> int:
+    """Return what an entry takes for its client alone."""
+    if isinstance(data, bytearray):
+        return ENTRY_BYTES + _CHUNK_COST + len(data)
+    return ENTRY_BYTES + _ASKED_COST + len(data) if asked and isinstance(data, bytes) else ENTRY_BYTES

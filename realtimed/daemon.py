@@ -91,7 +91,12 @@ class Daemon:
             default=Retention(config.history_size, config.history_age),
             rules=[(rule.match, Retention(rule.history_size, rule.history_age)) for rule in config.channels],
         )
-        self.hub = Hub(max_message=config.max_message, max_channels=config.max_channels, history=self.history)
+        self.hub = Hub(
+            max_message=config.max_message,
+            max_channels=config.max_channels,
+            max_subscriptions=config.max_subscriptions,
+            history=self.history,
+        )
         self.fan_out = FanOut(self.hub)
         self.backlogs = Backlogs(
             limit=config.max_backlog,
@@ -425,12 +430,14 @@ class Daemon:
         """Let a configuration hold that differs only in what can change. What is read from it when needed follows."""
         self.config = self.service.config = config
         self.hub.max_message, self.hub.max_channels = config.max_message, config.max_channels
+        self.hub.max_subscriptions = config.max_subscriptions
         self.sessions.max_connections = connection_limit(config.max_connections)
         self.client_room.limit = files_for_clients()
         self.backlogs.limit = config.max_backlog
         for backlogs in (self.backlogs, self.answers):
             backlogs.timeout, backlogs.total_limit = config.backlog_timeout, config.max_backlog_total
-            backlogs.remove(0)  # publishers may be waiting for what there is now room for
+            backlogs.check()
+            backlogs.freed()  # publishers may be waiting for what there is now room for
         logging.getLogger().setLevel(config.log_level.upper())
 
     def _begin_drain(self) -> Drain:

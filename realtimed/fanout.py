@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import time
 from collections.abc import Callable
 from typing import Final
@@ -10,6 +12,7 @@ import trio
 
 from realtimed.histogram import Histogram
 from realtimed.hub import Hub
+from realtimed.logs import Event
 from realtimed.rounds import Round
 
 __all__ = ["FanOut"]
@@ -18,7 +21,9 @@ _SLICE: Final = 512
 """Small sends made in one go: half a millisecond or a whole one, after which every other task may run."""
 
 _LOG_LIMIT: Final = 4 * 2**20
-"""Bytes of publications that may wait for the fan-out before publishers wait too."""
+"""Bytes of memory that publications may take which wait for the fan-out, before publishers wait too."""
+
+log = logging.getLogger(__name__)
 
 
 class FanOut:
@@ -67,7 +72,22 @@ class FanOut:
                     self._work.set()
 
     def _step(self) -> bool:
-        """Make the sends of one slice; return whether there are more to make."""
+        """Make the sends of one slice; return whether there are more to make.
+
+        The one exception boundary around the fan-out: what goes wrong inside is a bug, and ends the connections that
+        may have missed something, so that they come back and ask for it.
+        """
+        try:
+            self._send_slice()
+        except Exception:
+            log.exception(Event("internal error", client="fan-out"))
+            self._round = None
+            for subscriber in self._hub.abandon_round():
+                subscriber.transmit_failed(b"", OSError(errno.ECANCELED, "what was published could not be sent"))
+            self._through.unpark_all()
+        return not self._hub.idle
+
+    def _send_slice(self) -> None:
         if self._round is None:
             self._began = time.perf_counter()
             self._round = self._hub.next_round()
@@ -75,7 +95,6 @@ class FanOut:
             self._round = None
             self.round_times.observe(time.perf_counter() - self._began)
             self._through.unpark_all()
-        return not self._hub.idle
 
     async def room(self) -> None:
         """Wait until the fan-out has caught up enough for more to be published."""

@@ -108,7 +108,7 @@ PING: Final = _frame(_FINAL | _PING, b"")
 """A heartbeat. Pongs are not matched to pings: any byte a client sends is a sign of life."""
 
 
-def frame_boundary(data: Frame, offset: int) -> int:
+def frame_boundary(data: bytes | bytearray | memoryview, offset: int) -> int:
     """Return the first boundary between frames at or behind `offset`; `data` is whole frames of a server."""
     at = 0
     while at < offset:

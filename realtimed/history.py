@@ -36,6 +36,9 @@ _TIDIED_AT_ONCE: Final = 4
 _GONE_ALLOWED: Final = 16
 """Places of what was dropped that a ring has before it closes up; of a large ring, as many as are left."""
 
+_GONE: Final[Kept] = bytearray()
+"""What stands in the place of a payload that was dropped."""
+
 
 class Retention(NamedTuple):
     """How much of a channel's history is kept: the last `size` publications, each for `age` seconds."""
@@ -47,11 +50,19 @@ class Retention(NamedTuple):
 class Ring:
     """One channel's recent publications."""
 
-    __slots__ = ("count", "first", "gone", "name", "payloads", "shelf", "size", "times")
+    __slots__ = (
+        "count", "first", "gone", "name", "needed_to", "payloads", "readers", "retained", "shelf", "size", "times",
+    )  # fmt: skip
 
     # Invariants: there are `count` publications, consecutive ones, the first of which has the offset `first`; at most
     # `size`, and always up to the newest that was kept. When the last has gone, `first` is beyond it. `payloads` and
-    # `times` are columns: behind the first `gone` places, which are empty, one for each publication.
+    # `times` are columns: first `gone` places of what was dropped, then one for each publication. So a place's offset
+    # is its index + `first` - `gone`.
+    #
+    # A place that was dropped holds `_GONE`, unless a reader may still need it. `readers` are those that read at their
+    # own pace, each with `first` as it was when the reader began, in the order of beginning, so in that of offsets: no
+    # reader needs anything before its own. None needs anything behind the offset `needed_to`. `retained` is what
+    # the payloads cost that are kept for readers alone.
 
     def __init__(self, name: str, size: int, shelf: Shelf) -> None:
         self.name = name
@@ -62,15 +73,23 @@ class Ring:
         self.payloads: list[Kept] = []
         self.times = array("d")
         self.gone = 0
+        self.readers: OrderedDict[object, int] | None = None
+        self.needed_to = 0
+        self.retained = 0
 
     @property
     def began(self) -> float:
         """When the oldest publication was published. Raises `IndexError` if there is none."""
         return self.times[self.gone]
 
-    def newest(self, count: int) -> list[Kept]:
-        """Return the payloads of the last `count` publications, oldest first. There have to be as many."""
-        return self.payloads[len(self.payloads) - count :]
+    @property
+    def needed_from(self) -> int:
+        """The offset of the oldest publication that is kept, or that a reader may need."""
+        return next(iter(self.readers.values())) if self.readers else self.first
+
+    def at(self, offset: int) -> Kept:
+        """Return the payload of a publication that is kept, or retained for a reader."""
+        return self.payloads[offset - self.first + self.gone]
 
 
 class Shelf:
@@ -157,7 +176,7 @@ class History:
     #
     # Invariant: `bytes` is the sum of the payloads kept, plus ENTRY_BYTES for each, plus RING_BYTES for each ring that
     # is not empty and once more for each whose subscribers have left; `publications` and `channels` are the numbers of
-    # the publications and of the rings that are not empty.
+    # the publications and of the rings that are not empty. `retained` is the sum of that of all rings.
 
     def __init__(
         self,
@@ -169,6 +188,7 @@ class History:
     ) -> None:
         self.limit = limit
         self.bytes = 0
+        self.retained = 0
         self.publications = 0
         self.channels = 0
         self.emptied: Callable[[str], object] = len
@@ -232,22 +252,41 @@ class History:
         if ring.shelf.left.pop(ring, None) is not None:
             self.bytes -= RING_BYTES
 
-    def after(self, ring: Ring, offset: int) -> list[Kept] | None:
-        """Return the payloads of all that came after `offset`, or None if something that came after it is gone."""
+    def after(self, ring: Ring, offset: int) -> int | None:
+        """Return how many publications came after `offset`, or None if something that came after it is gone."""
         self._expire(ring)
         count = ring.first + ring.count - (offset + 1)
-        return ring.newest(count) if 0 <= count <= ring.count > 0 else None
+        return count if 0 <= count <= ring.count > 0 else None
 
-    def latest(self, ring: Ring, count: int) -> list[Kept]:
-        """Return the payloads of the last `count` publications that are kept, oldest first."""
+    def latest(self, ring: Ring, count: int) -> int:
+        """Return how many of the last `count` publications are kept."""
         self._expire(ring)
-        return ring.newest(max(min(count, ring.count), 0))
+        return max(min(count, ring.count), 0)
+
+    def begin_reading(self, ring: Ring, reader: object) -> None:
+        """Retain what is kept now, whatever is dropped, until `reader` has ended. Each reader begins once."""
+        if ring.readers is None:
+            ring.readers = OrderedDict()
+        ring.readers[reader] = ring.first
+        ring.needed_to = ring.first + ring.count - 1
+
+    def end_reading(self, ring: Ring, reader: object) -> None:
+        """Drop what was retained for `reader` alone."""
+        if ring.readers is None or ring.readers.pop(reader, None) is None:
+            return
+        if ring.readers:
+            self._release(ring)
+        else:
+            ring.readers = None
+            self.retained -= ring.retained
+            ring.retained = 0
+            _close_up(ring, ring.gone)
 
     def ages(self, ring: Ring) -> list[tuple[float, Kept]]:
         """Return for each of a ring's publications, oldest first, how many seconds old it is, and its payload."""
         self._expire(ring)
         now = self._clock()
-        kept = zip(ring.times[ring.gone :], ring.newest(ring.count), strict=True)
+        kept = zip(ring.times[ring.gone :], ring.payloads[ring.gone :], strict=True)
         return [(now - time, payload) for time, payload in kept]
 
     def restore(self, rings: Iterable[tuple[Ring, int, list[tuple[float, Kept]]]], later: float) -> None:
@@ -319,26 +358,48 @@ class History:
     def _drop(self, ring: Ring) -> None:
         """Drop a ring's oldest publication."""
         gone, payloads = ring.gone, ring.payloads
-        self.bytes -= len(payloads[gone]) + ENTRY_BYTES
-        payloads[gone] = b""
+        size = len(payloads[gone]) + ENTRY_BYTES
+        self.bytes -= size
+        if ring.readers and ring.first <= ring.needed_to:
+            ring.retained += size
+            self.retained += size
+        else:
+            payloads[gone] = _GONE
         ring.gone = gone = gone + 1
         ring.first += 1
         ring.count -= 1
         ring.shelf.live -= 1
         self.publications -= 1
-        if gone > ring.count + _GONE_ALLOWED:  # seldom, as all that is left has to move
-            del payloads[:gone], ring.times[:gone]
-            ring.gone = 0
+        if gone > ring.count + _GONE_ALLOWED and not ring.readers:  # seldom, as all that is left has to move
+            _close_up(ring, gone)
         if not ring.count:
             self.bytes -= RING_BYTES
             self.channels -= 1
             if ring not in ring.shelf.left:
                 self.emptied(ring.name)
 
+    def _release(self, ring: Ring) -> None:
+        """Let go of what no reader of a ring needs any more."""
+        base = ring.first - ring.gone
+        end = min(ring.needed_from - base, ring.gone)
+        before = ring.retained
+        for place in range(end):
+            payload = ring.payloads[place]
+            if payload is not _GONE:
+                ring.retained -= len(payload) + ENTRY_BYTES
+        self.retained -= before - ring.retained
+        _close_up(ring, end)
+
     def _forget_leaving(self, ring: Ring) -> None:
         self.joined(ring)
         if not ring.count:
             self.emptied(ring.name)
+
+
+def _close_up(ring: Ring, places: int) -> None:
+    """Take away the first `places` of a ring, which have been dropped."""
+    del ring.payloads[:places], ring.times[:places]
+    ring.gone -= places
 
 
 def _compile(pattern: str) -> Callable[[str], object]:

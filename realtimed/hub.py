@@ -17,7 +17,9 @@ neither the round at hand nor the log's publications reach it again.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
 import msgspec
@@ -25,21 +27,32 @@ import msgspec
 from realtimed.channel import Channel, Subscriber, check_channel_name, encode_message
 from realtimed.errors import RefusedError
 from realtimed.frames import Publication
-from realtimed.history import History, Kept, Retention
-from realtimed.replays import Replays
-from realtimed.rounds import Batch, Round, send_each
+from realtimed.history import History, Retention
+from realtimed.replays import Missed, Replays
+from realtimed.rounds import Batch, Entry, Round, send_each
 from realtimed.watch import Watchers
 
-__all__ = ["Hub", "Joined", "Missed", "Position", "Receipt", "SavedChannel"]
+__all__ = ["Hub", "Joined", "Position", "Receipt", "SavedChannel"]
 
 _ROUND_PUBLICATIONS: Final = 512
 """How many publications one round takes: so many channels are sorted out before other tasks get their turn."""
 
 _ROUND_BYTES: Final = 256 * 1024
-"""How many bytes of messages one round takes, so that clients may read one before the next fills their backlog."""
+"""How many bytes one round sends a subscriber of all its channels, at most, unless one publication is larger: so that
+clients may read one before the next fills their backlog."""
+
+_LARGEST_GROWTH: Final = 6
+"""How many times larger a message is in the most verbose of formats, beside its frame: JSON, where ``\\u0001`` stands
+for one byte. Up to that, nobody need look at what each publication becomes."""
 
 _ROUND_MEMBERS: Final = 50_000
 """How many subscriptions the channels of one round have together: sorting them out takes some milliseconds at most."""
+
+_PUBLICATION_BYTES: Final = 256
+"""What a publication takes on its way beside its message: itself, its place in the log, the objects of its bytes."""
+
+_LIVES: Final = 2**16
+"""Groups of channel names, by their hash, each of which counts how often one of its channels has been forgotten."""
 
 
 class Receipt(msgspec.Struct, frozen=True, gc=False):  # one for each publication: a quarter of what a tuple costs
@@ -66,27 +79,6 @@ class SavedChannel(NamedTuple):
     entries: list[tuple[float, bytes, bool]]
 
 
-class Missed:
-    """Consecutive publications of a channel out of its history, the first with the offset `first`.
-
-    They are made when they are asked for: a long history of many is not made at once.
-    """
-
-    __slots__ = ("_channel", "_first", "_payloads")
-
-    def __init__(self, channel: str, first: int, payloads: Sequence[Kept]) -> None:
-        self._channel = channel
-        self._first = first
-        self._payloads = payloads
-
-    def __len__(self) -> int:
-        return len(self._payloads)
-
-    def __iter__(self) -> Iterator[Publication]:
-        for offset, payload in enumerate(self._payloads, self._first):
-            yield Publication(self._channel, bytes(payload), isinstance(payload, bytes), offset)
-
-
 class Joined(NamedTuple):
     """What a subscriber learns: where the channel is, and what of it was missed.
 
@@ -105,18 +97,25 @@ class Hub:
 
     # Invariants:
     # - `channels` holds exactly the channels that have a subscriber or something in their history, or had a subscriber
-    #   so recently that `history` remembers it; `subscribed_channels` is how many of them have a subscriber now.
+    #   so recently that `history` remembers it; `subscribed_channels` is how many of them have a subscriber now, and
+    #   `subscriptions` how many these have together.
     # - `_log` is what has been published and is in no round yet, each with the channel it went to. The first entry is
-    #   publication number `_log_start` of this hub; `log_bytes` is the sum of the payloads.
+    #   publication number `_log_start` of this hub; `log_bytes` is the memory that they take.
+    # - `_sorted` has, by channel, the places in the log of its first `_sorted_to` entries, in their order. `_joined` is
+    #   what was last handed to a subscriber out of it, behind the key of what that was.
     # - `_caught_up[s] = n` says that `s` has everything below number n already. Entries that no longer matter to
     #   the log are gone when the next round is taken.
-    # - `_round`, while set, is the one round that is under way.
+    # - `_taken` is what is in the round that is under way or being made, which is `_round` once it is made.
+    # - `_lives` says for each group of names how many of its channels have been forgotten that had a publication.
 
-    def __init__(self, *, max_message: int, max_channels: int, history: History | None = None) -> None:
+    def __init__(
+        self, *, max_message: int, max_channels: int, max_subscriptions: int = 2**63, history: History | None = None
+    ) -> None:
         self.max_message = max_message
         self.max_channels = max_channels
+        self.max_subscriptions = max_subscriptions
         self.history = history or History(limit=0, clock=float, default=Retention(0, 0))
-        self.replays = Replays()
+        self.replays = Replays(self.history)
         self.history.emptied = self._forget_if_unused
         self.channels: dict[str, Channel] = {}
         self.subscribed_channels = 0
@@ -130,11 +129,15 @@ class Hub:
         self.sent_bytes = 0
         self.rounds = 0
         self.subscriptions = 0
-        self._log: list[tuple[Channel, Publication]] = []
+        self._log: list[Entry] = []
         self._log_start = 0
+        self._sorted: dict[Channel, list[int]] = {}
+        self._sorted_to = 0
+        self._joined: tuple[object, bytes] = None, b""
         self._caught_up: dict[Subscriber, int] = {}
+        self._taken: list[Entry] = []
         self._round: Round | None = None
-        self._epochs = 0
+        self._lives = array("Q", bytes(8 * _LIVES))
         self._life = secrets.token_hex(4)
 
     @property
@@ -157,8 +160,10 @@ class Hub:
             channel = self._make(str(name))
             if channel.ring is not None:
                 self.channels[channel.name] = channel
-            elif not self.watchers:
-                return Receipt(0, channel.epoch, 1)
+            else:
+                self._end_life(channel.name)
+                if not self.watchers:
+                    return Receipt(0, channel.epoch, 1)
         channel.offset += 1
         if channel.ring is not None:
             self.history.keep(channel.ring, channel.offset, payload if text else bytearray(payload))
@@ -166,7 +171,7 @@ class Hub:
             return Receipt(0, channel.epoch, channel.offset)
         publication = Publication(channel.name, payload, text, channel.offset)
         self._log.append((channel, publication))
-        self.log_bytes += len(payload)
+        self.log_bytes += len(payload) + _PUBLICATION_BYTES
         self.deliveries += channel.count
         if len(self._log) == 1:
             self.wake()
@@ -179,7 +184,7 @@ class Hub:
         caller writes it to the subscriber before anything else happens: then nothing is lost between it and what
         follows.
 
-        Raises `RefusedError`, with the code ``invalid_channel`` or ``too_many_channels``.
+        Raises `RefusedError`, with the code ``invalid_channel``, ``too_many_channels`` or ``too_many_subscriptions``.
         """
         channel = self._find(name)
         if channel is None or channel not in subscriber.channels:
@@ -188,12 +193,17 @@ class Hub:
             self.catch_up(subscriber)
         missed = self._since(channel, since) if since is not None else None
         recovered = None if since is None else missed is not None
-        return Joined(channel.epoch, channel.offset, recovered, _ending(channel, missed or []))
+        return Joined(channel.epoch, channel.offset, recovered, _ending(channel, missed or 0))
 
     def _join(self, subscriber: Subscriber, channel: Channel | None, name: str) -> Channel:
         if len(subscriber.channels) >= self.max_channels:
             raise RefusedError(
                 "too_many_channels", f"the limit, max-channels, is {self.max_channels} channels a client"
+            )
+        if self.subscriptions >= self.max_subscriptions:
+            raise RefusedError(
+                "too_many_subscriptions",
+                f"the limit, max-subscriptions, is {self.max_subscriptions} subscriptions of all clients together",
             )
         before = len(subscriber.channels)
         self.catch_up(subscriber)
@@ -242,19 +252,39 @@ class Hub:
             return
         seen = max(self._caught_up.get(subscriber, 0) - self._log_start, 0)
         self._caught_up[subscriber] = self._log_start + len(self._log)
-        waiting = [entry for entry in self._log[seen:] if entry[0] in subscriber.channels]
-        data = b"".join([publication.encoded(subscriber.form) for _, publication in waiting])
+        data = self._waiting(subscriber, seen)
         if data:
             self.sends += 1
             self.sent_bytes += len(data)
             subscriber.write(data)
+
+    def _waiting(self, subscriber: Subscriber, seen: int) -> bytes:
+        """Return the frames of what is in the log, from the place `seen` on, on a subscriber's channels.
+
+        The log is sorted out once for all who ask, so that it does not matter to each how long it is; and those who
+        miss the same get the same bytes.
+        """
+        for place in range(self._sorted_to, len(self._log)):
+            self._sorted.setdefault(self._log[place][0], []).append(place)
+        self._sorted_to = len(self._log)
+        channels = frozenset(subscriber.channels & self._sorted.keys())
+        key = subscriber.form, seen, self._sorted_to, channels
+        if self._joined[0] != key:
+            places: list[int] = []
+            for channel in channels:
+                of_channel = self._sorted[channel]
+                places += of_channel[bisect_left(of_channel, seen) :] if seen else of_channel
+            places.sort()
+            frames = b"".join([self._log[place][1].encoded(subscriber.form) for place in places])
+            self._joined = key, frames
+        return self._joined[1]
 
     def next_round(self) -> Round | None:
         """Take what has been published and return the round that delivers it, or None if there is nothing.
 
         The round before has to be through.
         """
-        log = self._take()
+        log = self._taken = self._take()
         if not log:
             return None
         if self.watchers:
@@ -286,8 +316,8 @@ class Hub:
         """
         channel = self._find(name)
         if channel is None:
-            return Position("", 0), Missed("", 0, [])
-        kept = self.history.latest(channel.ring, count) if channel.ring is not None else []
+            return Position("", 0), Missed("", "", None, 0, 0)
+        kept = self.history.latest(channel.ring, count) if channel.ring is not None else 0
         return Position(channel.epoch, channel.offset), _ending(channel, kept)
 
     def saved(self) -> Iterator[SavedChannel]:
@@ -312,10 +342,18 @@ class Hub:
                 rings.append((channel.ring, saved.offset, kept))
         self.history.restore(rings, later)
 
+    def abandon_round(self) -> list[Subscriber]:
+        """Give up the round that is under way or could not be made; return everyone who may have missed some of it."""
+        channels = {channel for channel, _ in self._taken}
+        self._taken = []
+        self._round = None
+        return list({each for channel in channels for members in channel.subscribers.values() for each in members})
+
     def _round_over(self, sends: int, sent_bytes: int) -> None:
-        """Take note that the round at hand is through."""
+        """Account for the round at hand, which is through."""
         self.sends += sends
         self.sent_bytes += sent_bytes
+        self._taken = []
         self._round = None
 
     def _find(self, name: object) -> Channel | None:
@@ -325,29 +363,52 @@ class Hub:
             check_channel_name(name)
         return channel
 
-    def _since(self, channel: Channel, since: Position) -> list[Kept] | None:
-        """Return what was published after `since`, or None if that is not known any more."""
+    def _since(self, channel: Channel, since: Position) -> int | None:
+        """Return how much was published after `since`, or None if not all of that is known any more."""
         if since.epoch != channel.epoch or since.offset > channel.offset:
             return None
         if since.offset == channel.offset:
-            return []
+            return 0
         return self.history.after(channel.ring, since.offset) if channel.ring is not None else None
 
     def _make(self, name: str) -> Channel:
-        return Channel(name, self._new_epoch(), self.history.ring(name))
+        return Channel(name, self._epoch(name), self.history.ring(name))
+
+    def _epoch(self, name: str) -> str:
+        """Return the epoch of a channel that begins at offset 0 now.
+
+        No publication of another run of the daemon, or of an earlier life of this channel, has had it. As long as
+        nothing is published on a channel, its epoch is the same each time, so that it can be forgotten without harm:
+        otherwise clients that come and go could fill the memory with channels that nobody publishes on, or push those
+        of other clients out of it.
+        """
+        return f"{self._life}{self._lives[hash(name) % _LIVES]:x}"
+
+    def _end_life(self, name: str) -> None:
+        """See that a channel which has had a publication, and is forgotten, gets another epoch if it comes back."""
+        self._lives[hash(name) % _LIVES] += 1
+
+    def _forget(self, channel: Channel) -> None:
+        del self.channels[channel.name]
+        if channel.offset:
+            self._end_life(channel.name)
 
     def _forget_if_unused(self, name: str) -> None:
         """Forget a channel of which the history keeps nothing any more, unless it has subscribers."""
         channel = self.channels[name]
         if not channel.count and (channel.ring is None or not channel.ring.count):
-            del self.channels[name]
+            self._forget(channel)
 
-    def _take(self) -> list[tuple[Channel, Publication]]:
+    def _take(self) -> list[Entry]:
         """Cut from the log what one round may hold: at least one publication, if there is one."""
         whole = self._log
+        if self._sorted_to:
+            self._sorted.clear()
+            self._sorted_to = 0
+            self._joined = None, b""
         if (
             len(whole) <= _ROUND_PUBLICATIONS
-            and self.log_bytes <= _ROUND_BYTES
+            and self.log_bytes - _PUBLICATION_BYTES * len(whole) <= _ROUND_BYTES // _LARGEST_GROWTH
             and self.subscriptions <= _ROUND_MEMBERS  # at least as many as the members of all channels in the log
         ):
             self._log = []
@@ -356,19 +417,18 @@ class Hub:
             return whole
         count = size = members = 0
         dirty: set[Channel] = set()
-        for channel, publication in self._log[:_ROUND_PUBLICATIONS]:
-            size += len(publication.payload)
+        for channel, publication in whole[:_ROUND_PUBLICATIONS]:
+            size += max([len(publication.encoded(form)) for form in channel.subscribers], default=0)
             if channel not in dirty:
                 dirty.add(channel)
                 members += channel.count
             if count and (size > _ROUND_BYTES or members > _ROUND_MEMBERS):
-                size -= len(publication.payload)
                 break
             count += 1
-        taken = self._log[:count]
-        del self._log[:count]
+        taken = whole[:count]
+        del whole[:count]
         self._log_start += count
-        self.log_bytes -= size
+        self.log_bytes -= sum(len(publication.payload) + _PUBLICATION_BYTES for _, publication in taken)
         return taken
 
     def _remove(self, subscriber: Subscriber, channel: Channel) -> None:
@@ -383,8 +443,8 @@ class Hub:
         subscriber.channels.remove(channel)
         self.subscriptions -= 1
         if not channel.count:
-            if channel.ring is None:
-                del self.channels[channel.name]
+            if channel.ring is None or not channel.offset:
+                self._forget(channel)
             else:
                 self.history.left(channel.ring)
 
@@ -396,12 +456,7 @@ class Hub:
         elif len(subscriber.channels) > 2:
             channel.plural += change
 
-    def _new_epoch(self) -> str:
-        """Return an epoch that no channel of this or of another run of the daemon has had."""
-        self._epochs += 1
-        return f"{self._life}{self._epochs:x}"
 
-
-def _ending(channel: Channel, newest: Sequence[Kept]) -> Missed:
+def _ending(channel: Channel, count: int) -> Missed:
     """Return the last publications of a channel."""
-    return Missed(channel.name, channel.offset - len(newest) + 1, newest)
+    return Missed(channel.name, channel.epoch, channel.ring, channel.offset - count + 1, count)

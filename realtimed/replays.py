@@ -3,45 +3,92 @@
 A long replay is neither made nor sent in one go: its frames are made piece by piece, as their client reads.
 
 Everyone comes back at the same time when a network or a proxy fails, and has missed much the same. A piece may wait for
-its client to read; if each had frames of its own, five thousand clients would need five thousand times the memory.
+its client to read; if each had frames of its own, five thousand clients would need five thousand times the memory. For
+the same reason a replay keeps no list of what it has still to send: it reads it from the channel's history, which
+retains what a replay may need (see `realtimed.history.Ring`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from itertools import chain
 from typing import Final
 from weakref import ref
 
 from realtimed.frames import Frame, Publication, WireFormat
+from realtimed.history import History, Ring
 
-__all__ = ["Pieces", "Replays"]
+__all__ = ["Missed", "Pieces", "Replay", "Replays"]
 
 _PIECE_BYTES: Final = 32 * 2**10
 _PIECE_FRAMES: Final = 256
 """With small messages, making so many frames takes a millisecond."""
 
 _SHARED_FROM: Final = 2**10
-"""Bytes of a message from which on its frame is shared. What keeps account of a shared one takes some 400 bytes."""
+"""Bytes of a message from which on its frame is shared."""
 
-_Key = tuple[str, int, WireFormat]
+_SHARED_COST: Final = 400
+"""Bytes that a shared frame takes beside its own: a memoryview, a weak reference with its callback, a key."""
+
+_Key = tuple[str, str, int, WireFormat]
+
+
+class Missed:
+    """Consecutive publications of a channel out of its history, `count` of them, the first with the offset `first`.
+
+    They are made when they are asked for: a long history of many is not made at once. As soon as anything else happens,
+    they are only there for a `Replay`.
+    """
+
+    __slots__ = ("channel", "count", "epoch", "first", "ring")
+
+    def __init__(self, channel: str, epoch: str, ring: Ring | None, first: int, count: int) -> None:
+        self.channel = channel
+        self.epoch = epoch
+        self.ring = ring
+        self.first = first
+        self.count = count if ring is not None else 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Publication]:
+        return map(self.publication, range(self.first, self.first + self.count))
+
+    def publication(self, offset: int) -> Publication:
+        """Return the publication with this offset."""
+        assert self.ring is not None, "there are none without a ring"
+        payload = self.ring.at(offset)
+        return Publication(self.channel, bytes(payload), isinstance(payload, bytes), offset)
+
+    @property
+    def payload_bytes(self) -> int:
+        """How many bytes the messages have together."""
+        if self.ring is None:
+            return 0
+        return sum(len(self.ring.at(offset)) for offset in range(self.first, self.first + self.count))
 
 
 class Pieces:
-    """Frames, taken in pieces."""
+    """Frames, taken in pieces. They end when the last has been taken, or with `close`."""
 
-    __slots__ = ("_frames", "_next")
+    __slots__ = ("_frames", "_next", "_replay")
 
     # Invariant: `_next` is the next frame, made already, or None if there is none.
 
     def __init__(self, frames: Iterable[Frame]) -> None:
+        self._replay = frames if isinstance(frames, Replay) else None
         self._frames = iter(frames)
         self._next = next(self._frames, None)
 
     def more(self) -> bool:
         """Return whether there are any left."""
         return self._next is not None
+
+    @property
+    def retained(self) -> int:
+        """How many bytes of memory may be kept for this alone."""
+        return self._replay.retained if self._replay is not None else 0
 
     def __iter__(self) -> Iterator[Frame]:
         while (frame := self._next) is not None:
@@ -59,39 +106,95 @@ class Pieces:
                 break
         return piece
 
-    def extend(self, frames: Iterable[Frame]) -> None:
-        """Let more follow, while there are any left."""
-        self._frames = chain(self._frames, frames)
+    def close(self) -> None:
+        """Take no more."""
+        self._next = None
+        self._frames = iter(())
+        if self._replay is not None:
+            self._replay.close()
+
+
+class Replay(Iterator[Frame]):
+    """Frames that answer a client, and then what it has missed. It ends with the last of them, or with `close`.
+
+    What is to come stays as it is, whatever the history drops meanwhile.
+    """
+
+    __slots__ = ("_answers", "_end", "_form", "_missed", "_next", "_replays")
+
+    # Invariant: while `_next` is below `_end`, this is a reader of its ring.
+
+    def __init__(self, replays: Replays, answers: Iterable[Frame], missed: Missed, form: WireFormat) -> None:
+        self._replays = replays
+        self._missed = missed
+        self._form = form
+        self._answers = iter(answers)
+        self._next = missed.first
+        self._end = missed.first + len(missed)
+        if missed.ring is not None and len(missed):
+            replays.history.begin_reading(missed.ring, self)
+
+    def __next__(self) -> Frame:
+        answer = next(self._answers, None)
+        if answer is not None:
+            return answer
+        if self._next >= self._end:
+            raise StopIteration
+        frame = self._replays.frame(self._missed.epoch, self._missed.publication(self._next), self._form)
+        self._next += 1
+        if self._next == self._end:
+            self.close()
+        return frame
+
+    @property
+    def retained(self) -> int:
+        """How many bytes are retained by this and others that read the same history."""
+        return self._missed.ring.retained if self._missed.ring is not None and self._next < self._end else 0
+
+    def close(self) -> None:
+        """Let go of what is still to come."""
+        self._end = self._next
+        self._answers = iter(())
+        if self._missed.ring is not None:
+            self._replays.history.end_reading(self._missed.ring, self)
 
 
 class Replays:
-    """All frames that replays share; `bytes` is what they take together."""
+    """All replays: the frames that they share, and what the history retains for them."""
 
-    # Invariant: `_frames` finds each shared frame that somebody waits for, by the epoch and offset of its publication
-    # and by its format. A shared frame is a memoryview, since there are no weak references to bytes.
+    # Invariants: `_frames` finds each shared frame that somebody waits for, by the epoch and offset of its publication
+    # and by its format. A shared frame is a memoryview, since there are no weak references to bytes. `_shared` is what
+    # they take together.
 
-    def __init__(self) -> None:
-        self.bytes = 0
+    def __init__(self, history: History) -> None:
+        self.history = history
+        self._shared = 0
         self._frames: dict[_Key, ref[memoryview]] = {}
 
-    def frames(self, epoch: str, missed: Iterable[Publication], form: WireFormat) -> Iterator[Frame]:
-        """Yield the frames of publications on a channel in this epoch; those that are shared are memoryviews."""
-        for publication in missed:
-            if len(publication.payload) < _SHARED_FROM:
-                yield publication.encoded(form)
-            else:
-                yield self._shared((epoch, publication.offset, form), publication)
+    @property
+    def bytes(self) -> int:
+        """How many bytes of memory all replays together take, beside what waits for each client alone."""
+        return self._shared + self.history.retained
 
-    def _shared(self, key: _Key, publication: Publication) -> memoryview:
+    def replay(self, answers: Sequence[Frame], missed: Missed, form: WireFormat) -> Iterable[Frame]:
+        """Return the answers, and behind them the frames of what was missed; those that are shared are memoryviews."""
+        return Replay(self, answers, missed, form) if missed else answers
+
+    def frame(self, epoch: str, publication: Publication, form: WireFormat) -> Frame:
+        """Return the frame of a publication in this epoch."""
+        if len(publication.payload) < _SHARED_FROM:
+            return publication.encoded(form)
+        key = publication.channel, epoch, publication.offset, form
         known = self._frames.get(key)
         frame = known() if known is not None else None
         if frame is None:
-            frame = memoryview(publication.encoded(key[2]))
-            self._frames[key] = ref(frame, partial(self._drop, key, len(frame)))
-            self.bytes += len(frame)
+            frame = memoryview(publication.encoded(form))
+            size = len(frame) + _SHARED_COST
+            self._frames[key] = ref(frame, partial(self._drop, key, size))
+            self._shared += size
         return frame
 
     def _drop(self, key: _Key, size: int, _: object) -> None:
-        """Take note that nobody waits for a frame any more."""
-        self.bytes -= size
+        """Account for a frame that nobody waits for any more."""
+        self._shared -= size
         del self._frames[key]

@@ -8,13 +8,16 @@ from typing import Final, TypeAlias
 from realtimed.channel import Channel, Roster, Subscriber
 from realtimed.frames import Publication, WireFormat
 
-__all__ = ["Batch", "Round", "send_each"]
+__all__ = ["Batch", "Entry", "Round", "send_each"]
 
 _SMALL_SEND: Final = 4096
 """Bytes up to which the length of a send hardly matters; a larger one counts as several, so that no step is long."""
 
 _MIXES_KEPT: Final = 2**20
 """Bytes of mixes that a round keeps for other subscribers of the same channels."""
+
+Entry: TypeAlias = tuple[Channel, Publication]
+"""A publication, and the channel it went to."""
 
 Part: TypeAlias = tuple[bytes, Roster, int, int]
 """Bytes, and who gets them: the members of a roster from one place up to another."""
@@ -38,10 +41,12 @@ class Round:
     # Invariants: everyone on the rosters before (`_part`, `_at`) has been served, and those in `_early`, wherever they
     # stand; nobody else has. The last roster is that of the mixed; its part has no data of its own. If there is one,
     # `_dirty` is the channels with publications, and `_numbered` has these by channel, with their numbers.
+    # Both of these are made when somebody is served early: `_part_of` finds the part of a channel and a form, and
+    # `_places` where each member of a part stands.
 
     def __init__(
         self,
-        log: Sequence[tuple[Channel, Publication]],
+        log: Sequence[Entry],
         start: int,
         late: Mapping[Subscriber, int],
         deliver: Callable[[Batch], None],
@@ -61,7 +66,9 @@ class Round:
                 dirty[channel] = [publication]
         mixed = _in_several([channel for channel in dirty if channel.plural])
         mixed.update(each for each in late if not each.channels.isdisjoint(dirty))
-        self._parts: list[tuple[bytes | None, Roster]] = []
+        self._parts: list[tuple[bytes | None, Roster, tuple[Channel, WireFormat] | None]] = []
+        self._part_of: dict[tuple[Channel, WireFormat] | None, int] = {}
+        self._places: dict[int, dict[Subscriber, int]] = {}
         for channel, publications in dirty.items():
             for form, members in channel.audience():
                 if mixed and not mixed.isdisjoint(channel.subscribers[form]):
@@ -69,9 +76,9 @@ class Round:
                 else:
                     roster = members
                 if roster:
-                    self._parts.append((_joined(publications, form), roster))
+                    self._parts.append((_joined(publications, form), roster, (channel, form)))
         if mixed:
-            self._parts.append((None, Roster(mixed)))
+            self._parts.append((None, Roster(mixed), None))
             for number, (channel, publication) in enumerate(log, start):
                 self._numbered.setdefault(channel, []).append((number, publication))
             self._dirty = frozenset(dirty)
@@ -91,7 +98,7 @@ class Round:
         batch: list[Part] = []
         parts = self._parts
         while budget > 0 and self._part < len(parts):
-            data, roster = parts[self._part]
+            data, roster, _ = parts[self._part]
             if data is None:
                 budget = self._add_mixes(batch, roster, budget)
                 continue
@@ -121,13 +128,30 @@ class Round:
         """Serve one subscriber out of turn, if its turn is still to come."""
         if subscriber in self._early:
             return
-        at = self._at
-        for data, roster in self._parts[self._part :]:
-            if subscriber in roster[at:]:
-                self._early.add(subscriber)
-                self._send_to_one(subscriber, self._mix_for(subscriber) if data is None else data)
+        for part in self._parts_of(subscriber):
+            place = self._place(part, subscriber)
+            if place is not None:
+                if part > self._part or (part == self._part and place >= self._at):
+                    self._early.add(subscriber)
+                    data = self._parts[part][0]
+                    self._send_to_one(subscriber, self._mix_for(subscriber) if data is None else data)
                 return
-            at = 0
+
+    def _parts_of(self, subscriber: Subscriber) -> list[int]:
+        """Return the parts that a subscriber may be in: it is in one of them at most."""
+        if not self._part_of:
+            self._part_of = {key: part for part, (_, _, key) in enumerate(self._parts)}
+        form = subscriber.form
+        keys = [None, *((channel, form) for channel in subscriber.channels)]
+        found = [self._part_of.get(key, -1) for key in keys]
+        return [part for part in found if part >= self._part]
+
+    def _place(self, part: int, subscriber: Subscriber) -> int | None:
+        """Return where in a part's roster a subscriber stands, if it does. Who asks first looks at the whole roster."""
+        places = self._places.get(part)
+        if places is None:
+            places = self._places[part] = {each: place for place, each in enumerate(self._parts[part][1])}
+        return places.get(subscriber)
 
     def _send_to_one(self, subscriber: Subscriber, data: bytes) -> None:
         if data:  # a mix is empty if all of it has been handed over already

@@ -59,8 +59,14 @@ _PINGS_AT_LEAST: Final = 4
 _LEFT_ALLOWED: Final = 5000
 """Parsers, of about 1.5 KB each, that may lie about until the garbage is collected. That may take half a second."""
 
+_RELIEF: Final = 0.9
+"""To which part of `max-backlog-total` the slowest clients are disconnected once it is exceeded."""
+
+_RELIEF_SLICE: Final = 20
+"""Clients that are disconnected for that before other tasks get their turn."""
+
 _RELIEF_INTERVAL: Final = 1.0
-"""Seconds between two looks at whether too much waits for slow clients: so long everyone has a chance to catch up."""
+"""Seconds until the next look when nobody can be disconnected any more, and too much still waits."""
 
 log = logging.getLogger(__name__)
 
@@ -296,7 +302,6 @@ class Session:
         try:
             while conversation is not None:
                 message = await websocket.get_message()
-                await self._sessions.backlogs.room()
                 await self.stream.flush_replay()
                 if self._closed is None:
                     self._answer(conversation, message)
@@ -438,23 +443,30 @@ def _expiry(max_age: float | None) -> float:
 
 
 async def relief(sessions: Sessions) -> None:
-    """As long as publishers have to wait because too much waits for slow clients, end those that most waits for.
+    """Whenever too much waits for all clients together, disconnect those that most waits for, at once.
 
-    Without this, a few clients that read nothing could hold everyone up until their backlogs' deadline, and again.
+    Publishers wait until that is done, and no longer: a client that does not read delays nobody else.
     """
     backlogs = sessions.backlogs
+    exceeded = trio.lowlevel.ParkingLot()
+    backlogs.over = exceeded.unpark_all
     while True:
-        await trio.sleep(_RELIEF_INTERVAL)
-        if backlogs.held <= backlogs.total_limit:
-            continue
-        behind = [session for session in sessions.members.values() if session.stream.pending]
-        for session in sorted(behind, key=lambda session: session.stream.pending, reverse=True):
-            if backlogs.held <= backlogs.total_limit:
-                break
-            session.slow(
-                f"{session.stream.pending} bytes are waiting, and {backlogs.held} for all clients;"
-                f" the limit, max-backlog-total, is {backlogs.total_limit}"
-            )
+        while backlogs.held <= backlogs.total_limit:
+            await exceeded.park()
+        behind = [session for session in sessions.members.values() if session.stream.burden]
+        behind.sort(key=lambda session: session.stream.burden)
+        while behind and backlogs.held > backlogs.total_limit * _RELIEF:
+            for session in reversed(behind[-_RELIEF_SLICE:]):
+                if backlogs.held <= backlogs.total_limit * _RELIEF:
+                    break
+                session.slow(
+                    f"{session.stream.burden} bytes are waiting, and {backlogs.held} for all clients;"
+                    f" the limit, max-backlog-total, is {backlogs.total_limit}"
+                )
+            del behind[-_RELIEF_SLICE:]
+            await trio.lowlevel.checkpoint()
+        if backlogs.held > backlogs.total_limit:
+            await trio.sleep(_RELIEF_INTERVAL)
 
 
 def _normal_path(target: str) -> str:

@@ -131,6 +131,11 @@ class QueuedStream(trio.abc.Stream):
         """How many bytes wait for the peer."""
         return self._backlog.size if self._backlog is not None else 0
 
+    @property
+    def burden(self) -> int:
+        """How many bytes of memory may be free again without this stream."""
+        return self._backlog.size + self._backlog.retained if self._backlog is not None else 0
+
     def write(self, data: bytes) -> None:
         """Send `data`, or keep what cannot be sent at once. Never waits."""
         try:
@@ -144,29 +149,25 @@ class QueuedStream(trio.abc.Stream):
     def write_frames(self, frames: Iterable[Frame]) -> None:
         """Write what the peer has asked for: the beginning at once, more and more as it reads.
 
-        What must wait does not count against `Backlogs.limit`.
+        What is neither a list nor a tuple may be long: what of it must wait does not count against `Backlogs.limit`.
         """
+        if isinstance(frames, (list, tuple)):
+            if frames:
+                self.write(b"".join(frames))
+            return
         pieces = Pieces(frames)
-        if not pieces.more():
-            return
-        piece, sent = pieces.take(), 0
-        if len(piece) == 1 and not pieces.more():
-            self.write(bytes(piece[0]))
-            return
-        if self._backlog is None:
-            begun = b"".join(piece)
+        begun, sent = b"", 0
+        if self._backlog is None and self._backlogs.may_replay:
+            begun = b"".join(pieces.take())
             sent = self._send_now(begun)
             if sent == len(begun):
-                if not pieces.more():
-                    return
-                piece, sent = [], 0
-            else:
-                piece = [begun]
-        if not self._sealed:
+                begun, sent = b"", 0
+        if self._sealed:
+            pieces.close()
+        elif begun or pieces.more():
             backlog = self._backlog or self._begin_backlog()
-            before = backlog.own
-            backlog.add_replay(piece, sent, pieces, self._backlogs.pace)
-            self._backlogs.total += backlog.own - before
+            backlog.add_replay(begun, sent, pieces, self._backlogs.pace)
+            self._backlogs.check()
 
     def _send_now(self, data: bytes) -> int:
         """Return how much of `data` the kernel takes; all of it if it does not matter any more."""
@@ -191,7 +192,7 @@ class QueuedStream(trio.abc.Stream):
         self._append(data, sent)
 
     def _begin_backlog(self) -> Backlog:
-        self._backlog = Backlog()
+        self._backlog = Backlog(self._backlogs)
         self._backlogs.streams += 1
         self._lead_to(-1, self._append)
         self._nursery.start_soon(self._drain, self._backlog)
@@ -273,14 +274,15 @@ class QueuedStream(trio.abc.Stream):
         backlog = self._backlog
         if backlog is not None:
             backlog.add(data, sent)
-            self._backlogs.total += len(data) - sent
-            if backlog.size - backlog.replay > self._backlogs.limit:
+            # However large one write is, who has read all before it is not slow.
+            if backlog.live > self._backlogs.limit and backlog.live > len(data) - sent:
                 self._owner.slow(f"{self.pending} bytes are waiting; the limit, max-backlog, is {self._backlogs.limit}")
+            self._backlogs.check()
         return len(data)
 
     async def _drain(self, backlog: Backlog) -> None:
         """Send the backlog as the peer makes room."""
-        while backlog.entries or backlog.rest is not None:
+        while backlog.entries or backlog.more:
             if not backlog.entries:
                 await self._go_on(backlog)
                 continue
@@ -297,9 +299,8 @@ class QueuedStream(trio.abc.Stream):
         """Let the next piece of a replay follow when it is this stream's turn."""
         asked_at = trio.current_time()
         await self._backlogs.turn()
-        before = backlog.own
         backlog.next_piece(trio.current_time() - asked_at, self._backlogs.pace)
-        self._backlogs.total += backlog.own - before
+        self._backlogs.check()
 
     def _send_backlog(self, backlog: Backlog) -> None:
         """Send what the kernel takes now."""
@@ -311,9 +312,8 @@ class QueuedStream(trio.abc.Stream):
             self._break()
             return
         self.heard_at = trio.current_time()  # who reads is alive, even if it has nothing to say
-        before = backlog.own
         backlog.took(sent)
-        self._backlogs.remove(before - backlog.own)
+        self._backlogs.freed()
 
     def _break(self) -> None:
         """Give up on a peer that takes nothing any more."""
@@ -323,12 +323,12 @@ class QueuedStream(trio.abc.Stream):
 
     def _forget(self) -> None:
         """Let go of the backlog, drained or not."""
-        if self._backlog is not None:
-            self._backlogs.remove(self._backlog.own)
+        backlog, self._backlog = self._backlog, None
+        if backlog is not None:
             self._backlogs.streams -= 1
-            self._backlog.clear()
-            self._backlog.drained.set()
-            self._backlog = None
+            backlog.clear()
+            backlog.drained.set()
+            self._backlogs.freed()
         if not self._sealed:
             self._open_up()
 
@@ -423,9 +423,8 @@ class ClientStream(QueuedStream):
         if self._sealed:
             return
         if drop_unsent and self._backlog is not None:
-            before = self._backlog.own
             self._backlog.drop_unsent_frames()
-            self._backlogs.remove(before - self._backlog.own)
+            self._backlogs.freed()
         self.write(close)
         self.seal()
 

@@ -319,7 +319,8 @@ async def test_6_5_3_publishers_wait_while_too_much_waits_for_slow_clients() -> 
         await sender.send(encode_request(2, "ping", []))
         await wait_all_tasks_blocked()
         assert peers.core.service.commands == 1
-        peers.core.backlogs.remove(1)
+        peers.core.backlogs.total -= MIB + 1
+        peers.core.backlogs.freed()
         assert (await sender.answer()).id == 2
         nursery.cancel_scope.cancel()
 

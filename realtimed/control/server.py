@@ -12,7 +12,6 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 from typing import Any, ClassVar, Final, Protocol
 
 import trio
@@ -243,7 +242,7 @@ class Connection:
                     answers.append(encode_response(message.id, None, _shown(result)))
                 if isinstance(result, Joined):
                     # Before anything newer on that channel.
-                    self.stream.write_frames(chain(answers, (missed.encoded(self.form) for missed in result.missed)))
+                    self.stream.write_frames(self._hub.replays.replay(answers, result.missed, self.form))
                     answers = []
         self._write(answers)
 

@@ -49,7 +49,7 @@ class Conversation(ABC):
     def receive(self, message: str | bytes) -> Iterable[Frame]:
         """Do what a client's message asks for and return the frames that answer it.
 
-        They are to be written before anything else, though what they are is made as they are taken.
+        They are to be written before anything else. A long answer is an iterator that makes them as they are taken.
 
         Raises `ViolationError` when the connection has to end.
         """

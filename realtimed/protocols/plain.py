@@ -61,6 +61,6 @@ class Plain(Conversation):
             else:
                 self.hub.unsubscribe(self.subscriber, command.channel)
         except RefusedError as error:
-            code = CloseCode.TOO_MANY if error.code == "too_many_channels" else CloseCode.BAD_MESSAGE
+            code = CloseCode.TOO_MANY if error.code.startswith("too_many_") else CloseCode.BAD_MESSAGE
             raise ViolationError(code, error.message) from None
         return ()

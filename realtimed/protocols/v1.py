@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable
-from itertools import chain
 from typing import Annotated, ClassVar, Final
 
 import msgspec
@@ -118,9 +117,7 @@ class RealtimeV1(Conversation):
                 recovered = {} if joined.recovered is None else {"recovered": joined.recovered}
                 where = {"epoch": joined.epoch, "offset": joined.offset}
                 answer = _event("subscribed", channel=name, **_id(command), **where, **recovered)
-                if not joined.missed:
-                    return [answer]
-                return chain([answer], self.hub.replays.frames(joined.epoch, joined.missed, self.form))
+                return self.hub.replays.replay([answer], joined.missed, self.form)
             case _Unsubscribe(channel=name):
                 self.hub.unsubscribe(self.subscriber, name)
                 return [_event("unsubscribed", channel=name, **_id(command))]
