@@ -14,7 +14,7 @@ from realtimed.frames import Frame, frame_boundary
 from realtimed.history import History, Retention
 from realtimed.replays import Pieces, Replays
 
-__all__ = ["ENTRY_BYTES", "SHARED_BYTES", "Backlog", "Backlogs"]
+__all__ = ["ENTRY_BYTES", "FAR_OVER", "OVER_SECONDS", "SHARED_BYTES", "Backlog", "Backlogs"]
 
 _BUFFERS_PER_SEND: Final = 64
 
@@ -26,6 +26,13 @@ SHARED_BYTES: Final = 160
 
 _SMALL: Final = 256
 """Bytes up to which a frame is copied behind the one before: cheaper than an entry that refers to it."""
+
+OVER_SECONDS: Final = 0.5
+"""How long more than `max-backlog` may wait for a client. A burst that is larger, and a client that reads as fast as it
+can, is no reason to disconnect it: it takes a few milliseconds."""
+
+FAR_OVER: Final = 4
+"""How many times `max-backlog` may wait for a client even so, unless it is one write to a client that has read all."""
 
 _CHUNK_BYTES: Final = 4096
 _CHUNK_COST: Final = 72
@@ -142,15 +149,17 @@ class Backlog:
     """What one client has not taken yet, in the order written."""
 
     __slots__ = (
-        "_backlogs", "_later", "_replays", "asked", "cost", "drained", "entries", "replayed", "sent", "size", "time",
+        "_backlogs", "_later", "_replays", "asked", "cost", "drained", "entries", "over_since", "patience", "replayed",
+        "sent", "size", "time",
     )  # fmt: skip
 
     # Invariants: `entries` is in the order of time; the first `sent` bytes of its head are gone already. What follows
     # them is in `_later`, with `_replays` of which pieces are still to be made; unless it is empty, one of these is the
     # first. `size` is the number of bytes that wait, as far as they are made, `asked` that of those that the client has
     # asked for, and `cost` the memory that all of it takes for this client alone. `time` is that of the last of the
-    # `entries`, or later. `replayed` is set unless `asked` is above 0 or there are `_replays`; `drained` when the
-    # stream has let go of this backlog.
+    # `entries`, or later. `over_since` is when more than the limit began to wait, infinite while no more does;
+    # `patience` is within what its stream waits for the peer, and has the deadline of that. `replayed` is set unless
+    # `asked` is above 0 or there are `_replays`; `drained` when the stream has let go of this backlog.
 
     def __init__(self, backlogs: Backlogs) -> None:
         self._backlogs = backlogs
@@ -160,6 +169,8 @@ class Backlog:
         self.size = 0
         self.asked = 0
         self.cost = 0
+        self.over_since = math.inf
+        self.patience = trio.CancelScope()
         self.replayed = trio.Event()
         self.replayed.set()
         self.drained = trio.Event()
@@ -292,8 +303,26 @@ class Backlog:
             self.entries.popleft()
             self.sent = 0
             self._discharge(data, asked)
+        if self.live <= self._backlogs.limit:
+            self.over_since = math.inf
         if not self.asked and not self._replays:
             self.replayed.set()
+
+    @property
+    def deadline(self) -> float:
+        """When the client is slow unless it has read some of this by then."""
+        waiting = self.entries[0][0] + self._backlogs.timeout if self.entries else math.inf
+        return min(waiting, self.over_since + OVER_SECONDS)
+
+    def is_far_over(self) -> bool:
+        """Return whether far more waits than the limit allows; note when it begins to be more."""
+        limit = self._backlogs.limit
+        if self.live <= limit:
+            return False
+        if self.over_since == math.inf:
+            self.over_since = trio.current_time()
+            self.patience.deadline = min(self.patience.deadline, self.deadline)
+        return self.live > FAR_OVER * limit
 
     def drop_unsent_frames(self) -> None:
         """Keep only the rest of the frame that is partly sent."""
@@ -320,6 +349,7 @@ class Backlog:
             queue.clear()
         self._replays = 0
         self.size = self.asked = self.sent = 0
+        self.over_since = math.inf
         self.replayed.set()
 
     def _charge(self, data: _Data, asked: bool) -> None:

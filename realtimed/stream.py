@@ -275,8 +275,8 @@ class QueuedStream(trio.abc.Stream):
         if backlog is not None:
             backlog.add(data, sent)
             # However large one write is, who has read all before it is not slow.
-            if backlog.live > self._backlogs.limit and backlog.live > len(data) - sent:
-                self._owner.slow(f"{self.pending} bytes are waiting; the limit, max-backlog, is {self._backlogs.limit}")
+            if backlog.is_far_over() and backlog.live > len(data) - sent:
+                self._say_slow(backlog)
             self._backlogs.check()
         return len(data)
 
@@ -286,14 +286,22 @@ class QueuedStream(trio.abc.Stream):
             if not backlog.entries:
                 await self._go_on(backlog)
                 continue
-            deadline = math.inf if self._sealed else backlog.entries[0][0] + self._backlogs.timeout
-            with trio.CancelScope(deadline=deadline) as patience:
+            deadline = math.inf if self._sealed else backlog.deadline
+            with trio.CancelScope(deadline=deadline) as backlog.patience:
                 await trio.lowlevel.wait_writable(self._socket)
-            if patience.cancelled_caught:
-                self._owner.slow(f"a message has waited for {self._backlogs.timeout:g} s; the limit is backlog-timeout")
+            if backlog.patience.cancelled_caught:
+                self._say_slow(backlog)
             else:
                 self._send_backlog(backlog)
         self._forget()
+
+    def _say_slow(self, backlog: Backlog) -> None:
+        """Tell the owner in which way the peer is too slow."""
+        limit, timeout = self._backlogs.limit, self._backlogs.timeout
+        if backlog.live > limit:
+            self._owner.slow(f"{backlog.live} bytes are waiting; the limit, max-backlog, is {limit}")
+        else:
+            self._owner.slow(f"a message has waited for {timeout:g} s; the limit is backlog-timeout")
 
     async def _go_on(self, backlog: Backlog) -> None:
         """Let the next piece of a replay follow when it is this stream's turn."""

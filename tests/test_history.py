@@ -212,6 +212,8 @@ def test_the_only_client_of_a_quiet_channel_has_what_it_missed(history: str, pub
 def test_a_channel_without_subscribers_is_forgotten_after_its_age() -> None:
     clock = Clock()
     hub = make_hub(age=60, clock=clock)
+    hub.publish("mine", "long ago")
+    clock.now += 59
     since = watch_and_lose(hub, "mine")
     clock.now += 30
     assert watch_and_lose(hub, "mine") == since, "whoever comes and goes keeps it in being"
@@ -236,19 +238,54 @@ def test_publications_keep_a_channel_that_everyone_has_left_until_they_expire() 
     assert missed(come_back(hub, "mine", since)) == ["late"]
 
 
-def test_who_comes_and_goes_takes_a_bounded_memory_and_no_history_from_others() -> None:
+def test_who_comes_and_goes_leaves_nothing_behind_and_takes_nothing_from_others() -> None:
+    clock = Clock()
+    hub = make_hub(limit=100 * RING_BYTES, age=60, clock=clock)
+    start = publish(hub, "news", 5)
+    hub.publish("quiet", "long ago")
+    clock.now += 59
+    quiet, never_used = watch_and_lose(hub, "quiet"), watch_and_lose(hub, "never used")
+    clock.now += 0.9
+    for number in range(1000):
+        watch_and_lose(hub, f"channel-{number}")
+    assert hub.channels.keys() == {"news", "quiet"}
+    assert missed(come_back(hub, "news", start)) == ["1", "2", "3", "4", "5"]
+    clock.now += 1
+    while hub.history.expire(10):
+        pass
+    assert come_back(hub, "quiet", quiet).recovered
+    assert come_back(hub, "never used", never_used).recovered
+    hub.publish("never used", "first")
+    assert missed(come_back(hub, "never used", never_used)) == ["first"]
+
+
+def test_a_channel_that_was_forgotten_with_publications_has_another_epoch() -> None:
+    clock = Clock()
+    hub = make_hub(age=60, clock=clock)
+    since = watch_and_lose(hub, "mine")
+    epochs = {since.epoch}
+    for _ in range(10):
+        hub.publish("mine", "1")
+        clock.now += 60
+        while hub.history.expire(10):
+            pass
+        assert not hub.channels
+        assert come_back(hub, "mine", since).recovered is False
+        epochs.add(watch_and_lose(hub, "mine").epoch)
+    assert len(epochs) == 11
+
+
+def test_channels_of_published_names_are_bounded_when_everyone_has_left() -> None:
     clock = Clock()
     limit = 100 * RING_BYTES
     hub = make_hub(limit=limit, clock=clock)
-    start = publish(hub, "news", 5)
     for number in range(1000):
         clock.now += 0.001
+        hub.publish(f"channel-{number}", "x")
         watch_and_lose(hub, f"channel-{number}")
         assert hub.history.bytes <= limit
-    assert 50 < len(hub.channels) < 100
     assert "channel-999" in hub.channels
     assert "channel-0" not in hub.channels
-    assert missed(come_back(hub, "news", start)) == ["1", "2", "3", "4", "5"]
 
 
 def test_without_history_nothing_outlives_the_last_subscriber() -> None:

@@ -17,7 +17,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from benchmarks.machine import resident_bytes
-from realtimed.backlog import ENTRY_BYTES, Backlogs
+from realtimed.backlog import ENTRY_BYTES, FAR_OVER, OVER_SECONDS, Backlogs
 from realtimed.frames import CloseCode, Frame, Publication, WireFormat, close_frame, text_frame
 from realtimed.history import History, Retention
 from realtimed.hub import Hub, Position
@@ -89,6 +89,16 @@ class Setting:
         """Return an answer and the frames of a replay behind it."""
         return chain([ANSWER], self.missed(count))
 
+    async def read_all_of(self, data: bytes, clock: MockClock) -> None:
+        """Write it and let the peer read it, in less time than more than the limit may wait."""
+        self.stream.write(data[: len(data) // 2])
+        self.stream.write(data[len(data) // 2 :])
+        await wait_all_tasks_blocked()
+        clock.jump(OVER_SECONDS - 0.01)
+        assert await self.read(len(data)) == data
+        clock.jump(OVER_SECONDS)
+        await wait_all_tasks_blocked()
+
     async def read(self, count: int) -> bytes:
         """Let the peer read so many bytes."""
         data = b""
@@ -135,19 +145,49 @@ async def test_what_the_kernel_takes_half_of_is_part_of_the_replay() -> None:
         here.backlogs.limit = 1000
         here.stream.write_frames(here.answer(40))
         here.stream.write(bytes(1000))
+        here.stream.write(bytes(1000 * (FAR_OVER - 1)))
         assert not here.owner.said
         here.stream.write(b"x")
         assert here.owner.said
 
 
-async def test_what_comes_behind_a_replay_has_the_limit_that_it_always_has() -> None:
+async def test_what_comes_behind_a_replay_has_the_limit_that_it_always_has(mock_clock: MockClock) -> None:
     async with setting() as here:
         here.stream.write_frames(here.answer(40))
         await wait_all_tasks_blocked()
         here.stream.write(bytes(LIMIT // 2))
+        mock_clock.jump(OVER_SECONDS + 0.01)
+        await wait_all_tasks_blocked()
         assert not here.owner.said
         here.stream.write(bytes(LIMIT))
+        assert not here.owner.said
+        mock_clock.jump(OVER_SECONDS + 0.01)
+        await wait_all_tasks_blocked()
         assert [said for said in here.owner.said if "max-backlog, is 100000" in said]
+
+
+async def test_a_burst_is_too_much_only_for_a_client_that_does_not_read_it(mock_clock: MockClock) -> None:
+    async with setting() as here:
+        await here.read_all_of(bytes(3 * LIMIT), mock_clock)
+        assert not here.owner.said
+        here.stream.write(bytes(9 * LIMIT))  # however large it is, all before it has been read
+        assert not here.owner.said
+        here.stream.write(b"x")
+        assert [said for said in here.owner.said if "max-backlog, is 100000" in said]
+
+
+async def test_a_client_that_stays_too_far_behind_is_slow_however_fast_it_reads(mock_clock: MockClock) -> None:
+    async with setting() as here:
+        here.stream.write(bytes(3 * LIMIT + 2**18))
+        for _ in range(4):
+            await here.read(LIMIT // 10)
+            mock_clock.jump(OVER_SECONDS / 5)
+            await wait_all_tasks_blocked()
+            here.stream.write(bytes(LIMIT // 10))
+            assert not here.owner.said
+        mock_clock.jump(OVER_SECONDS / 5 + 0.01)
+        await wait_all_tasks_blocked()
+        assert here.owner.said
 
 
 async def test_who_does_not_read_a_replay_is_slow_when_its_first_frame_has_had_its_time(mock_clock: MockClock) -> None:

@@ -88,6 +88,8 @@ async def test_1_3_2_epochs_never_repeat(open_peers: Opening, channel: str) -> N
     epochs = set()
     for _ in range(20):  # each time the channel is forgotten at once
         epochs.add((await browser.ask("subscribe", channel))["epoch"])
+        assert (await sender.call("broadcast", channel, "x"))["epoch"] in epochs
+        await browser.event()
         await browser.ask("unsubscribe", channel)
         epochs.add((await sender.call("broadcast", channel, "x"))["epoch"])
     assert len(epochs) == 40

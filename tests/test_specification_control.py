@@ -332,18 +332,38 @@ async def test_6_5_4_those_that_most_waits_for_are_closed_soon(runtime_dir: Path
         async with AsyncExitStack() as stack:
             daemon = await stack.enter_async_context(running_daemon(runtime_dir, *options))
             sender = await stack.enter_async_context(publisher(daemon.control_socket))
+            for number in range(6):
+                client = await stack.enter_async_context(raw_client(daemon.websocket_socket))
+                await client.send(TextMessage(data=subscribe(f"news-{number}")))
+            while len(await sender.call("channels")) != 6:
+                pass
+            message = "x" * 50_000
+            for offset in range(1, 23):  # 208 KiB of each client's are in the kernel, 1 MiB may wait
+                for number in range(6):
+                    assert (await sender.call("broadcast", f"news-{number}", message))["offset"] == offset
+            while (stats := await sender.call("stats"))["closed"].get("4409", 0) < 4:
+                pass
+            assert stats["backlog_bytes"] <= 2 * MIB
+            assert stats["closed"] == {"4409": 4}
+
+
+async def test_6_5_4_what_many_wait_for_counts_once(runtime_dir: Path) -> None:
+    options = ("--max-backlog-total", "2M", "--max-backlog", "1M", "--backlog-timeout", "600")
+    with trio.fail_after(PATIENCE):
+        async with AsyncExitStack() as stack:
+            daemon = await stack.enter_async_context(running_daemon(runtime_dir, *options))
+            sender = await stack.enter_async_context(publisher(daemon.control_socket))
             for _ in range(6):
                 client = await stack.enter_async_context(raw_client(daemon.websocket_socket))
                 await client.send(TextMessage(data=subscribe("news")))
             while (await sender.call("channels")).get("news", {}).get("subscribers") != 6:
                 pass
-            message = "x" * 50_000
-            for number in range(24):  # 208 KiB of each client's are in the kernel, 1 MiB may wait
-                assert (await sender.call("broadcast", "news", message))["offset"] == number + 1
-            while (stats := await sender.call("stats"))["closed"].get("4409", 0) < 4:
-                pass
-            assert stats["backlog_bytes"] <= 2 * MIB
-            assert stats["closed"] == {"4409": 4}
+            for offset in range(1, 23):
+                assert (await sender.call("broadcast", "news", "x" * 50_000))["offset"] == offset
+            stats = await sender.call("stats")
+            assert stats["backlogged"] == 6
+            assert MIB // 2 < stats["backlog_bytes"] < 2 * MIB
+            assert not stats["closed"]
 
 
 # 6.6 Messages
