@@ -59,6 +59,8 @@ _PINGS_AT_LEAST: Final = 4
 _LEFT_ALLOWED: Final = 5000
 """Parsers, of about 1.5 KB each, that may lie about until the garbage is collected. That may take half a second."""
 
+_HANDSHAKES: Final = 8
+
 _RELIEF: Final = 0.9
 """To which part of `max-backlog-total` the slowest clients are disconnected once it is exceeded."""
 
@@ -210,11 +212,13 @@ class Session:
         head = await self._receive_head()
         if not head:
             return None
-        # The deadline begins anew, as in `receive_head`: this process may have stood still meanwhile.
-        self._handshake = trio.CancelScope(deadline=trio.current_time() + self._config.handshake_timeout)
+        # The deadline begins anew, as in `receive_head`: it is not the client's fault that it had to wait for its turn,
+        # or that this process stood still.
         websocket = None
-        with self._handshake:
-            websocket = await self._answer_request(head)
+        async with self._sessions.handshakes:
+            self._handshake = trio.CancelScope(deadline=trio.current_time() + self._config.handshake_timeout)
+            with self._handshake:
+                websocket = await self._answer_request(head)
         if self._handshake.cancelled_caught and not self.stream.sealed:
             self._respond_that_time_is_up()
         self._handshake = None
@@ -377,6 +381,9 @@ class Sessions:
         """Set when the daemon is about to end: says goodbye to whoever joins nevertheless."""
         self.run = secrets.token_hex(2)
         """In every client's id: one that was noted before a restart means nobody after it."""
+        self.handshakes = trio.Semaphore(_HANDSHAKES)
+        """Of those whose request has arrived, so many are answered at a time: when thousands come, all others are served
+        in between."""
         self._numbers = itertools.count(1)
 
     def note_left(self) -> None:

@@ -290,7 +290,9 @@ class QueuedStream(trio.abc.Stream):
             with trio.CancelScope(deadline=deadline) as backlog.patience:
                 await trio.lowlevel.wait_writable(self._socket)
             if backlog.patience.cancelled_caught:
-                self._say_slow(backlog)
+                async with self._backlogs.endings:
+                    self._say_slow(backlog)
+                    await trio.lowlevel.checkpoint()
             else:
                 self._send_backlog(backlog)
         self._forget()
