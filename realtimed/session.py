@@ -382,8 +382,8 @@ class Sessions:
         self.run = secrets.token_hex(2)
         """In every client's id: one that was noted before a restart means nobody after it."""
         self.handshakes = trio.Semaphore(_HANDSHAKES)
-        """Of those whose request has arrived, so many are answered at a time: when thousands come, all others are served
-        in between."""
+        """So many requests that have arrived are answered at a time: when thousands come, all others are served in
+        between."""
         self._numbers = itertools.count(1)
 
     def note_left(self) -> None:
