@@ -15,7 +15,7 @@ PACKAGE = Path(realtimed.__file__).parent
 # Each storey may import from those before it, and from its own.
 STOREYS = (
     {"errors", "config", "logs", "log_output", "histogram"},
-    {"frames", "history", "replays"},
+    {"frames", "patterns", "history", "replays"},
     {"watch", "channel"},
     {"rounds", "backlog"},
     {"hub"},
@@ -53,6 +53,7 @@ WITHOUT_TRIO = (
     "histogram",
     "metrics",
     "frames",
+    "patterns",
     "history",
     "replays",
     "watch",
