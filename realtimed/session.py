@@ -11,14 +11,12 @@ import itertools
 import logging
 import math
 import random
-import re
 import secrets
 import time
 from collections.abc import Callable
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Final
-from urllib.parse import unquote, urlsplit
 
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
@@ -27,18 +25,18 @@ from realtimed.backlog import Backlogs
 from realtimed.config import Config
 from realtimed.errors import quoted
 from realtimed.frames import PING, CloseCode, close_frame
+from realtimed.head import Head
 from realtimed.hub import Hub
 from realtimed.logs import Event
 from realtimed.protocols import Conversation, ViolationError, choose
-from realtimed.request import forwarded_for, refusal, without_unread
+from realtimed.request import forwarded_for, path, refusal, request_for_library, subprotocols
 from realtimed.stream import ClientStream
 
 __all__ = ["Session", "Sessions", "heartbeat", "relief"]
 
 _PATH: Final = "/ws"
-_AUTHORITY: Final = re.compile("https?://[^/?]*", re.IGNORECASE)
 _HEAD_LIMIT: Final = 16 * 1024
-"""Bytes of a request's head; h11 below trio-websocket has the same limit."""
+"""Bytes of a request's head."""
 
 
 _IN_WORDS: Final = {"restart": "restarting", "max-age": "connected for max-age"}
@@ -218,7 +216,7 @@ class Session:
         async with self._sessions.handshakes:
             self._handshake = trio.CancelScope(deadline=trio.current_time() + self._config.handshake_timeout)
             with self._handshake:
-                websocket = await self._answer_request(head)
+                websocket = await self._answer_request(Head(head))
         if self._handshake.cancelled_caught and not self.stream.sealed:
             self._respond_that_time_is_up()
         self._handshake = None
@@ -236,7 +234,8 @@ class Session:
             pass  # the peer has gone
         return b""
 
-    async def _answer_request(self, head: bytes) -> WebSocketConnection | None:
+    async def _answer_request(self, head: Head) -> WebSocketConnection | None:
+        self._address = self._client_address(head)
         refused = refusal(head)
         if refused is not None:
             self._respond(*refused)
@@ -248,37 +247,36 @@ class Session:
                 "Connection: close\r\nRetry-After: 5\r\n",
             )
             return None
-        self._address = self._client_address(head)
-        self.stream.hand_on(without_unread(head))
-        return await self._accept()
+        return await self._accept(head)
 
-    async def _accept(self) -> WebSocketConnection:
+    async def _accept(self, head: Head) -> WebSocketConnection:
+        protocol = choose(subprotocols(head))
+        self.stream.hand_on(request_for_library(head, protocol.name))
         # The meter has measured every message in bytes before the library gets to measure it in characters.
         request = await wrap_server_stream(self._nursery, self.stream, max_message_size=self._config.max_inbound)
-        protocol = choose(request.proposed_subprotocols)
         self._conversation = protocol(self._hub, self.stream)
         self.stream.form = protocol.form
         self._websocket = await request.accept(subprotocol=protocol.name or None)
-        path = _normal_path(request.path)
+        asked = path(head)
         self._sessions.connections += 1
         self._sessions.members[self.id] = self
         self.stream.open_gate()
         log.debug(Event("client connected", client=self.id, address=self._address, protocol=protocol.name or "plain"))
-        if path != _PATH:
-            self.close(CloseCode.NO_SUCH_PATH, f"no such path: {quoted(path)}; WebSockets are served at {_PATH}")
+        if asked != _PATH:
+            self.close(CloseCode.NO_SUCH_PATH, f"no such path: {quoted(asked)}; WebSockets are served at {_PATH}")
         else:
             self.stream.write(self._conversation.greeting(self.id, self._config.heartbeat))
             if self._sessions.send_away is not None:
                 self._sessions.send_away(self)
         return self._websocket
 
-    def _client_address(self, head: bytes) -> str:
+    def _client_address(self, head: Head | None) -> str:
         """Return who is there. What a proxy on this machine adds to X-Forwarded-For is believed, nothing else."""
         peer, _ = self.stream.peer()
         if peer and not ip_address(peer.partition("%")[0]).is_loopback:
             return peer
         try:
-            return str(ip_address(forwarded_for(head)))
+            return str(ip_address(forwarded_for(head))) if head is not None else peer
         except ValueError:
             return peer
 
@@ -286,17 +284,30 @@ class Session:
         limit = f"{self._config.handshake_timeout:g} s"
         self._respond(HTTPStatus.REQUEST_TIMEOUT, f"The limit of a handshake, handshake-timeout, is {limit}.")
 
-    def _respond(self, status: HTTPStatus, sentence: str, headers: str = "Connection: close\r\n") -> None:
+    def _respond(
+        self, status: HTTPStatus, sentence: str, headers: str = "Connection: close\r\n", header: str = ""
+    ) -> None:
         """Refuse the request with an HTTP answer of our own, which is the last of this connection."""
-        self._note_refusal(status.value, sentence)
+        self._note_refusal(status.value, sentence, header)
         body = sentence.encode() + b"\n"
         head = f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Length: {len(body)}\r\n{headers}"
         self.stream.write(f"{head}Content-Type: text/plain; charset=utf-8\r\n\r\n".encode() + body)
         self.stream.seal()
 
-    def _note_refusal(self, status: int, reason: str) -> None:
+    def _note_refusal(self, status: int, reason: str, header: str = "") -> None:
+        """Count and log a refusal. `header` is the name of the one that is wrong, "" if it is none."""
         self._sessions.refused[status] = self._sessions.refused.get(status, 0) + 1
-        log.info(Event("handshake refused", client=self.id, status=status, reason=reason))
+        address = self._address or self._client_address(None)
+        log.info(
+            Event(
+                "handshake refused",
+                client=self.id,
+                status=status,
+                reason=reason,
+                header=header or None,
+                address=address or None,
+            )
+        )
 
     # The conversation.
 
@@ -474,9 +485,3 @@ async def relief(sessions: Sessions) -> None:
             await trio.lowlevel.checkpoint()
         if backlogs.held > backlogs.total_limit:
             await trio.sleep(_RELIEF_INTERVAL)
-
-
-def _normal_path(target: str) -> str:
-    """Return a request target's path as Caddy's path matcher sees it: decoded, in lower case, slashes merged."""
-    path = _AUTHORITY.sub("", target)  # a request to a proxy names the host as well
-    return re.sub("/+", "/", unquote(urlsplit("http://x/" + path).path)).lower()

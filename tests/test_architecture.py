@@ -14,7 +14,7 @@ PACKAGE = Path(realtimed.__file__).parent
 
 # Each storey may import from those before it, and from its own.
 STOREYS = (
-    {"errors", "config", "logs", "log_output", "histogram"},
+    {"errors", "config", "logs", "log_output", "histogram", "head"},
     {"frames", "patterns", "history", "replays"},
     {"watch", "channel"},
     {"rounds", "backlog"},
@@ -51,6 +51,8 @@ WITHOUT_TRIO = (
     "logs",
     "log_output",
     "histogram",
+    "head",
+    "request",
     "metrics",
     "frames",
     "patterns",
