@@ -229,8 +229,13 @@ async def running_daemon(
 
 
 @asynccontextmanager
-async def running_php_fpm(directory: Path, environment: Mapping[str, str] | None = None) -> AsyncIterator[PhpFpm]:
-    """Run PHP-FPM as the current user, with its socket in `directory`; PHP sees `environment`."""
+async def running_php_fpm(
+    directory: Path, environment: Mapping[str, str] | None = None, *, settings: Sequence[str] = ()
+) -> AsyncIterator[PhpFpm]:
+    """Run PHP-FPM as the current user, with its socket in `directory`; PHP sees `environment`.
+
+    `settings` are lines for the section ``[global]`` of its configuration.
+    """
     fastcgi = directory / "php-fpm.sock"
     sessions = directory / "php-sessions"
     sessions.mkdir(exist_ok=True)
@@ -239,7 +244,8 @@ async def running_php_fpm(directory: Path, environment: Mapping[str, str] | None
     config.write_text(
         "[global]\n"
         "error_log = /proc/self/fd/2\n"
-        "[realtime]\n"
+        + "".join(f"{setting}\n" for setting in settings)
+        + "[realtime]\n"
         + ("user = root\n" if as_root else "")  # for root PHP-FPM insists on a name; for others it cannot change user
         + f"listen = {fastcgi}\n"
         "listen.mode = 0600\n"
@@ -442,20 +448,30 @@ async def until_serving(path: Path) -> None:
 
 @contextmanager
 def _notifications(path: Path) -> Iterator[tuple[dict[str, str], Callable[[], Awaitable[None]]]]:
-    """Give the variable with which a process tells systemd that it is ready, and a function that waits for that."""
+    """Give the variable with which a process tells systemd that it is ready, and a function that waits for that.
+
+    The socket is read until the end. PHP-FPM sends its status every ten seconds, Caddy two lines at each reload, and
+    both stand still once the kernel's queue of ten is full.
+    """
+    ready, scope = trio.Event(), trio.CancelScope()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bound:
         bound.bind(str(path))
         bound.setblocking(False)
 
-        async def said_ready() -> None:
-            state = b""
-            while b"READY=1" not in state.split(b"\n"):
-                await trio.lowlevel.wait_readable(bound)
-                state = bound.recv(4096)
+        async def read() -> None:
+            with scope:
+                await trio.lowlevel.checkpoint_if_cancelled()  # the socket may be closed before the task's first turn
+                while True:
+                    await trio.lowlevel.wait_readable(bound)
+                    if b"READY=1" in bound.recv(4096).split(b"\n"):
+                        ready.set()
 
+        # Not a task in a nursery: that would wrap the errors of the caller's block in a group.
+        trio.lowlevel.spawn_system_task(read)
         try:
-            yield {"NOTIFY_SOCKET": str(path)}, said_ready
+            yield {"NOTIFY_SOCKET": str(path)}, ready.wait
         finally:
+            scope.cancel()
             path.unlink()
 
 
