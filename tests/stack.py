@@ -454,25 +454,25 @@ def _notifications(path: Path) -> Iterator[tuple[dict[str, str], Callable[[], Aw
     both stand still once the kernel's queue of ten is full.
     """
     ready, scope = trio.Event(), trio.CancelScope()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bound:
-        bound.bind(str(path))
-        bound.setblocking(False)
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    bound.bind(str(path))
+    bound.setblocking(False)
 
-        async def read() -> None:
-            with scope:
-                await trio.lowlevel.checkpoint_if_cancelled()  # the socket may be closed before the task's first turn
-                while True:
-                    await trio.lowlevel.wait_readable(bound)
+    async def read() -> None:
+        with scope, bound:
+            while True:
+                await trio.lowlevel.wait_readable(bound)
+                with suppress(BlockingIOError):  # it may wake up for nothing
                     if b"READY=1" in bound.recv(4096).split(b"\n"):
                         ready.set()
 
-        # Not a task in a nursery: that would wrap the errors of the caller's block in a group.
-        trio.lowlevel.spawn_system_task(read)
-        try:
-            yield {"NOTIFY_SOCKET": str(path)}, ready.wait
-        finally:
-            scope.cancel()
-            path.unlink()
+    # Not a task in a nursery: that would wrap the errors of the caller's block in a group.
+    trio.lowlevel.spawn_system_task(read)
+    try:
+        yield {"NOTIFY_SOCKET": str(path)}, ready.wait
+    finally:
+        scope.cancel()
+        path.unlink()
 
 
 # `make run`: the whole stack until Ctrl-C.
