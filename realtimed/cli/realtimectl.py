@@ -199,7 +199,7 @@ def broadcast(
       realtimectl broadcast news -- -5          a message that begins with a dash
       jq -c . news.json | realtimectl broadcast news -
       realtimectl broadcast --binary thumbnails - < cat.png
-      realtimectl broadcast --key order-17 orders paid
+      realtimectl broadcast --key match-17-goal-3 scores 2:1
 
     With --key the command repeats itself if the connection breaks before the answer, and may itself be repeated after
     exit status 3: the message is sent once, and the answer to the others is marked as repeated. The daemon knows a key
