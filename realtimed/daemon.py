@@ -17,6 +17,7 @@ import trio
 
 from realtimed import __version__, garbage, logs
 from realtimed.accepting import ClientRoom, accept
+from realtimed.admission import Admission
 from realtimed.backlog import Backlogs
 from realtimed.config import Address, Config
 from realtimed.control.idempotency import Answered
@@ -101,7 +102,8 @@ class Daemon:
             total_limit=config.max_backlog_total,
             replays=self.hub.replays,
         )
-        self.sessions = Sessions(connection_limit(config.max_connections), self.backlogs)
+        self.admission = Admission(*_admission_limits(config), time.monotonic)
+        self.sessions = Sessions(self.admission, self.backlogs)
         self.client_room = ClientRoom(files_for_clients())
         self.answers = Backlogs(
             limit=_ANSWERS_LIMIT, timeout=config.backlog_timeout, total_limit=config.max_backlog_total
@@ -231,6 +233,7 @@ class Daemon:
             "connections": self.sessions.connections,
             "handshakes_refused": sum(self.sessions.refused.values()),
             "handshakes_refused_with": {str(code): count for code, count in sorted(self.sessions.refused.items())},
+            "handshakes_over_limit": dict(self.admission.refused),
             "log_lines_lost": logs.lines_lost(),
             "closed": {str(int(code)): count for code, count in sorted(self.sessions.closed.items())},
         }
@@ -249,6 +252,7 @@ class Daemon:
             "io_uring": self.io_uring,
             "websocket": [str(address) for address in self.websocket_addresses],
             "http": self._http_address(),
+            "busiest_address": self._busiest_address(),
             "limits": {
                 "max_message": config.max_message,
                 "max_inbound": config.max_inbound,
@@ -257,11 +261,20 @@ class Daemon:
                 "max_channels": config.max_channels,
                 "max_backlog": config.max_backlog,
                 "backlog_timeout": config.backlog_timeout,
-                "max_connections": self.sessions.max_connections,
+                "max_connections": self.admission.limit,
                 "max_connections_wanted": config.max_connections,
+                "max_connections_per_address": self.admission.per_address,
+                "handshakes_per_address": self.admission.handshakes,
                 "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
             },
         }
+
+    def _busiest_address(self) -> dict[str, object] | None:
+        """Return which address has most connections, how many, and how many there are of all addresses and of none."""
+        busiest = self.admission.busiest
+        if busiest is None:
+            return None
+        return {"address": busiest.name, "connections": busiest.connections, "of": self.admission.taken}
 
     def _listen(self, where: Address | socket.socket, wrap: Callable[[socket.socket], _S]) -> SocketListener[_S]:
         if isinstance(where, socket.socket):
@@ -321,7 +334,7 @@ class Daemon:
         from realtimed.metrics import Exposition, Reading  # noqa: PLC0415
 
         def read() -> Reading:
-            return Reading(self.stats(), self.sessions.max_connections, self.fan_out.round_times, self.loop_lag.times)
+            return Reading(self.stats(), self.admission.limit, self.fan_out.round_times, self.loop_lag.times)
 
         endpoint = Endpoint(self._obstacle, Exposition(read).page)
 
@@ -337,8 +350,8 @@ class Daemon:
         """Return what keeps newcomers from being served, if there is anything."""
         if self._stopping.is_set():
             return "stopping"
-        if len(self.sessions.members) >= self.sessions.max_connections:
-            return f"the limit, max-connections, is reached: {self.sessions.max_connections} connections"
+        if self.admission.taken >= self.admission.limit:
+            return f"the limit, max-connections, is reached: {self.admission.limit} connections"
         return self.client_room.obstacle or self.socket_files.obstacle
 
     async def _expire_history(self) -> None:
@@ -392,7 +405,7 @@ class Daemon:
         self.hub.max_message, self.hub.max_channels = config.max_message, config.max_channels
         self.hub.max_subscriptions = config.max_subscriptions
         self.hub.watchers.max_patterns = config.max_channels
-        self.sessions.max_connections = connection_limit(config.max_connections)
+        self.admission.configure(*_admission_limits(config))
         self.client_room.limit = files_for_clients()
         self.backlogs.limit = config.max_backlog
         for backlogs in (self.backlogs, self.answers):
@@ -421,10 +434,19 @@ class Daemon:
                 control=str(control.path),
                 websocket=",".join(map(str, self.websocket_addresses)),
                 http=self._http_address(),
-                max_connections=self.sessions.max_connections,
+                max_connections=self.admission.limit,
             )
         )
         self._manager.ready(self._status())
+
+
+def _admission_limits(config: Config) -> tuple[int, int | None, float]:
+    """Return what `Admission` takes: the limit of connections, those of one address, and its handshakes a second."""
+    return (
+        connection_limit(config.max_connections),
+        config.max_connections_per_address,
+        config.handshakes_per_address,
+    )
 
 
 def _http_stream(sock: socket.socket) -> trio.SocketStream:

@@ -21,6 +21,7 @@ from typing import Final
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 
+from realtimed.admission import Admission, Place, TurnedAway
 from realtimed.backlog import Backlogs
 from realtimed.config import Config
 from realtimed.errors import quoted
@@ -83,6 +84,7 @@ class Session:
         "_handshake",
         "_hub",
         "_nursery",
+        "_place",
         "_sessions",
         "_websocket",
         "connected_since",
@@ -93,7 +95,8 @@ class Session:
     )
 
     # `_nursery` holds the library's reader and the stream's drain task. Its deadline is set when the connection is
-    # closing: whatever the peer does then, it ends. `_closed` is set by the first to end the connection.
+    # closing: whatever the peer does then, it ends. `_closed` is set by the first to end the connection. `_place` is
+    # there from the moment that the handshake is let in until the stream is shut.
 
     def __init__(self, stream: ClientStream, hub: Hub, config: Config, sessions: Sessions) -> None:
         self.number = sessions.new_number()
@@ -111,6 +114,7 @@ class Session:
         self._websocket: WebSocketConnection | None = None
         self._conversation: Conversation | None = None
         self._closed: tuple[int, str] | None = None
+        self._place: Place | None = None
 
     async def run(self) -> None:
         """Serve the client until the connection is over, and shut its stream."""
@@ -133,6 +137,8 @@ class Session:
             self._hub.leave(self.stream)
             self._sessions.members.pop(self.id, None)
             self.stream.shut()
+            if self._place is not None:
+                self._sessions.admission.leave(self._place)
             self._let_go()
             if self.stream.answered == HTTPStatus.SWITCHING_PROTOCOLS and not self.stream.parser_is_through:
                 self._sessions.note_left()
@@ -240,13 +246,11 @@ class Session:
         if refused is not None:
             self._respond(*refused)
             return None
-        if len(self._sessions.members) >= self._sessions.max_connections:
-            self._respond(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                f"The limit, max-connections, is {self._sessions.max_connections} connections.",
-                "Connection: close\r\nRetry-After: 5\r\n",
-            )
+        admitted = self._sessions.admission.admit(self._address)
+        if isinstance(admitted, TurnedAway):
+            self._turn_away(admitted)
             return None
+        self._place = admitted
         return await self._accept(head)
 
     async def _accept(self, head: Head) -> WebSocketConnection:
@@ -284,19 +288,38 @@ class Session:
         limit = f"{self._config.handshake_timeout:g} s"
         self._respond(HTTPStatus.REQUEST_TIMEOUT, f"The limit of a handshake, handshake-timeout, is {limit}.")
 
+    def _turn_away(self, why: TurnedAway) -> None:
+        """Answer a valid handshake for which there is no place. What one address is refused is logged now and then."""
+        if why.limit == "max_connections":
+            self._note_refusal(HTTPStatus.SERVICE_UNAVAILABLE, why.sentence)
+        else:
+            self._count_refusal(HTTPStatus.SERVICE_UNAVAILABLE)
+            if why.unlogged:
+                log.warning(
+                    Event("address refused", address=self._address, reason=why.sentence, handshakes=why.unlogged)
+                )
+        headers = f"Connection: close\r\nRetry-After: {why.retry_after}\r\n"
+        self._write_answer(HTTPStatus.SERVICE_UNAVAILABLE, why.sentence, headers)
+
     def _respond(
         self, status: HTTPStatus, sentence: str, headers: str = "Connection: close\r\n", header: str = ""
     ) -> None:
         """Refuse the request with an HTTP answer of our own, which is the last of this connection."""
         self._note_refusal(status.value, sentence, header)
+        self._write_answer(status, sentence, headers)
+
+    def _write_answer(self, status: HTTPStatus, sentence: str, headers: str) -> None:
         body = sentence.encode() + b"\n"
         head = f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Length: {len(body)}\r\n{headers}"
         self.stream.write(f"{head}Content-Type: text/plain; charset=utf-8\r\n\r\n".encode() + body)
         self.stream.seal()
 
+    def _count_refusal(self, status: int) -> None:
+        self._sessions.refused[status] = self._sessions.refused.get(status, 0) + 1
+
     def _note_refusal(self, status: int, reason: str, header: str = "") -> None:
         """Count and log a refusal. `header` is the name of the one that is wrong, "" if it is none."""
-        self._sessions.refused[status] = self._sessions.refused.get(status, 0) + 1
+        self._count_refusal(status)
         address = self._address or self._client_address(None)
         log.info(
             Event(
@@ -374,14 +397,14 @@ class Session:
 
 
 class Sessions:
-    """All sessions, the limit on their number, and what has become of those that are over."""
+    """All sessions, the places that they take, and what has become of those that are over."""
 
     # Invariant: `members` holds those whose handshake has been answered with 101, until their stream is shut. `refused`
     # counts the other answers by HTTP status, `closed` the ends of WebSockets by close code. `left` counts the parsers
     # that have been left behind since the last full garbage collection that was made for them.
 
-    def __init__(self, max_connections: int, backlogs: Backlogs) -> None:
-        self.max_connections = max_connections
+    def __init__(self, admission: Admission, backlogs: Backlogs) -> None:
+        self.admission = admission
         self.backlogs = backlogs
         self.members: dict[str, Session] = {}
         self.connections = 0

@@ -20,6 +20,7 @@ STOREYS = (
     {"rounds", "backlog"},
     {"hub"},
     {
+        "admission",
         "protocols",
         "request",
         "snapshot",
@@ -63,6 +64,7 @@ WITHOUT_TRIO = (
     "channel",
     "rounds",
     "hub",
+    "admission",
     "protocols",
     "control.wire",
     *CLIENT_SIDE,
