@@ -436,7 +436,8 @@ def doctor(
     """Look at every part between a PHP page and a browser, and say what to do about what is wrong.
 
     Give it the environment that Caddy has (SERVER_ADDRESS, ALLOWED_ORIGINS), and run it as root if it says so. It
-    opens a few WebSockets and broadcasts on a channel of its own. Exit status 0 only if all is well.
+    opens a few WebSockets and broadcasts on a channel of its own. Exit status 0 only if nothing failed; warnings may
+    be meant.
 
     \b
       realtimectl doctor
