@@ -486,14 +486,18 @@ def _expiry(max_age: float | None) -> float:
 async def relief(sessions: Sessions) -> None:
     """Whenever too much waits for all clients together, disconnect those that most waits for, at once.
 
-    Publishers wait until that is done, and no longer: a client that does not read delays nobody else.
+    Publishers wait until that is done, and no longer: a client that does not read delays nobody else. What waited for
+    those that are gone is let go of here as well, a part at a time.
     """
     backlogs = sessions.backlogs
-    exceeded = trio.lowlevel.ParkingLot()
-    backlogs.over = exceeded.unpark_all
+    attention = trio.lowlevel.ParkingLot()
+    backlogs.attend = attention.unpark_all
     while True:
-        while backlogs.held <= backlogs.total_limit:
-            await exceeded.park()
+        while backlogs.let_go():
+            await trio.lowlevel.checkpoint()
+        if backlogs.held <= backlogs.total_limit:
+            await attention.park()
+            continue
         behind = [session for session in sessions.members.values() if session.stream.burden]
         behind.sort(key=lambda session: session.stream.burden)
         while behind and backlogs.held > backlogs.total_limit * _RELIEF:
@@ -506,5 +510,7 @@ async def relief(sessions: Sessions) -> None:
                 )
             del behind[-_RELIEF_SLICE:]
             await trio.lowlevel.checkpoint()
+            while backlogs.let_go():
+                await trio.lowlevel.checkpoint()
         if backlogs.held > backlogs.total_limit:
             await trio.sleep(_RELIEF_INTERVAL)
