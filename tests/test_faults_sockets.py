@@ -21,6 +21,7 @@ from typing import Final
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from realtimed.config import Address
 from realtimed.errors import ConfigurationError
@@ -181,8 +182,10 @@ def locked(directory: Path) -> Iterator[None]:
         os.close(fd)
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_a_lock_on_the_directory_that_nobody_gives_back_is_said(runtime_dir: Path) -> None:
+async def test_a_lock_on_the_directory_that_nobody_gives_back_is_said(
+    runtime_dir: Path,
+    autojump_clock: MockClock,  # noqa: ARG001  (pytest-trio runs the test with it)
+) -> None:
     """A start waits ten seconds, and then says which directory it is."""
     path = runtime_dir / "l"
     began = trio.current_time()
@@ -195,8 +198,10 @@ async def test_a_lock_on_the_directory_that_nobody_gives_back_is_said(runtime_di
     assert not path.exists()
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_a_lock_on_the_directory_that_is_given_back_is_waited_for(runtime_dir: Path) -> None:
+async def test_a_lock_on_the_directory_that_is_given_back_is_waited_for(
+    runtime_dir: Path,
+    autojump_clock: MockClock,  # noqa: ARG001  (pytest-trio runs the test with it)
+) -> None:
     async def give_back() -> None:
         with locked(runtime_dir):
             task_holds.set()
