@@ -18,7 +18,7 @@ from typing import Final, Generic, TypeVar
 import trio
 
 from realtimed.config import Address
-from realtimed.errors import ConfigurationError
+from realtimed.errors import ConfigurationError, printable
 
 __all__ = ["SocketListener", "adopt_listener", "open_listener"]
 
@@ -166,7 +166,9 @@ async def open_listener(
         else:
             sock = await _listen_when_unlocked(path, mode, group)
     except OSError as error:
-        raise ConfigurationError(f"cannot listen at {address}: {error.strerror or error}") from error
+        raise ConfigurationError(printable(f"cannot listen at {address}: {error.strerror or error}")) from error
+    except UnicodeError as error:
+        raise ConfigurationError(printable(f"cannot listen at {address}: no host has such a name")) from error
     sock.setblocking(False)
     return SocketListener(sock, wrap, path, reopen)
 
