@@ -9,8 +9,9 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import AsyncExitStack, closing
+from functools import partial
 from typing import Final, TypeVar
 
 import trio
@@ -61,6 +62,7 @@ _ANSWERS_LIMIT: Final = 64 * 2**20
 log = logging.getLogger(__name__)
 
 _S = TypeVar("_S", bound=trio.abc.Stream)
+_T = TypeVar("_T")
 
 
 class Daemon:
@@ -128,6 +130,7 @@ class Daemon:
         self._stopping = trio.Event()
         self._drain: Drain | None = None
         self._note = ""
+        self._reload_due = False
 
     def stop(self) -> None:
         """Begin to end the daemon: `serve` returns when all clients have been told and all sockets are closed."""
@@ -145,16 +148,11 @@ class Daemon:
     async def _serve(self, signals: AsyncIterator[int], task_status: trio.TaskStatus[None]) -> None:
         async with AsyncExitStack() as resources, AsyncExitStack() as endpoint, AsyncExitStack() as sockets:
             self._use_io_uring(resources)
-            if self.config.http is not None:
-                # It is there before the other listeners and after them: who watches over the daemon sees it stop.
-                self.http_listener = await endpoint.enter_async_context(self._listen(self.config.http, _http_stream))
-            listeners = [
-                await sockets.enter_async_context(self._listen(where, self._client_stream))
-                for where in self._handover.websocket or self.config.websocket
-            ]
-            control = await sockets.enter_async_context(
-                self._listen(self._handover.control or Address(path=self.config.socket), self._publisher_stream)
-            )
+            opened = await self._unless_stopped(signals, partial(self._open_listeners, endpoint, sockets))
+            if opened is None:
+                log.info(Event("stopped"))
+                return
+            listeners, control = opened
             self.websocket_addresses = [listener.address for listener in listeners]
             http = [self.http_listener] if self.http_listener is not None else []
             self.socket_files = SocketFiles([*listeners, control, *http])
@@ -205,6 +203,48 @@ class Daemon:
             if self._state is not None:
                 await self._state.save(self.hub)  # after a second signal as well: nothing is published any more
         log.info(Event("stopped"))
+
+    async def _open_listeners(
+        self, endpoint: AsyncExitStack, sockets: AsyncExitStack
+    ) -> tuple[list[SocketListener[ClientStream]], SocketListener[QueuedStream]]:
+        """Listen everywhere; return the listeners for WebSockets and the one for publishers. They end with the stacks.
+
+        Raises `ConfigurationError`.
+        """
+        if self.config.http is not None:
+            # It is there before the other listeners and after them: who watches over the daemon sees it stop.
+            self.http_listener = await endpoint.enter_async_context(await self._listen(self.config.http, _http_stream))
+        listeners = [
+            await sockets.enter_async_context(await self._listen(where, self._client_stream))
+            for where in self._handover.websocket or self.config.websocket
+        ]
+        where = self._handover.control or Address(path=self.config.socket)
+        return listeners, await sockets.enter_async_context(await self._listen(where, self._publisher_stream))
+
+    async def _unless_stopped(self, signals: AsyncIterator[int], work: Callable[[], Awaitable[_T]]) -> _T | None:
+        """Return what `work` returns, or None if SIGTERM or SIGINT cancels it. Raises its `ConfigurationError`."""
+        result: _T | None = None
+        failure: ConfigurationError | None = None
+        async with trio.open_nursery() as nursery:
+
+            async def heed() -> None:
+                async for number in signals:
+                    log.info(Event("signal", name=signal.Signals(number).name))
+                    if number == signal.SIGHUP:
+                        self._reload_due = True  # once there is something that can be reloaded
+                    else:
+                        self.stop()
+                        nursery.cancel_scope.cancel()
+
+            nursery.start_soon(heed)
+            try:
+                result = await work()
+            except ConfigurationError as error:  # by hand, or the nursery would wrap it
+                failure = error
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        return result
 
     def stats(self) -> dict[str, object]:
         """Return what the ``stats`` command shows. Counters count from the start; the others are as of now."""
@@ -276,10 +316,10 @@ class Daemon:
             return None
         return {"address": busiest.name, "connections": busiest.connections, "of": self.admission.taken}
 
-    def _listen(self, where: Address | socket.socket, wrap: Callable[[socket.socket], _S]) -> SocketListener[_S]:
+    async def _listen(self, where: Address | socket.socket, wrap: Callable[[socket.socket], _S]) -> SocketListener[_S]:
         if isinstance(where, socket.socket):
             return adopt_listener(where, wrap)
-        return open_listener(where, wrap, mode=self.config.socket_mode, group=self.config.socket_group)
+        return await open_listener(where, wrap, mode=self.config.socket_mode, group=self.config.socket_group)
 
     def _use_io_uring(self, resources: AsyncExitStack) -> None:
         """Let the fan-out send through io_uring, if that is wanted and possible."""
@@ -367,6 +407,8 @@ class Daemon:
 
     async def _heed_signals(self, signals: AsyncIterator[int], everything: trio.CancelScope) -> None:
         """Stop at the first SIGTERM or SIGINT; at the second, without waiting for anyone. SIGHUP means `reload`."""
+        if self._reload_due:
+            self.reload()
         async for number in signals:
             log.info(Event("signal", name=signal.Signals(number).name))
             if number == signal.SIGHUP:

@@ -109,7 +109,7 @@ def _read(path: Path) -> bytes:
     Raises `SnapshotError` before it has read much of a large file that is something else.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    with open(fd, "rb") as file:
+    with os.fdopen(fd, "rb") as file:
         _require_file(os.fstat(fd), path)
         snapshot.check_magic(file.read(snapshot.MAGIC_BYTES))
         file.seek(0)
@@ -138,7 +138,7 @@ def _create(path: str, _: int) -> int:
             raise OSError(errno.EEXIST, "there is a file of another user; move it away") from None
         if not stat.S_ISLNK(status.st_mode):
             _require_file(status, Path(path))
-        os.unlink(path)
+        Path(path).unlink()
         fd = os.open(path, flags, 0o600)
     os.fchmod(fd, 0o600)
     return fd
