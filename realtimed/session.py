@@ -275,7 +275,10 @@ class Session:
         return self._websocket
 
     def _client_address(self, head: Head | None) -> str:
-        """Return who is there. What a proxy on this machine adds to X-Forwarded-For is believed, nothing else."""
+        """Return who is there, as far as that is known; `head` is None if there is none.
+
+        What a proxy on this machine adds to X-Forwarded-For is believed, nothing else.
+        """
         peer, _ = self.stream.peer()
         if peer and not ip_address(peer.partition("%")[0]).is_loopback:
             return peer
@@ -320,15 +323,10 @@ class Session:
     def _note_refusal(self, status: int, reason: str, header: str = "") -> None:
         """Count and log a refusal. `header` is the name of the one that is wrong, "" if it is none."""
         self._count_refusal(status)
-        address = self._address or self._client_address(None)
+        where = self._address or self._client_address(None)
         log.info(
             Event(
-                "handshake refused",
-                client=self.id,
-                status=status,
-                reason=reason,
-                header=header or None,
-                address=address or None,
+                "handshake refused", client=self.id, status=status, reason=reason, header=header or None, address=where
             )
         )
 

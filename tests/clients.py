@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import CloseConnection, Event
 
 from realtimed.control.wire import Decoder, Response, encode_request
+from tests.budget import processor_time
 from tests.stack import Daemon
 
 _PATIENCE: Final = 20
@@ -155,17 +157,22 @@ async def until_subscribed(asking: Publisher, channel: str, subscribers: int) ->
 
 
 @asynccontextmanager
-async def undisturbed(daemon: Daemon, later: Daemon | None = None) -> AsyncIterator[None]:
+async def undisturbed(daemon: Daemon, later: Daemon | None = None, *, budget: float = math.inf) -> AsyncIterator[None]:
     """Fail unless a client and a publisher that were there before are served as if nothing had happened.
 
-    Its log may be somewhere else at the end: that is `later`.
+    Its log may be somewhere else at the end: that is `later`. Nor may the daemon take more than `budget` seconds of
+    processor time meanwhile; see `tests.budget`.
     """
     with trio.fail_after(_PATIENCE):
         async with websocket(daemon.websocket_socket) as client, publisher(daemon.control_socket) as other:
             await client.send_message(subscribe("witness"))
             while "witness" not in await other.call("channels"):
                 pass
+            before = processor_time(daemon.process.pid)
             yield
+            if budget < math.inf:
+                took = processor_time(daemon.process.pid) - before
+                assert took <= budget, f"the daemon took {took:.3f} s of processor time"
             assert (await other.call("broadcast", "witness", "still here"))["recipients"] == 1
             assert await client.get_message() == "still here"
     assert "Traceback" not in (later or daemon).log

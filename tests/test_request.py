@@ -144,6 +144,8 @@ def test_the_last_hop_is_whom_the_proxy_speaks_for(lines: list[bytes], hop: str)
         (b"/ws/http://host/x", "/ws/http:/host/x"),
         (b"/wshttp://host", "/wshttp:/host"),
         (b"/%ff", "/\ufffd"),
+        (b"/" * 1022 + b"ws", "/ws"),
+        (b"/" * 1022 + b"wsx", "/ws…"),
     ],
 )
 def test_the_path_is_what_caddy_sees(target: bytes, expected: str) -> None:

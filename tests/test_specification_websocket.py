@@ -121,6 +121,15 @@ async def test_2_1_2_any_other_path_is_accepted_and_closed_with_4404(shared: Dae
             assert await closing(client) == (4404, f"no such path: '{path}'; WebSockets are served at /ws")
 
 
+@pytest.mark.parametrize(("slashes", "code"), [(1022, 1000), (1023, 4404)])
+async def test_2_1_2_so_is_one_of_more_than_1024_bytes(shared: Daemon, slashes: int, code: int) -> None:
+    with trio.fail_after(PATIENCE):
+        async with websocket(shared.websocket_socket, resource="/" * slashes + "ws") as client:
+            if code == 1000:
+                await client.aclose()
+            assert (await closing(client))[0] == code
+
+
 @pytest.mark.parametrize("query", ["?", "?token=1", "?/nope"])
 async def test_2_1_3_a_query_is_ignored(shared: Daemon, query: str) -> None:
     with trio.fail_after(PATIENCE):
@@ -244,6 +253,18 @@ async def test_2_5_4_a_head_above_16_kib_gets_431(shared: Daemon, more: int, sta
         await accepted(shared.websocket_socket, request)
     else:
         assert (await http_answer(shared.websocket_socket, request)).startswith("HTTP/1.1 431 ")
+
+
+@pytest.mark.parametrize(("count", "status"), [(256, "101"), (257, "431")])
+async def test_2_5_4_more_than_256_headers_get_431(shared: Daemon, count: int, status: str) -> None:
+    request = REQUEST.replace(KEY, KEY + b"a:\r\n" * (count - 5))
+    assert request.count(b"\r\n") - 2 == count
+    if status == "101":
+        await accepted(shared.websocket_socket, request)
+    else:
+        answer = await http_answer(shared.websocket_socket, request)
+        assert answer.startswith("HTTP/1.1 431 ")
+        assert "256 headers" in answer
 
 
 async def test_2_5_5_beyond_max_connections_there_is_503(narrow: Daemon) -> None:
@@ -382,6 +403,61 @@ async def test_2_5_11_without_an_address_there_is_no_limit_of_one(
         for path in (one_each.websocket_socket, slow_going.websocket_socket):
             async with raw_client(path, address), raw_client(path, address), raw_client(path, address):
                 await accepted(path, handshake_of(address))
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        (b"Foo : bar", "Foo"),
+        (b"Foo", "Foo"),
+        (b": bar", ""),
+        (b"F\xffo: bar", "F\\xffo"),
+        (b"Foo: bar\r\n folded", "Foo"),
+        (b"Foo: b\rar", "Foo"),
+        (b"Foo: b\nar", "Foo"),
+        (b"Foo: b\0r", "Foo"),
+        (b"Foo: b\x1br", "Foo"),
+        (b"Content-Length: 5", "Content-Length"),
+        (b"Content-Length: 0\r\nContent-Length: 0", "Content-Length"),
+        (b"Transfer-Encoding: chunked", "Transfer-Encoding"),
+    ],
+)
+async def test_2_5_12_a_head_is_read_strictly_and_the_bad_header_is_named(
+    shared: Daemon, line: bytes, name: str
+) -> None:
+    answer = await http_answer(shared.websocket_socket, REQUEST.replace(KEY, KEY + line + b"\r\n"))
+    head, _, sentence = answer.partition("\r\n\r\n")
+    assert head.startswith("HTTP/1.1 400 Bad Request\r\n")
+    assert name in sentence
+    assert re.fullmatch(r"[A-Z].*\.\n", sentence)
+
+
+async def test_2_5_12_a_length_of_0_is_none(shared: Daemon) -> None:
+    await accepted(shared.websocket_socket, REQUEST.replace(KEY, KEY + b"Content-Length: 0\r\n"))
+
+
+async def test_2_5_13_bytes_above_0x7f_are_allowed_where_nobody_reads(shared: Daemon) -> None:
+    unread = b"Cookie: name=J\xfcrgen\r\nUser-Agent: \xe2\x80\xa6\r\nOrigin: http://\xff\r\n"
+    await accepted(shared.websocket_socket, REQUEST.replace(KEY, KEY + unread))
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        REQUEST.replace(b"GET", b"G\xcbT"),
+        REQUEST.replace(b"/ws", b"/w\xff"),
+        REQUEST.replace(KEY, KEY + b"F\xffo: bar\r\n"),
+        *(
+            REQUEST.replace(KEY, KEY + name + b": \xff\r\n")
+            for name in (
+                b"Host", b"Connection", b"Upgrade", b"Content-Length", b"Transfer-Encoding", b"X-Forwarded-For",
+                b"Sec-WebSocket-Key", b"Sec-WebSocket-Version", b"Sec-WebSocket-Protocol",
+            )
+        ),
+    ],
+)  # fmt: skip
+async def test_2_5_13_bytes_above_0x7f_are_refused_where_they_are_read(shared: Daemon, request_: bytes) -> None:
+    assert (await http_answer(shared.websocket_socket, request_)).startswith("HTTP/1.1 400 Bad Request\r\n")
 
 
 async def test_2_6_1_a_message_is_one_frame(shared: Daemon, channel: str) -> None:
