@@ -32,6 +32,7 @@ STOREYS = (
         "lag",
         "garbage",
         "metrics",
+        "control.walker",
         "control.wire",
         "reload",
         "open_files",
@@ -61,6 +62,7 @@ WITHOUT_TRIO = (
     "rounds",
     "hub",
     "protocols",
+    "control.walker",
     "control.wire",
     *CLIENT_SIDE,
 )
