@@ -88,9 +88,12 @@ class Walker:
         if at < len(data) and self._left:
             at = self._walk(data, at, budget)
         self._passed += at - began
-        self.owed = self._left + sum(self._outer)
-        self.size = self._passed + self._payload + self.owed
-        self.done = not self._left and not self._payload
+        self.owed = owed = self._left + sum(self._outer)
+        self.size = size = self._passed + self._payload
+        if owed:
+            self.size = size + owed
+        else:
+            self.done = not self._payload
         return at
 
     def _mend(self, data: bytes, at: int) -> int:

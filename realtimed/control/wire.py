@@ -202,14 +202,15 @@ class Decoder:
 
         Raises `ProtocolError` when the bytes are not MessagePack-RPC.
         """
+        walker, size = self._walker, len(self._data)
         message = None
-        if self._walker is None and self.pending >= _SHORTEST:
+        if walker is None and size - self._at >= _SHORTEST:
             message = self._take_whole()
-        if message is None and self._at < len(self._data):
-            if self._walker is None:
-                self._walker = Walker()
-            message = self._go_on(self._walker)
-        if self._at == len(self._data):
+        if message is None and self._at < size:
+            if walker is None:
+                walker = self._walker = Walker()
+            message = self._go_on(walker)
+        if self._at == size:
             self._data = b""
             self._at = 0
         return message
@@ -220,8 +221,8 @@ class Decoder:
         scout = self._scout
         if self._ahead is None:
             if scout is None:
-                # Its buffer has no limit of its own, and need not have any: it holds what was received just now.
-                scout = self._scout = msgpack.Unpacker(max_buffer_size=0)
+                # Its buffer has no limit of its own, and needs none: it holds what was received just now.
+                scout = self._scout = msgpack.Unpacker(max_buffer_size=0, read_size=_SMALL_FEED)
             scout.feed(self._data[began:])
             self._ahead = began - scout.tell()
         try:
@@ -249,21 +250,21 @@ class Decoder:
         """Walk on over a command that comes in pieces; return it with the last one, or a report if it is too much."""
         data, began = self._data, self._at
         end = self._at = walker.feed(data, began, _WALKED_AT_ONCE)
-        if walker.done:
+        done = walker.done
+        if done:
             self._walker = None
-        if not self._skipping:
+        if self._skipping:
+            self._skipping = not done
+        else:
             report = self._excess(walker, began)
             if report is not None:
                 self._partial.clear()
-                self._skipping = not walker.done
+                self._skipping = not done
                 return report
+            self._partial += data[began:end]
         if walker.wrong:
             raise ProtocolError(walker.wrong)
-        if self._skipping:
-            self._skipping = not walker.done
-            return None
-        self._partial += data[began:end]
-        if not walker.done:
+        if not done or not self._partial:
             return None
         command = bytes(self._partial)
         self._partial.clear()
@@ -347,7 +348,7 @@ def _check_depth(values: Iterable[object], depth: int) -> None:
 
 def _report(head: bytes, limit: int, unit: str) -> Oversized:
     """Say which command, beginning with `head`, is oversized, or raise `ProtocolError` if it is no RPC."""
-    unpacker = msgpack.Unpacker()
+    unpacker = msgpack.Unpacker(read_size=_HEAD)
     unpacker.feed(head)
     try:
         parts, kind = unpacker.read_array_header(), unpacker.unpack()
