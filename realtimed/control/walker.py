@@ -15,7 +15,9 @@ __all__ = ["DEPTH_LIMIT", "TOO_DEEP", "Walker"]
 DEPTH_LIMIT: Final = 32
 """How deep arrays and maps may be nested, the outermost among them. Empty ones count for nothing."""
 
-TOO_DEEP: Final = f"nested too deeply: arrays and maps of a command may be nested {DEPTH_LIMIT} deep"
+TOO_DEEP: Final = (
+    f"nested too deeply, or not MessagePack: arrays and maps of a command may be nested {DEPTH_LIMIT} deep"
+)
 
 # By the first byte of a value: how long it is, if that byte says it and there are no values in it, otherwise 0; or how
 # many bytes of length follow. Of the fixext, one byte is their type.
