@@ -34,6 +34,7 @@ STOREYS = (
         "lag",
         "garbage",
         "metrics",
+        "control.walker",
         "control.wire",
         "reload",
         "open_files",
@@ -66,6 +67,7 @@ WITHOUT_TRIO = (
     "hub",
     "admission",
     "protocols",
+    "control.walker",
     "control.wire",
     *CLIENT_SIDE,
 )

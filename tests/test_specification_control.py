@@ -113,6 +113,19 @@ async def test_6_2_3_a_response_is_treated_like_a_refused_notification(open_peer
     assert (await sender.call("stats"))["commands_refused_with"]["invalid_params"] == before + 1
 
 
+@pytest.mark.parametrize(("more", "code"), [(0, None), (1, "message_too_large")])
+async def test_6_2_4_a_command_has_at_most_8192_values(open_peers: Opening, more: int, code: str | None) -> None:
+    sender = await (await open_peers()).publisher()
+    # The command, its kind, id and method, the params and their array are six.
+    await sender.send(encode_request(7, "ping", [[[]] * (8192 - 6 + more)]) + encode_request(8, "ping", []))
+    first, second = await sender.answer(), await sender.answer()
+    assert isinstance(first.error, dict)
+    assert first.error["code"] == (code or "invalid_params")
+    if code is not None:
+        assert "8192 MessagePack values" in first.error["message"]
+    assert (second.id, second.result) == (8, "pong")
+
+
 # 6.3 What ends a connection
 
 
@@ -179,6 +192,24 @@ async def test_6_3_5_an_idle_connection_has_no_deadline(open_peers: Opening) -> 
         await slow.send(b"\x94")
         assert (await last_words(slow))["code"] == "timeout"
     assert [await idle.call("ping"), await never.call("ping")] == ["pong", "pong"]
+
+
+def nested(depth: int) -> bytes:
+    """Return a command in which arrays are nested so deep."""
+    return b"\x94\x00\x07\xa4ping" + b"\x91" * (depth - 1) + b"\x05"
+
+
+async def test_6_3_6_nesting_is_bounded(open_peers: Opening) -> None:
+    peers = await open_peers()
+    deep, deeper = await peers.publisher(), await peers.publisher()
+    await deep.send(nested(32) + encode_request(8, "ping", []))
+    assert isinstance((answer := await deep.answer()).error, dict)
+    assert answer.error["code"] == "invalid_params"
+    assert (await deep.answer()).result == "pong"
+    await deeper.send(nested(33))
+    error = await last_words(deeper)
+    assert error["code"] == "protocol_error"
+    assert "may be nested 32 deep" in error["message"]
 
 
 # 6.4 When the daemon stops
@@ -293,6 +324,26 @@ async def test_6_5_1_who_reads_no_answers_is_not_read_and_then_ended(runtime_dir
             await send_without_end()
         assert resident_bytes(daemon) - before < 30 * MIB
     assert "it does not read its answers" in daemon.log
+
+
+async def test_6_5_2_publishers_wait_while_watchers_are_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with trio.open_nursery() as nursery:
+        peers = InMemory({}, nursery, fan_out=False)
+        sender, watcher = await peers.publisher(), await peers.publisher()
+        await watcher.call("watch", "*")
+        hub = peers.core.hub
+        with monkeypatch.context() as patches:
+            patches.setattr(hub.watchers, "step", lambda: True)  # as if each step matched one pattern with one name
+            nursery.start_soon(peers.core.fan_out.run)
+            await sender.send(encode_request(1, "broadcast", ["news", "x" * 65536]) * 200)
+            for _ in range(2000):
+                await trio.lowlevel.checkpoint()
+            assert hub.log_bytes == 0
+            assert 4 * MIB < hub.watchers.queued_bytes <= 4 * MIB + 2 * 65536
+        assert [(await sender.answer()).error for _ in range(200)] == [None] * 200
+        assert [(await watcher.message())[0] for _ in range(200)] == ["news"] * 200
+        assert hub.watchers.idle
+        nursery.cancel_scope.cancel()
 
 
 async def test_6_5_2_publishers_wait_while_the_fan_out_is_behind() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -314,3 +315,31 @@ def test_the_end_of_the_daemon_is_an_error(runtime_dir: Path) -> None:
         daemon.process.terminate()
         with pytest.raises(NoDaemonError):
             next(watched)
+
+
+async def test_a_reload_changes_the_limits_of_connections_that_are_open(runtime_dir: Path) -> None:
+    file = runtime_dir / "realtimed.toml"
+    file.write_text("max_channels = 1\nmax_message = 100\n")
+    with trio.fail_after(30):
+        async with (
+            running_daemon(runtime_dir, "--config", str(file)) as daemon,
+            publisher(daemon.control_socket) as asking,
+        ):
+            large = "x" * (100 + 3 * 2**19)  # of these a command may have 1 MiB beside its message
+            assert await asking.call("watch", "a") == {"watched": True}
+            assert (await asking.call("watch", "b"))["code"] == "too_many_channels"
+            assert "1048676 bytes" in (await asking.call("ping", large))["message"]
+
+            file.write_text("max_channels = 2\nmax_message = 1048576\n")
+            daemon.process.send_signal(signal.SIGHUP)
+            while "INFO reloaded applied='max-channels, max-message'" not in daemon.log:
+                assert await asking.call("ping") == "pong"
+            assert await asking.call("watch", "b") == {"watched": True}
+            assert (await asking.call("ping", large))["code"] == "invalid_params"
+
+            file.write_text("max_channels = 1\nmax_message = 200\n")
+            daemon.process.send_signal(signal.SIGHUP)
+            while daemon.log.count("INFO reloaded applied='max-channels, max-message'") < 2:
+                assert await asking.call("ping") == "pong"
+            assert (await asking.call("watch", "c"))["code"] == "too_many_channels"
+            assert "1048776 bytes" in (await asking.call("ping", large))["message"]

@@ -20,6 +20,7 @@ from realtimed.channel import check_channel_name, encode_message
 from realtimed.config import Config
 from realtimed.control.idempotency import Answered
 from realtimed.control.wire import (
+    VALUES_LIMIT,
     BadBytesError,
     Decoder,
     Message,
@@ -106,7 +107,7 @@ class Connection:
         self.stream = stream
         self._service = service
         self._hub = service.hub
-        self._decoder = Decoder(service.config.max_message + _PARAMS_ROOM)
+        self._decoder = Decoder(service.config.max_message + _PARAMS_ROOM, VALUES_LIMIT)
         self._nursery: trio.Nursery
         self._is_new = True
         self._credentials = stream.peer()[1] or (0, -1, -1)
@@ -187,6 +188,7 @@ class Connection:
             if not data:
                 return
             self._is_new = False
+            self._decoder.limit = self._service.config.max_message + _PARAMS_ROOM  # a reload may have changed it
             try:
                 messages = self._decoder.feed(data)
             except BadBytesError as error:
@@ -284,6 +286,12 @@ class Connection:
                 return self._hub.publish(*message.params)
             return self._other(message.method, message.params)
         match message:
+            case Oversized(_, limit, "values"):
+                raise RefusedError(
+                    "message_too_large",
+                    f"the command has more than {limit} MessagePack values; that is the limit. Send several commands,"
+                    " each with fewer channels",
+                )
             case Oversized(_, limit):
                 raise RefusedError(
                     "message_too_large",

@@ -11,6 +11,7 @@ from typing import Final
 import msgpack
 
 from realtimed.control.wire import (
+    VALUES_LIMIT,
     BadBytesError,
     Decoder,
     Message,
@@ -54,7 +55,7 @@ def check(data: bytes) -> None:
 
 def _judge(pieces: list[bytes], heard: bytes) -> None:
     # In the same pieces, since a command that is both too large and wrong is the one or the other by how it arrives.
-    decoder, messages, broken = Decoder(200 + 2**20), list[Message](), False
+    decoder, messages, broken = Decoder(200 + 2**20, VALUES_LIMIT), list[Message](), False
     try:
         for piece in pieces:
             messages += decoder.feed(piece)
