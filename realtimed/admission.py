@@ -80,8 +80,8 @@ class Admission:
 
     # Invariants: `taken` is the sum of all places' connections. `_by_count` has each place in the
     # table that has connections under their number, and no empty set; `_most` is its largest key, 0 without one.
-    # `_idle` has the places in the table that have no connections, those that left first in front. `_said` has the names
-    # of addresses that were logged in the last `_SAID_AGAIN` seconds, and when: 2 × `_LINES` at most.
+    # `_idle` has the places in the table that have no connections, those that left first in front. `_said` has those
+    # addresses that were logged in the last `_SAID_AGAIN` seconds, and when: 2 × `_LINES` at most.
 
     def __init__(self, limit: int, per_address: int | None, handshakes: float, clock: Callable[[], float]) -> None:
         self._clock = clock
