@@ -45,7 +45,7 @@ async def test_a_crowd_is_accepted_in_many_turns(runtime_dir: Path) -> None:
     trio.lowlevel.add_instrument(turns)
     try:
         with trio.fail_after(20), ExitStack() as crowd:
-            async with open_listener(Address(path=path), wrap, mode=0o600, group=None) as listener:
+            async with await open_listener(Address(path=path), wrap, mode=0o600, group=None) as listener:
                 for _ in range(CROWD):
                     crowd.enter_context(socket.socket(socket.AF_UNIX)).connect(str(path))
                 async with trio.open_nursery() as nursery:
