@@ -18,7 +18,18 @@ from typing import Annotated, Any, Concatenate, Final, NamedTuple, ParamSpec
 import typer
 
 from realtimed import __version__
-from realtimed.cli.output import as_json, date, line, print_json, print_map, print_table, some, stop_printing, visible
+from realtimed.cli.output import (
+    as_json,
+    date,
+    line,
+    print_json,
+    print_map,
+    print_table,
+    say_what_failed,
+    some,
+    stop_printing,
+    visible,
+)
 from realtimed.cli.since import following, parse_since
 from realtimed.control.calls import HISTORY_SHOWN, NOT_ALLOWED
 from realtimed.control.client import Client
@@ -31,6 +42,8 @@ _REFUSED: Final = 1
 _UNREACHABLE: Final = 3
 _INTERRUPTED: Final = 128 + 2  # as the shell reports SIGINT and SIGPIPE
 _PIPE_CLOSED: Final = 128 + 13
+
+_STANDARD_STREAMS: Final = "standard input or output"
 
 _HELP = """Broadcast, and see who listens: the shell's way to a running realtimed.
 
@@ -158,13 +171,8 @@ def _exit_status() -> Iterator[None]:
         stop_printing()
         raise typer.Exit(_PIPE_CLOSED) from None
     except OSError as error:  # those of the control socket are RealtimeErrors
-        _say_what_failed(error)
+        say_what_failed("realtimectl", _STANDARD_STREAMS, error)
         raise typer.Exit(_REFUSED) from None
-
-
-def _say_what_failed(error: OSError) -> None:
-    stop_printing()
-    typer.echo(f"realtimectl: standard input or output: {error.strerror}", err=True)
 
 
 # The commands. In their help, \b keeps the lines of a paragraph as they are (and has to be the character itself).
@@ -495,7 +503,7 @@ def main() -> None:
     try:
         app(prog_name="realtimectl")
     except OSError as error:  # before a command begins: --version and --help
-        _say_what_failed(error)
+        say_what_failed("realtimectl", _STANDARD_STREAMS, error)
         sys.exit(_REFUSED)
 
 
