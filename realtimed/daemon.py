@@ -19,6 +19,7 @@ from realtimed import __version__, garbage, logs, snapshot
 from realtimed.accepting import ClientRoom, accept
 from realtimed.backlog import Backlogs
 from realtimed.config import Address, Config
+from realtimed.control.commands import Context
 from realtimed.control.idempotency import Answered
 from realtimed.control.server import Connection, Service
 from realtimed.drain import Drain
@@ -111,14 +112,10 @@ class Daemon:
         )
         self.answered = Answered(config.retry_window, time.monotonic)
         self.service = Service(
-            self.hub,
-            self.sessions.members,
+            Context(self.hub, self.sessions.members, self.stats, self.info, self.answered),
             config,
-            self.stats,
-            self.info,
             self._room,
             self.fan_out.at_once,
-            self.answered,
         )
         self.websocket_addresses: list[Address] = []
         self.http_listener: SocketListener[trio.SocketStream] | None = None

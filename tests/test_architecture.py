@@ -60,6 +60,8 @@ WITHOUT_TRIO = (
     "rounds",
     "hub",
     "protocols",
+    "control.commands",
+    "control.idempotency",
     "control.wire",
     *CLIENT_SIDE,
 )

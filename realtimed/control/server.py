@@ -1,4 +1,4 @@
-"""The daemon's end of the control socket: commands in, answers out.
+"""The daemon's end of the control socket: commands in, answers out. What the commands do is in `commands`.
 
 All commands that have arrived are carried out together and answered in one write; meanwhile nothing else runs, so
 the publications of one read share a round of the fan-out. A connection is read no further while its answers wait to be
@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Final, Protocol
+from typing import ClassVar, Final
 
 import trio
 
-from realtimed.channel import check_channel_name, encode_message
 from realtimed.config import Config
-from realtimed.control.idempotency import Answered
+from realtimed.control.commands import Context, carry_out, shown
 from realtimed.control.wire import (
     BadBytesError,
     Decoder,
@@ -30,16 +29,15 @@ from realtimed.control.wire import (
     encode_notification,
     encode_response,
 )
-from realtimed.errors import RefusedError, quoted
-from realtimed.frames import CloseCode, Publication, WireFormat, check_close
-from realtimed.hub import Hub, Joined, Position, Receipt
+from realtimed.errors import RefusedError
+from realtimed.frames import CloseCode, Publication, WireFormat
+from realtimed.hub import Joined
 from realtimed.logs import Event
 from realtimed.stream import QueuedStream
 
-__all__ = ["Client", "Connection", "Service"]
+__all__ = ["Connection", "Service"]
 
 _READ_BYTES: Final = 64 * 2**10
-_HISTORY_SHOWN: Final = 100
 _PARAMS_ROOM: Final = 2**20
 """Bytes a command may have beside its message: names of channels, above all."""
 
@@ -49,16 +47,6 @@ _FIRST_COMMAND: Final = 1.0
 log = logging.getLogger(__name__)
 
 
-class Client(Protocol):
-    """A connected WebSocket, for those who ask who is there or want to end it."""
-
-    def describe(self) -> dict[str, object]:
-        """Return what the ``clients`` command shows."""
-
-    def close(self, code: int, reason: str) -> bool:
-        """Say goodbye and end the connection. Returns at once, whether it was not ending already."""
-
-
 class _AsNotification:
     def encode(self, publication: Publication) -> bytes:
         return encode_notification("message", (publication.channel, publication.message, publication.offset))
@@ -66,16 +54,12 @@ class _AsNotification:
 
 @dataclass
 class Service:
-    """What commands work on; one for all connections."""
+    """What all connections share. `room` waits until more may be published; `at_once` publishes and sends in one go."""
 
-    hub: Hub
-    clients: Mapping[str, Client]
+    context: Context
     config: Config
-    stats: Callable[[], dict[str, object]]
-    info: Callable[[], dict[str, object]]
     room: Callable[[], Awaitable[None]]
     at_once: Callable[[Callable[[], None]], None]
-    answered: Answered
     connections: set[Connection] = field(default_factory=set)
     commands: int = 0
     stopping: bool = False
@@ -105,7 +89,7 @@ class Connection:
     def __init__(self, stream: QueuedStream, service: Service) -> None:
         self.stream = stream
         self._service = service
-        self._hub = service.hub
+        self._hub = service.context.hub
         self._decoder = Decoder(service.config.max_message + _PARAMS_ROOM)
         self._nursery: trio.Nursery
         self._is_new = True
@@ -239,7 +223,7 @@ class Connection:
                     self._complain(error)
             else:
                 if isinstance(message, Request):
-                    answers.append(encode_response(message.id, None, _shown(result)))
+                    answers.append(encode_response(message.id, None, shown(result)))
                 if isinstance(result, Joined):
                     # Before anything newer on that channel.
                     self.stream.write_frames(self._hub.replays.replay(answers, result.missed, self.form))
@@ -280,9 +264,7 @@ class Connection:
 
     def _result(self, message: Message) -> object:
         if isinstance(message, (Notification, Request)):
-            if message.method == "broadcast" and len(message.params) == 2:  # first, and without matching of patterns
-                return self._hub.publish(*message.params)
-            return self._other(message.method, message.params)
+            return carry_out(self._service.context, message.method, message.params, self.stream)
         match message:
             case Oversized(_, limit):
                 raise RefusedError(
@@ -292,116 +274,3 @@ class Connection:
                 )
             case Response():
                 raise RefusedError("invalid_params", "the daemon has asked nothing: this is a response")
-
-    def _other(self, method: str, params: list[object]) -> object:
-        match method, params:
-            case "broadcast", [channel, content, key]:
-                check_channel_name(channel)
-                return self._once(str(channel), key, lambda: [self._hub.publish(channel, content)])[0]
-            case "broadcast_many", [[*channels], content]:
-                return list(map(_shown, self._publish_on_all(channels, content)))
-            case "broadcast_many", [[*channels], content, key]:
-                for channel in channels:
-                    check_channel_name(channel)
-                names = tuple(map(str, channels))
-                return self._once(names, key, lambda: self._publish_on_all(channels, content))
-            case "channels", []:
-                return self._hub.describe_channels()
-            case "channels", [str(prefix)]:
-                return self._hub.describe_channels(prefix)
-            case "history", [channel]:
-                return self._history(channel, _HISTORY_SHOWN)
-            case "history", [channel, int(count)] if _is_count(count):
-                return self._history(channel, count)
-            case "clients", []:
-                return [client.describe() for client in self._service.clients.values()]
-            case "disconnect", [str(client)]:
-                return self._disconnect(client)
-            case "disconnect", [str(client), int(code)]:
-                return self._disconnect(client, code)
-            case "disconnect", [str(client), int(code), str(reason)]:
-                return self._disconnect(client, code, reason)
-            case "subscribe", [channel]:
-                return self._hub.subscribe(self.stream, channel)
-            case "subscribe", [channel, {"epoch": str(epoch), "offset": int(offset)}] if _is_count(offset):
-                return self._hub.subscribe(self.stream, channel, Position(epoch, offset))
-            case "unsubscribe", [channel]:
-                return {"unsubscribed": self._hub.unsubscribe(self.stream, channel)}
-            case "watch", [pattern]:
-                self._hub.watchers.add(self.stream, pattern)
-                return {"watched": True}
-            case "unwatch", [pattern]:
-                return {"unwatched": self._hub.watchers.remove(self.stream, pattern)}
-            case "stats", []:
-                return self._service.stats()
-            case "ping", []:
-                return "pong"
-            case "info", []:
-                return self._service.info()
-        if method in _PARAMS:
-            raise RefusedError("invalid_params", f"{method} takes {_PARAMS[method]}, not {quoted(params)}")
-        raise RefusedError("unknown_method", f"there is no method {quoted(method)}; there are {', '.join(_PARAMS)}")
-
-    def _publish_on_all(self, channels: Sequence[object], content: object) -> list[Receipt]:
-        """Publish on all channels, or on none if one of them is wrong."""
-        encode_message(content, self._hub.max_message)
-        for channel in channels:
-            check_channel_name(channel)
-        return [self._hub.publish(channel, content) for channel in channels]
-
-    def _once(
-        self, channels: str | tuple[str, ...], key: object, publish: Callable[[], list[Receipt]]
-    ) -> list[dict[str, object]]:
-        """Publish unless that was done with the same key before."""
-        receipts, repeated = self._service.answered.once(channels, key, publish)
-        return [_shown(receipt) | ({"repeated": True} if repeated else {}) for receipt in receipts]
-
-    def _history(self, channel: object, count: int) -> dict[str, object]:
-        position, publications = self._hub.recent(channel, count)
-        return {
-            "epoch": position.epoch,
-            "offset": position.offset,
-            "messages": [(publication.offset, publication.message) for publication in publications],
-        }
-
-    def _disconnect(
-        self, id: str, code: int = CloseCode.NOT_ALLOWED, reason: str = "disconnected by an administrator"
-    ) -> dict[str, object]:
-        try:
-            check_close(code, reason)
-        except ValueError as error:
-            raise RefusedError("invalid_params", str(error)) from None
-        client = self._service.clients.get(id)
-        return {"disconnected": int(client is not None and client.close(code, reason))}
-
-
-_PARAMS: Final = {
-    "broadcast": "[channel, message, key?]",
-    "broadcast_many": "[[channel, …], message, key?]",
-    "channels": "[prefix?]",
-    "history": "[channel, count?]",
-    "clients": "[]",
-    "disconnect": "[client id, code?, reason?]",
-    "subscribe": "[channel, {epoch, offset}?]",
-    "unsubscribe": "[channel]",
-    "watch": "[pattern]",
-    "unwatch": "[pattern]",
-    "stats": "[]",
-    "ping": "[]",
-    "info": "[]",
-}
-
-
-def _is_count(value: int) -> bool:
-    """Return whether this is a whole number from 0, and no truth value, which is an int as well."""
-    return type(value) is int and value >= 0
-
-
-def _shown(result: object) -> Any:
-    """Return a result as it is said over the socket."""
-    if isinstance(result, Receipt):
-        return {"recipients": result.recipients, "epoch": result.epoch, "offset": result.offset}
-    if isinstance(result, Joined):
-        recovered = {} if result.recovered is None else {"recovered": result.recovered}
-        return {"epoch": result.epoch, "offset": result.offset, **recovered}
-    return result
