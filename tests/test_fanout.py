@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -10,8 +11,9 @@ import trio
 import trio.testing
 
 from realtimed.fanout import FanOut
+from realtimed.frames import Publication
 from realtimed.hub import Hub
-from tests.test_hub import Listener, make_hub
+from tests.test_hub import Lines, Listener, make_hub
 
 
 class Faulty(Listener):
@@ -24,6 +26,13 @@ class Faulty(Listener):
             self.failed = True
             raise ZeroDivisionError
         return super().transmit(data)
+
+
+class Unencodable(Lines):
+    """A format with a bug."""
+
+    def encode(self, publication: Publication) -> bytes:
+        raise MemoryError
 
 
 async def at_once(hub: Hub, publish: Callable[[], None], outcome: AbstractContextManager[object]) -> None:
@@ -65,15 +74,37 @@ async def test_what_was_published_before_an_error_goes_out() -> None:
     assert listener.messages == [str(number) for number in range(600)]
 
 
-async def test_a_fault_on_the_way_to_one_holds_up_nothing_behind_it() -> None:
-    hub, listener = make_hub(), Listener()
-    hub.subscribe(Faulty(), "broken")
-    hub.subscribe(listener, "news")
+async def test_a_fault_on_the_way_to_one_ends_those_who_may_have_missed_something(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hub, faulty, same_channel, other_channel = make_hub(), Faulty(), Listener(), Listener()
+    hub.subscribe(faulty, "broken")
+    hub.subscribe(same_channel, "broken")
+    hub.subscribe(other_channel, "news")
 
     def publish() -> None:
         for _ in range(600):  # more than a round takes
             hub.publish("broken", "x")
         hub.publish("news", "hello")
 
-    await at_once(hub, publish, pytest.raises(ZeroDivisionError))
-    assert listener.messages == ["hello"]
+    await at_once(hub, publish, nullcontext())
+    assert other_channel.messages == ["hello"]
+    assert other_channel.failures == []
+    assert [error.errno for error in faulty.failures + same_channel.failures] == [errno.ECANCELED] * 2
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+async def test_a_round_that_cannot_be_made_ends_those_for_whom_it_was(caplog: pytest.LogCaptureFixture) -> None:
+    hub, listener, after = make_hub(), Listener(form=Unencodable()), Listener()
+    hub.subscribe(listener, "broken")
+
+    def publish() -> None:
+        hub.publish("broken", "x")
+
+    await at_once(hub, publish, nullcontext())
+    assert len(listener.failures) == 1
+    assert "MemoryError" in caplog.text
+    hub.leave(listener)
+    hub.subscribe(after, "broken")
+    await at_once(hub, publish, nullcontext())
+    assert after.messages == ["x"]

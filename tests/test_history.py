@@ -244,7 +244,7 @@ def test_who_comes_and_goes_leaves_nothing_behind_and_takes_nothing_from_others(
     start = publish(hub, "news", 5)
     hub.publish("quiet", "long ago")
     clock.now += 59
-    quiet, never_used = watch_and_lose(hub, "quiet"), watch_and_lose(hub, "never used")
+    quiet, never_used = watch_and_lose(hub, "quiet"), watch_and_lose(hub, "never-used")
     clock.now += 0.9
     for number in range(1000):
         watch_and_lose(hub, f"channel-{number}")
@@ -254,9 +254,9 @@ def test_who_comes_and_goes_leaves_nothing_behind_and_takes_nothing_from_others(
     while hub.history.expire(10):
         pass
     assert come_back(hub, "quiet", quiet).recovered
-    assert come_back(hub, "never used", never_used).recovered
-    hub.publish("never used", "first")
-    assert missed(come_back(hub, "never used", never_used)) == ["first"]
+    assert come_back(hub, "never-used", never_used).recovered
+    hub.publish("never-used", "first")
+    assert missed(come_back(hub, "never-used", never_used)) == ["first"]
 
 
 def test_a_channel_that_was_forgotten_with_publications_has_another_epoch() -> None:
@@ -270,8 +270,12 @@ def test_a_channel_that_was_forgotten_with_publications_has_another_epoch() -> N
         while hub.history.expire(10):
             pass
         assert not hub.channels
-        assert come_back(hub, "mine", since).recovered is False
-        epochs.add(watch_and_lose(hub, "mine").epoch)
+        client = Listener()
+        joined = hub.subscribe(client, "mine", since)
+        assert joined.recovered is False
+        epochs.add(joined.epoch)
+        hub.leave(client)
+        assert not hub.channels
     assert len(epochs) == 11
 
 

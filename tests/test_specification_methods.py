@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from realtimed import __version__
 from realtimed.control.wire import encode_notification, encode_request
 from realtimed.errors import RefusedError
 from tests.clients import closing, publisher, subscribe, websocket
-from tests.peers import ALONE, FORGETFUL, SHORT, SMALL, Daemons, InMemory, Opening, Publisher, Settings
+from tests.peers import ALONE, FEW, FORGETFUL, SHORT, SMALL, Daemons, InMemory, Opening, Publisher, Settings
 from tests.stack import Daemon
 
 PATIENCE = 20
@@ -494,3 +495,14 @@ async def test_6_12_10_timeout(open_peers: Opening) -> None:
     last = await bad.answer()
     assert isinstance(last.error, dict)
     assert last.error["code"] == "timeout"
+
+
+async def test_6_12_11_too_many_subscriptions(open_peers: Opening, channel: str) -> None:
+    sender = await (await open_peers(**FEW)).publisher()
+    while channel not in await sender.call("channels"):
+        with suppress(RefusedError):  # whom an earlier test has had on the same daemon may not have left
+            await sender.call("subscribe", channel)
+    await sender.call("subscribe", f"{channel}-2")
+    assert (await refusal(sender, "subscribe", f"{channel}-3")).code == "too_many_subscriptions"
+    await sender.call("unsubscribe", channel)
+    assert (await sender.call("subscribe", f"{channel}-3"))["offset"] == 0

@@ -658,6 +658,34 @@ async def test_7_12_max_connections_bounds_websockets(narrow: Daemon) -> None:
                 assert (await asking.call("stats"))["clients"] == 2
 
 
+async def test_7_13_max_subscriptions_bounds_those_of_all_clients(runtime_dir: Path) -> None:
+    with trio.fail_after(PATIENCE):
+        async with (
+            running_daemon(runtime_dir, "--max-subscriptions", "3") as daemon,
+            websocket(daemon.websocket_socket, subprotocols=["realtime.v1"]) as one,
+            websocket(daemon.websocket_socket, subprotocols=["realtime.v1"]) as other,
+        ):
+            answers = []
+            for client in (one, other):
+                await client.get_message()
+                for number in range(2):
+                    await client.send_message(subscribe(f"news-{number}"))
+                    answers.append(json.loads(await client.get_message())["event"])
+            assert answers == ["subscribed"] * 3 + ["error"]
+
+
+async def test_7_14_max_backlog_total_bounds_what_waits_for_all(daemons: Daemons, channel: str) -> None:
+    daemon = await trio.to_thread.run_sync(daemons.get, {"max_backlog_total": 65536, "close_timeout": 0.2})
+    with trio.fail_after(PATIENCE):
+        async with publisher(daemon.control_socket) as sender:
+            for number in range(3):
+                async with raw_client(daemon.websocket_socket) as client:
+                    code, reason = await stalled(sender, client, f"{channel}-{number}", 20, 50_000)
+                assert code == 4409
+                assert "the limit, max-backlog-total, is 65536" in reason
+                assert (await sender.call("stats"))["backlog_bytes"] <= 65536
+
+
 def test_5_1_every_code_has_a_clause() -> None:
     document = Path(__file__).parent.parent.joinpath("docs", "protocol.md").read_text()
     documented = set(map(int, re.findall(r"^\| 5\.\d+ \| (\d{4}) ", document, re.MULTILINE)))
