@@ -15,6 +15,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Final
@@ -24,6 +25,7 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 
 from realtimed.backlog import Backlogs
+from realtimed.channel import Channel
 from realtimed.config import Config
 from realtimed.errors import quoted
 from realtimed.frames import PING, CloseCode, close_frame
@@ -89,6 +91,7 @@ class Session:
         "expires_at",
         "id",
         "number",
+        "place",
         "stream",
     )
 
@@ -98,6 +101,7 @@ class Session:
     def __init__(self, stream: ClientStream, hub: Hub, config: Config, sessions: Sessions) -> None:
         self.number = sessions.new_number()
         self.id = f"c-{sessions.run}-{self.number:x}"
+        self.place = 0
         self.stream = stream
         self.connected_since = time.time()
         self._connected_at = trio.current_time()  # for durations: the time of day may be put right in between
@@ -157,6 +161,16 @@ class Session:
             return False
         self._hub.catch_up(self.stream)
         return self._end(code, reason)
+
+    @property
+    def address(self) -> str:
+        """Who is there, as far as is known."""
+        return self._address
+
+    @property
+    def channels(self) -> AbstractSet[Channel]:
+        """What the client is subscribed to."""
+        return self.stream.channels
 
     @property
     def closing(self) -> bool:
@@ -256,6 +270,7 @@ class Session:
         self.stream.form = protocol.form
         self._websocket = await request.accept(subprotocol=protocol.name or None)
         path = _normal_path(request.path)
+        self.place = self._sessions.connections
         self._sessions.connections += 1
         self._sessions.members[self.id] = self
         self.stream.open_gate()
@@ -361,7 +376,8 @@ class Session:
 class Sessions:
     """All sessions, the limit on their number, and what has become of those that are over."""
 
-    # Invariant: `members` holds those whose handshake has been answered with 101, until their stream is shut. `refused`
+    # Invariant: `members` holds those whose handshake has been answered with 101, until their stream is shut, in the
+    # order of their `place`, which is the number of `connections` that were there before. `refused`
     # counts the other answers by HTTP status, `closed` the ends of WebSockets by close code. `left` counts the parsers
     # that have been left behind since the last full garbage collection that was made for them.
 

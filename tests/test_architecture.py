@@ -61,13 +61,16 @@ WITHOUT_TRIO = (
     "hub",
     "protocols",
     "control.commands",
+    "control.answers",
     "control.idempotency",
+    "control.inbox",
+    "control.listing",
     "control.wire",
     *CLIENT_SIDE,
 )
 ONLY_USERS = {
     "trio_websocket": {"session"},
-    "msgpack": {"control.wire"},
+    "msgpack": {"control.wire", "control.answers"},
     "typer": {"cli"},
     "rich": {"cli"},
     "prometheus_client": {"metrics"},

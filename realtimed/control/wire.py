@@ -127,6 +127,11 @@ class Decoder:
         """Whether a message has begun and not ended."""
         return bool(self._partial) or self._skipping is not None
 
+    @property
+    def held(self) -> int:
+        """How many bytes of memory what has come of an unfinished message takes."""
+        return 2 * len(self._partial)  # here, and in the unpacker
+
     def feed(self, data: bytes) -> list[Message]:
         """Take `data` from the stream and return all messages that are now complete, in order.
 
