@@ -225,7 +225,7 @@ class Daemon:
             "deliveries": self.hub.deliveries,
             "sends": self.hub.sends,
             "sent_bytes": self.hub.sent_bytes,
-            "unsent_bytes": self.hub.log_bytes,
+            "unsent_bytes": self.hub.unsent_bytes,
             "rounds": self.hub.rounds,
             "loop_lag": round(self.loop_lag.latest, 6),
             "connections": self.sessions.connections,
@@ -431,6 +431,7 @@ class Daemon:
         self.config = self.service.config = config
         self.hub.max_message, self.hub.max_channels = config.max_message, config.max_channels
         self.hub.max_subscriptions = config.max_subscriptions
+        self.hub.watchers.max_patterns = config.max_channels
         self.sessions.max_connections = connection_limit(config.max_connections)
         self.client_room.limit = files_for_clients()
         self.backlogs.limit = config.max_backlog

@@ -144,8 +144,13 @@ class Hub:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is on its way: the log is empty and no round is under way."""
-        return not self._log and self._round is None
+        """Whether nothing is on its way: the log is empty, no round is under way, and watchers have been shown all."""
+        return not self._log and self._round is None and self.watchers.idle
+
+    @property
+    def unsent_bytes(self) -> int:
+        """The memory that publications take which are in no round yet, or wait to be shown to watchers."""
+        return self.log_bytes + self.watchers.queued_bytes
 
     def publish(self, name: object, message: object, payload: bytes | None = None) -> Receipt:
         """Put a message on its way to everyone on the channel `name`.

@@ -15,7 +15,7 @@ PACKAGE = Path(realtimed.__file__).parent
 # Each storey may import from those before it, and from its own.
 STOREYS = (
     {"errors", "config", "logs", "log_output", "histogram"},
-    {"frames", "history", "replays"},
+    {"frames", "patterns", "history", "replays"},
     {"watch", "channel"},
     {"rounds", "backlog"},
     {"hub"},
@@ -32,6 +32,7 @@ STOREYS = (
         "lag",
         "garbage",
         "metrics",
+        "control.walker",
         "control.wire",
         "reload",
         "open_files",
@@ -53,6 +54,7 @@ WITHOUT_TRIO = (
     "histogram",
     "metrics",
     "frames",
+    "patterns",
     "history",
     "replays",
     "watch",
@@ -60,11 +62,11 @@ WITHOUT_TRIO = (
     "rounds",
     "hub",
     "protocols",
-    "control.commands",
     "control.answers",
+    "control.commands",
     "control.idempotency",
-    "control.inbox",
     "control.listing",
+    "control.walker",
     "control.wire",
     *CLIENT_SIDE,
 )

@@ -21,9 +21,10 @@ import trio
 
 from realtimed.control.answers import Work
 from realtimed.control.commands import carry_out, shown
-from realtimed.control.inbox import Inbox
 from realtimed.control.service import Service
 from realtimed.control.wire import (
+    VALUES_LIMIT,
+    Decoder,
     Message,
     Notification,
     Oversized,
@@ -67,15 +68,16 @@ class Connection:
     form: ClassVar[WireFormat] = _AsNotification()
 
     # Invariants: `_work` is the command whose steps are being taken. `_counted` is how many bytes `Service.answers`
-    # counts for this connection beside what its stream has waiting.
+    # counts for this connection beside what its stream has waiting, and `_commands` how many it has given.
 
     def __init__(self, stream: QueuedStream, service: Service) -> None:
         self.stream = stream
         self._service = service
         self._hub = service.context.hub
-        self._inbox = Inbox(service.config.max_message + _PARAMS_ROOM)
+        self._decoder = Decoder(service.config.max_message + _PARAMS_ROOM, VALUES_LIMIT)
         self._work: Work | None = None
         self._counted = 0
+        self._commands = 0
         self._nursery: trio.Nursery
         self._is_new = True
         self._credentials = stream.peer()[1] or (0, -1, -1)
@@ -120,7 +122,7 @@ class Connection:
         """Take no more commands, but for one that has begun to arrive, or the first of all. Returns at once."""
         if self._is_new:
             self._nursery.start_soon(self._stop_later)
-        elif not self._inbox.mid_message:
+        elif not self._decoder.mid_message:
             self.stream.stop_receiving()
 
     async def _stop_later(self) -> None:
@@ -152,7 +154,7 @@ class Connection:
 
     async def _serve(self) -> None:
         begun = math.inf  # when the command that is arriving in pieces began to
-        service, inbox = self._service, self._inbox
+        service, decoder = self._service, self._decoder
         await service.answers.room()
         while True:
             if service.stopping:
@@ -168,17 +170,16 @@ class Connection:
             if not data:
                 return
             self._is_new = False
-            inbox.limit = service.config.max_message + _PARAMS_ROOM
-            before = service.commands
-            inbox.put(data)
+            decoder.limit = service.config.max_message + _PARAMS_ROOM  # a reload may have changed it
+            decoder.receive(data)
             try:
-                await self._carry_out_all()
+                any_carried_out = await self._carry_out_all()
             except ProtocolError as error:
                 self._end("protocol_error", str(error))
                 return
-            if not inbox.mid_message:
+            if not decoder.mid_message:
                 begun = math.inf
-            elif service.commands != before or begun == math.inf:
+            elif any_carried_out or begun == math.inf:
                 begun = trio.current_time()
             paused_at = trio.current_time()
             await self._pause()
@@ -201,7 +202,7 @@ class Connection:
 
     async def _pause(self) -> None:
         """Wait until the answers have been read and more may be published."""
-        self._count(self._inbox.held)
+        self._count(self._decoder.held)
         await self.stream.flush()
         await self._service.answers.room()
         await self._service.room()
@@ -211,11 +212,12 @@ class Connection:
         change, self._counted = held - self._counted, held
         self._service.answers.count(change)
 
-    async def _carry_out_all(self) -> None:
-        """Carry out what has come in, and let others have their turn in between.
+    async def _carry_out_all(self) -> bool:
+        """Carry out what has come in, and let others have their turn in between; return whether it was anything.
 
         Raises `ProtocolError` for bytes that are not MessagePack-RPC, after all that came before them.
         """
+        before = self._commands
         while True:
             if len(self._service.connections) == 1:  # nobody else can publish in this turn
                 self._service.at_once(self._carry_out)
@@ -223,8 +225,8 @@ class Connection:
                 self._carry_out()
             if self._work is not None:
                 await self._finish_work(self._work)
-            elif not self._inbox.waiting:
-                return
+            elif not self._decoder.pending:
+                return self._commands != before
             await self._pause()
             await trio.lowlevel.checkpoint()
 
@@ -235,7 +237,8 @@ class Connection:
         size = 0
         carry_out_one = self._result if self._forbidden is None else self._forbid
         try:
-            while size < _ANSWERS_BYTES and (message := self._inbox.next()) is not None:
+            while size < _ANSWERS_BYTES and (message := self._decoder.next_message()) is not None:
+                self._commands += 1
                 self._service.commands += 1
                 if answers and self.stream.channels:
                     # What this connection watches may be handed to it while a command is carried out: that comes later.
@@ -265,6 +268,12 @@ class Connection:
         if isinstance(message, (Notification, Request)):
             return carry_out(self._service.context, message.method, message.params, self.stream)
         match message:
+            case Oversized(_, limit, "values"):
+                raise RefusedError(
+                    "message_too_large",
+                    f"the command has more than {limit} MessagePack values; that is the limit. Send several commands,"
+                    " each with fewer channels",
+                )
             case Oversized(_, limit):
                 raise RefusedError(
                     "message_too_large",
@@ -306,7 +315,7 @@ class Connection:
     async def _take_steps(self, work: Work) -> None:
         over = False
         while not over:
-            self._count(self._inbox.held + work.size)
+            self._count(self._decoder.held + work.size)
             await trio.lowlevel.checkpoint()
             over = work.go_on(perf_counter() + _SLICE_SECONDS)
 
