@@ -41,6 +41,8 @@ _CHUNK_COST: Final = 72
 _CHUNK_SECONDS: Final = 0.1
 """How much later than the first of a chunk its last frame may have come: so exact is the deadline of each."""
 
+_ENDINGS: Final = 16
+"""Slow clients that are told so in one turn of the event loop."""
 
 _ASKED_COST: Final = 40
 """What bytes that a client has asked for take beside them and their entry."""
@@ -75,6 +77,8 @@ class Backlogs:
         self.streams = 0
         self.over: Callable[[], object] = lambda: None
         """Called when more is held than there may be. It returns at once."""
+        self.endings = trio.Semaphore(_ENDINGS)
+        """For those who are found to be slow: thousands may be at the same time, and each is some work."""
         self._shared: dict[int, int] = {}
         self._replays = replays or Replays(History(limit=0, clock=float, default=Retention(0, 0)))
         self._waiting = trio.lowlevel.ParkingLot()

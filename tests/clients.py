@@ -25,6 +25,11 @@ REQUEST: Final = (
 )
 
 
+def handshake_of(address: str) -> bytes:
+    """Return a handshake as a proxy passes it on that speaks for `address`, or for nobody."""
+    return REQUEST if not address else REQUEST[:-2] + b"X-Forwarded-For: " + address.encode() + b"\r\n\r\n"
+
+
 def subscribe(channel: object, **more: object) -> str:
     return json.dumps({"action": "subscribe", "channel": channel, **more})
 
@@ -101,9 +106,10 @@ class RawClient:
 
 
 @asynccontextmanager
-async def raw_client(path: Path) -> AsyncIterator[RawClient]:
+async def raw_client(path: Path, address: str = "") -> AsyncIterator[RawClient]:
+    """Connect to a Unix socket; with an `address`, as a proxy does that speaks for it."""
     async with await trio.open_unix_socket(path) as stream:
-        await stream.send_all(REQUEST)
+        await stream.send_all(handshake_of(address))
         answer = b""
         while not answer.endswith(b"\r\n\r\n"):
             more = await stream.receive_some(1)

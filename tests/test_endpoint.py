@@ -81,23 +81,28 @@ async def test_other_methods_are_refused(method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sent", "reason"),
+    ("sent", "sentence"),
     [
-        (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", b"illegal request line"),
-        (b"GET /metrics\r\n\r\n", b"illegal request line"),
-        (b"GET /metrics HTTP/1.1\r\n\r\n", b"Missing mandatory Host: header"),
-        (b"GET /metrics HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", b"Found multiple Host: headers"),
-        (b"GET /me\x1btrics HTTP/1.1\r\nHost: x\r\n\r\n", b"illegal request line"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", b"This is no HTTP request. "),
+        (b"GET /metrics\r\n\r\n", b"This is no HTTP request. "),
+        (b"GET /me\x1btrics HTTP/1.1\r\nHost: x\r\n\r\n", b"The target of a request is visible ASCII"),
+        (b"GET /metrics HTTP/1.1\nHost: x\n\n", b"The request line has a CR or LF in it"),
+        (b"GET /metrics HTTP/1.1\r\nHost: x\r\nX: \0\r\n\r\n", b"The header 'X' has a control character in its value"),
+        (b"GET /metrics HTTP/1.1\r\n\r\n", b"That is not a request that can be read: Missing mandatory Host: header."),
+        (
+            b"GET /metrics HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
+            b"That is not a request that can be read: Found multiple Host: headers.",
+        ),
         (
             b"GET /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
-            b"conflicting Content-Length headers",
+            b"That is not a request that can be read: conflicting Content-Length headers.",
         ),
     ],
 )
-async def test_bad_requests(sent: bytes, reason: bytes) -> None:
+async def test_bad_requests(sent: bytes, sentence: bytes) -> None:
     status, _, body = await answer(sent)
     assert status == 400
-    assert body == b"That is not a request that can be read: %b.\n" % reason
+    assert body.startswith(sentence)
 
 
 async def test_a_head_that_does_not_end_is_too_large() -> None:

@@ -41,7 +41,7 @@ class Client(Protocol):
     """A connected WebSocket, for those who ask who is there or want to end it."""
 
     @property
-    def place(self) -> int:
+    def rank(self) -> int:
         """How many clients have been let in before it."""
 
     @property
@@ -160,7 +160,7 @@ def list_clients(hub: Hub, clients: Mapping[str, Client], options: Mapping[objec
         client = member[1]
         return (client.describe(),), _CLIENT_BYTES + sum(len(each.name) + 3 for each in client.channels)
 
-    listing = _Listing[tuple[str, Client]]("clients", lambda member: member[1].place, fits, describe)
+    listing = _Listing[tuple[str, Client]]("clients", lambda member: member[1].rank, fits, describe)
     return (yield from listing.walk(list(clients.items()), wanted))
 
 
