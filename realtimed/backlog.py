@@ -68,9 +68,10 @@ class Backlogs:
     What several wait for counts once: `total` is what each stream has for itself, `held` is all.
     """
 
-    # Invariants: `total` is the sum of all backlogs' `cost`, `asked` the part of it that clients have asked for.
-    # `_shared` counts, for every object of bytes that backlogs refer to, how many entries do; `shared` is what these
-    # objects take. `_discarded` has what is counted still, and nobody waits for: none of the queues in it is empty.
+    # Invariants: `total` is the sum of all backlogs' `cost` and of what was counted with `count`, `asked` the part of
+    # it that clients have asked for. `_shared` counts, for every object of bytes that backlogs refer to, how many
+    # entries do; `shared` is what these objects take. `_discarded` has what is counted still, and nobody waits for:
+    # none of the queues in it is empty.
 
     def __init__(self, *, limit: int, timeout: float, total_limit: int, replays: Replays | None = None) -> None:
         self.limit = limit
@@ -122,6 +123,14 @@ class Backlogs:
         else:
             del self._shared[key]
             self.shared -= len(data) + SHARED_BYTES
+
+    def count(self, change: int) -> None:
+        """Account for so many bytes more, or fewer if below 0, that are held otherwise than by backlogs."""
+        self.total += change
+        if change > 0:
+            self.check()
+        elif change < 0:
+            self.freed()
 
     def check(self) -> None:
         """To be called after something has been added, or the limit been lowered."""
