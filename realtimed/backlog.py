@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
 from itertools import islice
 from typing import Final, TypeAlias
 
@@ -81,14 +80,13 @@ class Backlogs:
         self.asked = 0
         self.shared = 0
         self.streams = 0
-        self.attend: Callable[[], object] = lambda: None
-        """Called when more is held than there may be, or something has to be let go of. It returns at once."""
         self.endings = trio.Semaphore(_ENDINGS)
         """For those who are found to be slow: thousands may be at the same time, and each is some work."""
         self._discarded: deque[_Queue] = deque()
         self._shared: dict[int, int] = {}
         self._replays = replays or Replays(History(limit=0, clock=float, default=Retention(0, 0)))
         self._waiting = trio.lowlevel.ParkingLot()
+        self._attendant = trio.lowlevel.ParkingLot()
         self._turns = trio.StrictFIFOLock()
 
     @property
@@ -135,7 +133,7 @@ class Backlogs:
     def check(self) -> None:
         """To be called after something has been added, or the limit been lowered."""
         if self.held > self.total_limit:
-            self.attend()
+            self._attendant.unpark_all()
 
     def charge(self, data: _Data, asked: bool) -> int:
         """Account for one entry more; return what it takes for its client alone."""
@@ -162,7 +160,7 @@ class Backlogs:
         self._let_go_of(queue, _DISCARDED_AT_ONCE)
         if queue:
             self._discarded.append(queue)
-            self.attend()
+            self._attendant.unpark_all()
 
     def let_go(self) -> bool:
         """Let go of a part of what has been discarded, which may be a lot; return whether there is more."""
@@ -202,6 +200,15 @@ class Backlogs:
     def may_replay(self) -> bool:
         """Whether there is memory for another piece of a replay."""
         return self.replaying <= self.total_limit // 2
+
+    async def exceeded(self) -> None:
+        """Wait until more is held than there may be, and let go meanwhile of what has been discarded. For one task."""
+        while True:
+            while self.let_go():
+                await trio.lowlevel.checkpoint()
+            if self.held > self.total_limit:
+                return
+            await self._attendant.park()
 
     async def room(self) -> None:
         """Wait until the sum is within its limit."""

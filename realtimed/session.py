@@ -500,18 +500,11 @@ def _expiry(max_age: float | None) -> float:
 async def relief(sessions: Sessions) -> None:
     """Whenever too much waits for all clients together, disconnect those that most waits for, at once.
 
-    Publishers wait until that is done, and no longer: a client that does not read delays nobody else. What waited for
-    those that are gone is let go of here as well, a part at a time.
+    Publishers wait until that is done, and no longer: a client that does not read delays nobody else.
     """
     backlogs = sessions.backlogs
-    attention = trio.lowlevel.ParkingLot()
-    backlogs.attend = attention.unpark_all
     while True:
-        while backlogs.let_go():
-            await trio.lowlevel.checkpoint()
-        if backlogs.held <= backlogs.total_limit:
-            await attention.park()
-            continue
+        await backlogs.exceeded()
         behind = [session for session in sessions.members.values() if session.stream.burden]
         behind.sort(key=lambda session: session.stream.burden)
         while behind and backlogs.held > backlogs.total_limit * _RELIEF:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +16,6 @@ import pytest
 
 from realtimed.config import SETTINGS, load
 from realtimed.errors import ConfigurationError, quoted
-from tests.stack import ROOT
 
 PATIENCE: Final = 20
 """Seconds after which a program hangs."""
@@ -48,7 +45,7 @@ def refusal(load_it: Callable[[], object]) -> list[str]:
 # Values of settings.
 
 TEXTS: Final = [
-    "", " ", "\n", "a\0b", "\udcff", "\x1b[31m", "\u202e", "²", "١", "-1", "0x10", "1_0", "nan", "inf", "1e400",  # noqa: RUF001
+    "", " ", "\n", "a\0b", "\udcff", "\x1b[31m", "\u202e", "²", "١", "-1", "0x10", "1_0", "nan", "inf", "1e400",
     "9" * 30, "9" * 5000, "x" * 10_000, "unix:", "unix:a\0b", ":80", "[:80", "a\0b:80", "a b:80", "127.0.0.1:99999",
     "127.0.0.1:" + "9" * 5000, "unix:/a unix:/a", "root\0",
 ]  # fmt: skip

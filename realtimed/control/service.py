@@ -89,11 +89,8 @@ class Service:
 async def shed_largest(service: Service) -> None:
     """Whenever all connections together hold too much, end those that hold most, for ever."""
     answers = service.answers
-    exceeded = trio.lowlevel.ParkingLot()
-    answers.over = exceeded.unpark_all
     while True:
-        while answers.held <= answers.total_limit:
-            await exceeded.park()
+        await answers.exceeded()
         ended = _end_largest(service)
         while not service.connections.isdisjoint(ended):
             await service.left.park()
