@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import trio
 import trio.testing
-from trio.testing import MockClock
 
 from realtimed.backlog import ENTRY_BYTES, SHARED_BYTES, Backlog, Backlogs
 
@@ -64,7 +63,8 @@ async def test_a_long_backlog_is_let_go_of_a_part_at_a_time() -> None:
     assert backlogs.held == 0
 
 
-async def test_what_is_let_go_of_in_parts_is_free_in_the_end(autojump_clock: MockClock) -> None:
+@pytest.mark.usefixtures("autojump_clock")
+async def test_what_is_let_go_of_in_parts_is_free_in_the_end() -> None:
     backlogs = make_backlogs()
     backlog = Backlog(backlogs)
     for number in range(10_000):
