@@ -378,7 +378,7 @@ def test_16_kib_of_anything_take_less_than_50_ms(data: bytes, size: int) -> None
         decoded(data[:16384], [size] * (len(data) // size), 2 * MIB, VALUES_LIMIT)
         return time.process_time() - began
 
-    assert min(seconds() for _ in range(5)) < 0.05
+    assert any(seconds() < 0.05 for _ in range(20)), "a machine may be busy, but not always"
 
 
 @given(VALUES, st.lists(st.integers(1, 5)), st.integers(1, 9))
