@@ -209,7 +209,7 @@ namespace Realtime {
          * Send a text to all clients that watch the channel. What is not UTF-8 is refused: see broadcastBinary().
          *
          *     $client->broadcast('news', 'hello', retry: true);
-         *     $client->broadcast("user:{$order->user}", 'paid', key: "paid-{$order->id}");
+         *     $client->broadcast('scores', '2:1', key: "match-{$match->id}-goal-3");
          *
          * A key of 1 to 200 characters makes the broadcast safe to repeat (docs/protocol.md, 6.7): of all that have
          * this key and this channel the daemon carries out the first, whatever the messages of the others are, and

@@ -21,7 +21,7 @@ _PAUSE: Final = 0.1
 _CALM: Final = 1.0
 """Seconds without trouble after which it is over. Where each file that is closed is opened again at once, it is not."""
 
-_BATCH: Final = 64
+_BATCH: Final = 16
 """Connections that are accepted in one go before other tasks get their turn."""
 
 log = logging.getLogger(__name__)

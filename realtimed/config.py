@@ -6,12 +6,14 @@ The command line wins, then the environment, then the TOML file. A setting `max_
 
 from __future__ import annotations
 
+import errno
 import grp
 import ipaddress
 import math
 import os
 import pwd
 import re
+import stat
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -19,12 +21,21 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
-from realtimed.errors import ConfigurationError, quoted
+from realtimed.errors import ConfigurationError, printable, quoted
 
 __all__ = ["CHANNEL_CHARACTERS", "SETTINGS", "Address", "ChannelRule", "Config", "Setting", "load"]
 
 _SOCKET_PATH_LIMIT: Final = 107
 """Bytes of a Unix socket's path, without the closing zero byte (unix(7), sun_path)."""
+
+_FILE_LIMIT: Final = 2**20
+"""Bytes of a configuration file."""
+
+_WRONG_SHOWN: Final = 50
+"""How many things that are wrong are said at once."""
+
+_LINE_SHOWN: Final = 1000
+"""Characters of one of these lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +65,19 @@ class ChannelRule(NamedTuple):
 
 
 def _path(value: object) -> Path:
-    if not isinstance(value, str) or not value:
-        raise ValueError("expected a path")
-    path = Path(value).absolute()
+    path = _file(value)
     if len(os.fsencode(path)) > _SOCKET_PATH_LIMIT:
         raise ValueError(f"expected a path of at most {_SOCKET_PATH_LIMIT} bytes, as the kernel allows for a socket")
     return path
 
 
 def _file(value: object) -> Path:
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError("expected a path")
     return Path(value).absolute()
+
+
+_HOST: Final = re.compile(r"[^\s\x00-\x20/?#@\[\]]{1,253}")
 
 
 def _address(text: object) -> Address:
@@ -74,8 +86,8 @@ def _address(text: object) -> Address:
             return Address(path=_path(text.removeprefix("unix:")))
         host, colon, port = text.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
-        if colon and host and port.isascii() and port.isdigit():
-            if int(port) < 65536:
+        if colon and _HOST.fullmatch(host) and port.isascii() and port.isdigit():
+            if len(port) <= 5 and int(port) < 65536:
                 return Address(host=host, port=int(port))
             raise ValueError("expected a port of at most 65535")
     raise ValueError("expected unix:PATH or HOST:PORT")
@@ -470,13 +482,14 @@ def load(
         elif key in SETTINGS:
             take(SETTINGS[key], value, f"{key} in {file}")
         else:
-            wrong.append(f"{key} in {file}: there is no such setting{_meant(key, SETTINGS)}")
+            hint = _meant(key, SETTINGS) if len(wrong) < _WRONG_SHOWN else ""
+            wrong.append(f"{key} in {file}: there is no such setting{hint}")
     for setting in SETTINGS.values():
         if environ is not None and setting.variable in environ:
             take(setting, environ[setting.variable], setting.variable)
     variables = {setting.variable for setting in SETTINGS.values()}
     # Only what looks like one of ours: other programs' variables may begin in the same way, as Caddy's do.
-    strange = [name for name in environ or {} if name.startswith("REALTIME_") and name not in variables]
+    strange = [name for name in environ or {} if name.startswith("REALTIME_") and name not in variables][:_WRONG_SHOWN]
     meant = {name: _meant(name, variables) for name in strange}
     wrong += [f"{name}: there is no such variable{hint}" for name, hint in meant.items() if hint]
     for name, value in (options or {}).items():
@@ -488,7 +501,15 @@ def load(
         wrong = config.problems()
         if not wrong:
             return config
-    raise ConfigurationError("\n".join(wrong))
+    shown = [_one_line(line) for line in wrong[:_WRONG_SHOWN]]
+    if len(wrong) > len(shown):
+        shown.append(f"and {len(wrong) - len(shown)} more")
+    raise ConfigurationError("\n".join(shown))
+
+
+def _one_line(text: str) -> str:
+    """Return `text` as a line of an error: names in it come from a file or the environment."""
+    return printable(text if len(text) <= _LINE_SHOWN else text[:_LINE_SHOWN] + "…")
 
 
 def _meant(name: str, known: Iterable[str]) -> str:
@@ -519,9 +540,21 @@ def _read_rules(rules: list[object], usual: Config, named: str, wrong: list[str]
 
 
 def _read_file(file: Path) -> dict[str, object]:
+    """Return what a TOML file holds. Raises `ConfigurationError`, at once for what is no file: a FIFO might never end."""
     try:
-        return tomllib.loads(file.read_text("utf-8"))
+        with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb") as opened:
+            if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+                raise OSError(errno.EINVAL, "it is not a file, but a directory, a FIFO, a device or a socket")
+            data = opened.read(_FILE_LIMIT + 1)
     except OSError as error:
-        raise ConfigurationError(f"--config: cannot read {file}: {error.strerror}") from error
+        raise ConfigurationError(_one_line(f"--config: cannot read {file}: {error.strerror}")) from error
+    except ValueError as error:  # a zero byte in the path
+        raise ConfigurationError(_one_line(f"--config: cannot read {file}: {error}")) from error
+    if len(data) > _FILE_LIMIT:
+        raise ConfigurationError(_one_line(f"--config: {file} is larger than {_FILE_LIMIT // 2**20} MiB"))
+    try:
+        return tomllib.loads(data.decode())
     except ValueError as error:
-        raise ConfigurationError(f"--config: {file} is not valid TOML: {error}") from error
+        raise ConfigurationError(_one_line(f"--config: {file} is not valid TOML: {error}")) from error
+    except RecursionError:
+        raise ConfigurationError(_one_line(f"--config: {file} is nested too deeply")) from None

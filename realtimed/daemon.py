@@ -9,14 +9,16 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, MutableMapping
-from contextlib import AsyncExitStack, closing, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import AsyncExitStack, closing
+from functools import partial
 from typing import Final, TypeVar
 
 import trio
 
-from realtimed import __version__, garbage, logs, snapshot
+from realtimed import __version__, garbage, logs
 from realtimed.accepting import ClientRoom, accept
+from realtimed.admission import Admission
 from realtimed.backlog import Backlogs
 from realtimed.config import Address, Config
 from realtimed.control.idempotency import Answered
@@ -33,8 +35,8 @@ from realtimed.open_files import connection_limit, files_for_clients
 from realtimed.protocols import PROTOCOLS
 from realtimed.reload import compare
 from realtimed.session import Session, Sessions, heartbeat, relief
-from realtimed.snapshot import SnapshotError
 from realtimed.socket_files import SocketFiles
+from realtimed.state import StateFile
 from realtimed.stream import ClientStream, QueuedStream
 from realtimed.systemd import Handover, ServiceManager, receive_sockets
 from realtimed.uring import SendRing
@@ -54,15 +56,13 @@ _LOG_INTERVAL_BEHIND: Final = 0.05
 _EXPIRED_AT_ONCE: Final = 1000
 """Publications dropped before other tasks get their turn: a fraction of a millisecond."""
 
-_WRITTEN_AT_ONCE: Final = 2**20
-"""Bytes of history put together before they are written to the state file."""
-
 _ANSWERS_LIMIT: Final = 64 * 2**20
 """Bytes of answers that may wait for one publisher to read them; `clients` of a large daemon is a long answer."""
 
 log = logging.getLogger(__name__)
 
 _S = TypeVar("_S", bound=trio.abc.Stream)
+_T = TypeVar("_T")
 
 
 class Daemon:
@@ -104,11 +104,13 @@ class Daemon:
             total_limit=config.max_backlog_total,
             replays=self.hub.replays,
         )
-        self.sessions = Sessions(connection_limit(config.max_connections), self.backlogs)
+        self.admission = Admission(*_admission_limits(config), time.monotonic)
+        self.sessions = Sessions(self.admission, self.backlogs)
         self.client_room = ClientRoom(files_for_clients())
         self.answers = Backlogs(
             limit=_ANSWERS_LIMIT, timeout=config.backlog_timeout, total_limit=config.max_backlog_total
         )
+        self._state = StateFile(config.state_file) if config.state_file is not None else None
         self.answered = Answered(config.retry_window, time.monotonic)
         self.service = Service(
             self.hub,
@@ -128,6 +130,7 @@ class Daemon:
         self._stopping = trio.Event()
         self._drain: Drain | None = None
         self._note = ""
+        self._reload_due = False
 
     def stop(self) -> None:
         """Begin to end the daemon: `serve` returns when all clients have been told and all sockets are closed."""
@@ -145,20 +148,16 @@ class Daemon:
     async def _serve(self, signals: AsyncIterator[int], task_status: trio.TaskStatus[None]) -> None:
         async with AsyncExitStack() as resources, AsyncExitStack() as endpoint, AsyncExitStack() as sockets:
             self._use_io_uring(resources)
-            if self.config.http is not None:
-                # It is there before the other listeners and after them: who watches over the daemon sees it stop.
-                self.http_listener = await endpoint.enter_async_context(self._listen(self.config.http, _http_stream))
-            listeners = [
-                await sockets.enter_async_context(self._listen(where, self._client_stream))
-                for where in self._handover.websocket or self.config.websocket
-            ]
-            control = await sockets.enter_async_context(
-                self._listen(self._handover.control or Address(path=self.config.socket), self._publisher_stream)
-            )
+            opened = await self._unless_stopped(signals, partial(self._open_listeners, endpoint, sockets))
+            if opened is None:
+                log.info(Event("stopped"))
+                return
+            listeners, control = opened
             self.websocket_addresses = [listener.address for listener in listeners]
             http = [self.http_listener] if self.http_listener is not None else []
             self.socket_files = SocketFiles([*listeners, control, *http])
-            self._load_history()  # its file is gone then: not before it is certain that this daemon serves
+            if self._state is not None:
+                self._state.load(self.hub)  # its file is gone then: not before it is certain that this daemon serves
             async with trio.open_nursery() as background:
                 if self.http_listener is not None:
                     background.start_soon(self._serve_http, self.http_listener, background)
@@ -201,8 +200,51 @@ class Daemon:
                     await drain.finish()
                     clients.cancel_scope.deadline = trio.current_time() + self.config.close_timeout
                 background.cancel_scope.cancel()
-            await self._save_history()  # after a second signal as well: nothing is published any more
+            if self._state is not None:
+                await self._state.save(self.hub)  # after a second signal as well: nothing is published any more
         log.info(Event("stopped"))
+
+    async def _open_listeners(
+        self, endpoint: AsyncExitStack, sockets: AsyncExitStack
+    ) -> tuple[list[SocketListener[ClientStream]], SocketListener[QueuedStream]]:
+        """Listen everywhere; return the listeners for WebSockets and the one for publishers. They end with the stacks.
+
+        Raises `ConfigurationError`.
+        """
+        if self.config.http is not None:
+            # It is there before the other listeners and after them: who watches over the daemon sees it stop.
+            self.http_listener = await endpoint.enter_async_context(await self._listen(self.config.http, _http_stream))
+        listeners = [
+            await sockets.enter_async_context(await self._listen(where, self._client_stream))
+            for where in self._handover.websocket or self.config.websocket
+        ]
+        where = self._handover.control or Address(path=self.config.socket)
+        return listeners, await sockets.enter_async_context(await self._listen(where, self._publisher_stream))
+
+    async def _unless_stopped(self, signals: AsyncIterator[int], work: Callable[[], Awaitable[_T]]) -> _T | None:
+        """Return what `work` returns, or None if SIGTERM or SIGINT cancels it. Raises its `ConfigurationError`."""
+        result: _T | None = None
+        failure: ConfigurationError | None = None
+        async with trio.open_nursery() as nursery:
+
+            async def heed() -> None:
+                async for number in signals:
+                    log.info(Event("signal", name=signal.Signals(number).name))
+                    if number == signal.SIGHUP:
+                        self._reload_due = True  # once there is something that can be reloaded
+                    else:
+                        self.stop()
+                        nursery.cancel_scope.cancel()
+
+            nursery.start_soon(heed)
+            try:
+                result = await work()
+            except ConfigurationError as error:  # by hand, or the nursery would wrap it
+                failure = error
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        return result
 
     def stats(self) -> dict[str, object]:
         """Return what the ``stats`` command shows. Counters count from the start; the others are as of now."""
@@ -231,6 +273,7 @@ class Daemon:
             "connections": self.sessions.connections,
             "handshakes_refused": sum(self.sessions.refused.values()),
             "handshakes_refused_with": {str(code): count for code, count in sorted(self.sessions.refused.items())},
+            "handshakes_over_limit": dict(self.admission.refused),
             "log_lines_lost": logs.lines_lost(),
             "closed": {str(int(code)): count for code, count in sorted(self.sessions.closed.items())},
         }
@@ -249,6 +292,7 @@ class Daemon:
             "io_uring": self.io_uring,
             "websocket": [str(address) for address in self.websocket_addresses],
             "http": self._http_address(),
+            "busiest_address": self._busiest_address(),
             "limits": {
                 "max_message": config.max_message,
                 "max_inbound": config.max_inbound,
@@ -257,16 +301,25 @@ class Daemon:
                 "max_channels": config.max_channels,
                 "max_backlog": config.max_backlog,
                 "backlog_timeout": config.backlog_timeout,
-                "max_connections": self.sessions.max_connections,
+                "max_connections": self.admission.limit,
                 "max_connections_wanted": config.max_connections,
+                "max_connections_per_address": self.admission.per_address,
+                "handshakes_per_address": self.admission.handshakes,
                 "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
             },
         }
 
-    def _listen(self, where: Address | socket.socket, wrap: Callable[[socket.socket], _S]) -> SocketListener[_S]:
+    def _busiest_address(self) -> dict[str, object] | None:
+        """Return which address has most connections, how many, and how many there are of all addresses and of none."""
+        busiest = self.admission.busiest
+        if busiest is None:
+            return None
+        return {"address": busiest.name, "connections": busiest.connections, "of": self.admission.taken}
+
+    async def _listen(self, where: Address | socket.socket, wrap: Callable[[socket.socket], _S]) -> SocketListener[_S]:
         if isinstance(where, socket.socket):
             return adopt_listener(where, wrap)
-        return open_listener(where, wrap, mode=self.config.socket_mode, group=self.config.socket_group)
+        return await open_listener(where, wrap, mode=self.config.socket_mode, group=self.config.socket_group)
 
     def _use_io_uring(self, resources: AsyncExitStack) -> None:
         """Let the fan-out send through io_uring, if that is wanted and possible."""
@@ -321,7 +374,7 @@ class Daemon:
         from realtimed.metrics import Exposition, Reading  # noqa: PLC0415
 
         def read() -> Reading:
-            return Reading(self.stats(), self.sessions.max_connections, self.fan_out.round_times, self.loop_lag.times)
+            return Reading(self.stats(), self.admission.limit, self.fan_out.round_times, self.loop_lag.times)
 
         endpoint = Endpoint(self._obstacle, Exposition(read).page)
 
@@ -337,49 +390,9 @@ class Daemon:
         """Return what keeps newcomers from being served, if there is anything."""
         if self._stopping.is_set():
             return "stopping"
-        if len(self.sessions.members) >= self.sessions.max_connections:
-            return f"the limit, max-connections, is reached: {self.sessions.max_connections} connections"
+        if self.admission.taken >= self.admission.limit:
+            return f"the limit, max-connections, is reached: {self.admission.limit} connections"
         return self.client_room.obstacle or self.socket_files.obstacle
-
-    def _load_history(self) -> None:
-        """Go on with the history of the daemon before, if it left one; its file is gone then."""
-        path = self.config.state_file
-        if path is None:
-            return
-        try:
-            data = path.read_bytes()
-            path.unlink()
-            count = snapshot.load(self.hub, data, time.time())
-        except FileNotFoundError:
-            log.info(Event("history begins anew", state_file=str(path), reason="there is no such file"))
-        except (OSError, SnapshotError) as error:
-            log.warning(Event("history begins anew", state_file=str(path), reason=str(error)))
-        else:
-            log.info(Event("history taken over", channels=count, bytes=self.history.bytes))
-
-    async def _save_history(self) -> None:
-        """Leave the history to the next daemon. Nothing is published any more."""
-        path = self.config.state_file
-        if path is None:
-            return
-        new = path.with_name(path.name + ".new")
-        try:
-            async with await trio.open_file(new, "wb", opener=_private) as file:
-                pending = bytearray()
-                for part in snapshot.dump(self.hub, time.time()):
-                    pending += part
-                    if len(pending) > _WRITTEN_AT_ONCE:
-                        await file.write(pending)
-                        pending.clear()
-                await file.write(pending)
-            size = new.stat().st_size
-            new.replace(path)
-        except OSError as error:
-            log.warning(Event("history is lost", state_file=str(new), reason=error.strerror))
-            with suppress(OSError):
-                new.unlink(missing_ok=True)  # a full disk has a use for the room
-        else:
-            log.info(Event("history saved", channels=self.history.channels, bytes=size))
 
     async def _expire_history(self) -> None:
         """Drop what has become too old, for ever: a little at a time, so that it never holds anyone up."""
@@ -394,6 +407,8 @@ class Daemon:
 
     async def _heed_signals(self, signals: AsyncIterator[int], everything: trio.CancelScope) -> None:
         """Stop at the first SIGTERM or SIGINT; at the second, without waiting for anyone. SIGHUP means `reload`."""
+        if self._reload_due:
+            self.reload()
         async for number in signals:
             log.info(Event("signal", name=signal.Signals(number).name))
             if number == signal.SIGHUP:
@@ -432,7 +447,7 @@ class Daemon:
         self.hub.max_message, self.hub.max_channels = config.max_message, config.max_channels
         self.hub.max_subscriptions = config.max_subscriptions
         self.hub.watchers.max_patterns = config.max_channels
-        self.sessions.max_connections = connection_limit(config.max_connections)
+        self.admission.configure(*_admission_limits(config))
         self.client_room.limit = files_for_clients()
         self.backlogs.limit = config.max_backlog
         for backlogs in (self.backlogs, self.answers):
@@ -461,10 +476,19 @@ class Daemon:
                 control=str(control.path),
                 websocket=",".join(map(str, self.websocket_addresses)),
                 http=self._http_address(),
-                max_connections=self.sessions.max_connections,
+                max_connections=self.admission.limit,
             )
         )
         self._manager.ready(self._status())
+
+
+def _admission_limits(config: Config) -> tuple[int, int | None, float]:
+    """Return what `Admission` takes: the limit of connections, those of one address, and its handshakes a second."""
+    return (
+        connection_limit(config.max_connections),
+        config.max_connections_per_address,
+        config.handshakes_per_address,
+    )
 
 
 def _http_stream(sock: socket.socket) -> trio.SocketStream:
@@ -476,10 +500,6 @@ async def _keep_log_going() -> None:
     while True:
         behind = logs.catch_up()
         await trio.sleep(_LOG_INTERVAL_BEHIND if behind else _LOG_INTERVAL)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def run(config: Config, reread: Callable[[], Config], environ: MutableMapping[str, str]) -> None:

@@ -10,6 +10,8 @@
 A caller that catches `RealtimeError` has caught them all.
 """
 
+from collections.abc import Iterator
+
 __all__ = [
     "ConfigurationError",
     "NoDaemonError",
@@ -76,5 +78,40 @@ def quoted(value: object, limit: int = 60) -> str:
     """
     if isinstance(value, (str, bytes)) and len(value) > limit:
         return repr(value[:limit]) + "…"
-    shown = repr(value)
-    return shown if len(shown) <= limit + 2 else shown[:limit] + "…"
+    shown = ""
+    for piece in _representation(value, limit):
+        shown += piece
+        if len(shown) > limit + 2:
+            return shown[:limit] + "…"
+    return shown
+
+
+def _representation(value: object, limit: int) -> Iterator[str]:
+    """Yield `repr` of a value in pieces. Who stops after `limit` characters spends no time on the rest.
+
+    Each level of a nested value yields at least one character first, so it is not entered any deeper than that.
+    """
+    match value:
+        case str() | bytes():
+            yield repr(value[: limit + 3])
+        case bool():
+            yield repr(value)
+        case int() if value.bit_length() > 4 * (limit + 3):
+            yield hex(value >> value.bit_length() - 4 * (limit + 3))  # decimal digits would take quadratic time
+        case list():
+            yield "["
+            for number, each in enumerate(value):
+                if number:
+                    yield ", "
+                yield from _representation(each, limit)
+            yield "]"
+        case dict():
+            yield "{"
+            for number, (key, each) in enumerate(value.items()):
+                yield ", " if number else ""
+                yield from _representation(key, limit)
+                yield ": "
+                yield from _representation(each, limit)
+            yield "}"
+        case _:
+            yield repr(value)

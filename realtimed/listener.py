@@ -18,12 +18,18 @@ from typing import Final, Generic, TypeVar
 import trio
 
 from realtimed.config import Address
-from realtimed.errors import ConfigurationError
+from realtimed.errors import ConfigurationError, printable
 
 __all__ = ["SocketListener", "adopt_listener", "open_listener"]
 
 _LISTEN_QUEUE: Final = 4096
 """Connections the kernel keeps until they are accepted; it takes the lower of this and net.core.somaxconn."""
+
+_LOCK_PATIENCE: Final = 10.0
+"""Seconds a start waits for a lock on the directory of its socket: daemons hold it for a millisecond."""
+
+_LOCK_INTERVAL: Final = 0.05
+"""Seconds between two tries to get it."""
 
 StreamT = TypeVar("StreamT", bound=trio.abc.Stream)
 
@@ -140,15 +146,16 @@ class SocketListener(trio.abc.AsyncResource, Generic[StreamT]):
         self._path = None
 
 
-def open_listener(
+async def open_listener(
     address: Address, wrap: Callable[[socket.socket], StreamT], *, mode: int, group: str | None
 ) -> SocketListener[StreamT]:
     """Listen at `address`. A dead daemon's socket file is replaced; `mode` and `group` are for Unix sockets.
 
-    Raises `ConfigurationError` if that is not possible, saying why.
+    Waits for `_LOCK_PATIENCE` seconds at most while another daemon does the same in the same directory; until then
+    nothing has been done, so it may be cancelled. Raises `ConfigurationError` if that is not possible, saying why.
     """
     path = address.path
-    reopen = None if path is None else partial(_listen_unix, path, mode, group, wait=False)
+    reopen = None if path is None else partial(_listen_unix, path, mode, group)
     try:
         if path is None:
             sock = socket.create_server(
@@ -157,9 +164,11 @@ def open_listener(
                 backlog=_LISTEN_QUEUE,
             )
         else:
-            sock = _listen_unix(path, mode, group)
+            sock = await _listen_when_unlocked(path, mode, group)
     except OSError as error:
-        raise ConfigurationError(f"cannot listen at {address}: {error.strerror or error}") from error
+        raise ConfigurationError(printable(f"cannot listen at {address}: {error.strerror or error}")) from error
+    except UnicodeError as error:
+        raise ConfigurationError(printable(f"cannot listen at {address}: no host has such a name")) from error
     sock.setblocking(False)
     return SocketListener(sock, wrap, path, reopen)
 
@@ -173,12 +182,23 @@ def adopt_listener(sock: socket.socket, wrap: Callable[[socket.socket], StreamT]
     return SocketListener(sock, wrap)
 
 
-def _listen_unix(path: Path, mode: int, group: str | None, *, wait: bool = True) -> socket.socket:
+async def _listen_when_unlocked(path: Path, mode: int, group: str | None) -> socket.socket:
+    deadline = trio.current_time() + _LOCK_PATIENCE
+    while True:
+        try:
+            return _listen_unix(path, mode, group)
+        except BlockingIOError:
+            if trio.current_time() >= deadline:
+                raise
+        await trio.sleep(_LOCK_INTERVAL)  # flock(2) waits only in a way that cannot be cancelled
+
+
+def _listen_unix(path: Path, mode: int, group: str | None) -> socket.socket:
     """Listen at `path`. Nobody can connect before its mode and group are in place, since it is not listening yet.
 
-    If another daemon is doing the same, `wait` for it, or raise `BlockingIOError`.
+    Raises `BlockingIOError` while another daemon is doing the same, and `OSError` if it is not possible.
     """
-    with _lock(path.parent, wait=wait):
+    with _lock(path.parent):
         _make_free(path)
         sock = socket.socket(socket.AF_UNIX)
         try:
@@ -207,11 +227,18 @@ def _give_to(path: Path, group: str) -> None:
 
 
 @contextmanager
-def _lock(directory: Path, *, wait: bool) -> Iterator[None]:
-    """Keep two daemons that start at once from both replacing the same dead socket."""
+def _lock(directory: Path) -> Iterator[None]:
+    """Keep two daemons that start at once from both replacing the same dead socket.
+
+    Raises `BlockingIOError` while another process holds a lock on the directory.
+    """
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            reason = f"another process holds a lock on the directory {directory}; fuser -v {directory} shows which"
+            raise BlockingIOError(error.errno, reason) from None
         yield
     finally:
         os.close(fd)
@@ -226,13 +253,13 @@ def _make_free(path: Path) -> None:
     if not stat.S_ISSOCK(found):
         raise OSError(errno.EEXIST, "there is something that is not a socket; move it away")
     with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1)
+        probe.setblocking(False)
         try:
             probe.connect(os.fspath(path))
         except ConnectionRefusedError:
             path.unlink()
             return
-        except TimeoutError:
+        except BlockingIOError:
             pass  # a daemon that is too busy to accept is alive
     raise OSError(errno.EADDRINUSE, "another process is listening there; is realtimed running already?")
 

@@ -12,19 +12,32 @@ after a crash there is none, and channels begin anew in other epochs.
 
 from __future__ import annotations
 
+import math
+import re
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
-from realtimed.errors import RealtimeError
+from realtimed.channel import check_channel_name
+from realtimed.errors import RealtimeError, RefusedError, quoted
 from realtimed.hub import Hub, SavedChannel
 
-__all__ = ["SnapshotError", "dump", "load"]
+__all__ = ["MAGIC_BYTES", "Saved", "SnapshotError", "check_magic", "dump", "load", "read"]
 
 _MAGIC: Final = b"realtimed-history 1\n"
+MAGIC_BYTES: Final = len(_MAGIC)
+"""How many bytes of a snapshot tell that it is one."""
+
+_EPOCH: Final = re.compile(r"[0-9A-Za-z]{1,64}")
+
+_LAST_OFFSET: Final = 2**53
+"""JavaScript cannot count any further."""
+
+_NOT_WHAT: Final = "it is not what its first line says"
+
 _LENGTH: Final = struct.Struct("!I")
 _TIME: Final = struct.Struct("!d")
 
@@ -51,22 +64,80 @@ def load(hub: Hub, data: bytes, now: float) -> int:
     What has become too old since, or is more than the hub's history keeps, is left out. Raises `SnapshotError`, and
     leaves the hub as it was.
     """
+    saved = read(data, now)
+    hub.restore(saved.channels, saved.later)
+    return len(saved.channels)
+
+
+class Saved(NamedTuple):
+    """What a snapshot holds, and how many seconds `later` it is now; `Hub.restore` takes both."""
+
+    channels: list[SavedChannel]
+    later: float
+
+
+def read(data: bytes, now: float) -> Saved:
+    """Return what a snapshot holds. Raises `SnapshotError` for anything that no hub can have saved."""
+    check_magic(data)
     body, checksum = data[: -_LENGTH.size], data[-_LENGTH.size :]
-    if not data.startswith(_MAGIC):
-        raise SnapshotError("it does not begin as a history of this version does")
     if _LENGTH.pack(zlib.crc32(body)) != checksum:
         raise SnapshotError("it is incomplete or damaged: its checksum is wrong")
-    channels, at = [], len(_MAGIC)
+    channels: dict[str, SavedChannel] = {}
+    at = len(_MAGIC)
     try:
         while size := _LENGTH.unpack_from(body, at)[0]:
             at += _LENGTH.size
-            channels.append(_decode(body[at : at + size]))
+            channel = _decode(body[at : at + size])
+            _check(channel)
+            if channel.name in channels:
+                raise SnapshotError(f"{_NOT_WHAT}: the channel {quoted(channel.name)} is in it twice")
+            channels[channel.name] = channel
             at += size
-        [written] = _TIME.unpack_from(body, at + _LENGTH.size)
+        [written] = _TIME.unpack(body[at + _LENGTH.size :])
     except (msgspec.DecodeError, struct.error) as error:
-        raise SnapshotError(f"it is not what its first line says: {error}") from error
-    hub.restore(channels, max(now - written, 0.0))
-    return len(channels)
+        raise SnapshotError(f"{_NOT_WHAT}: {error}") from error
+    if not math.isfinite(written):
+        raise SnapshotError(f"{_NOT_WHAT}: {written} is not a time")
+    return Saved(list(channels.values()), max(now - written, 0.0))
+
+
+def check_magic(data: bytes) -> None:
+    """Raise `SnapshotError` if a file that begins with `data`, `MAGIC_BYTES` or more, is not a snapshot."""
+    if not data.startswith(_MAGIC):
+        raise SnapshotError("it does not begin as a history of this version does")
+
+
+def _check(channel: SavedChannel) -> None:
+    """Raise `SnapshotError` unless a hub can have saved this channel: its invariants would not hold in another hub."""
+    try:
+        check_channel_name(channel.name)
+    except RefusedError as error:
+        raise SnapshotError(f"{_NOT_WHAT}: {error.message}") from None
+    wrong = None
+    if _EPOCH.fullmatch(channel.epoch) is None:
+        wrong = f"an epoch {quoted(channel.epoch)}"
+    elif not 0 < len(channel.entries) <= channel.offset <= _LAST_OFFSET:
+        wrong = f"{len(channel.entries)} publications up to offset {channel.offset}"
+    else:
+        youngest = math.inf
+        for age, payload, is_text in channel.entries:
+            if not 0 <= age <= youngest or age == math.inf:
+                wrong = f"publications that are {age} seconds old behind others of {youngest} seconds"
+                break
+            if is_text and not _is_utf8(payload):
+                wrong = "a text that is not UTF-8"
+                break
+            youngest = age
+    if wrong is not None:
+        raise SnapshotError(f"{_NOT_WHAT}: the channel {quoted(channel.name)} has {wrong}")
+
+
+def _is_utf8(payload: bytes) -> bool:
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _parts(hub: Hub, now: float) -> Iterator[bytes]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import socket
 import time
 from collections.abc import Callable, MutableMapping
@@ -29,6 +30,9 @@ _WEBSOCKET: Final = "websocket"
 
 _PATIENCE: Final = 0.2
 """Seconds a notification may wait for a service manager that does not read. Nothing else runs meanwhile."""
+
+_DIGITS: Final = 18
+"""Digits of the numbers in variables: what 64 bits hold."""
 
 _STATUS_INTERVAL: Final = 5.0
 """Seconds between two looks whether the status has changed."""
@@ -56,6 +60,11 @@ def receive_sockets(environ: MutableMapping[str, str]) -> Handover:
     if announced["LISTEN_PID"] != str(os.getpid()):
         return handover  # nothing was announced, or it was meant for the process that started this one
     count = _number("LISTEN_FDS", announced["LISTEN_FDS"])
+    open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if _FIRST_FD + count > open_files:
+        raise ConfigurationError(
+            f"LISTEN_FDS: no {count} sockets can be open, as the limit of open files is {open_files}"
+        )
     names = announced["LISTEN_FDNAMES"].split(":") if announced["LISTEN_FDNAMES"] else ["unknown"] * count
     if len(names) != count:
         raise ConfigurationError(f"LISTEN_FDNAMES: {len(names)} names for {count} sockets (LISTEN_FDS)")
@@ -178,7 +187,7 @@ class ServiceManager:
     def _tell(self, *assignments: str) -> None:
         if self._socket is not None:
             try:
-                self._socket.sendto("\n".join(assignments).encode(), self._address)
+                self._socket.sendto("\n".join(assignments).encode(errors="backslashreplace"), self._address)
             except OSError as error:
                 if not self._failing:
                     log.warning(Event("service manager not notified", reason=error.strerror or str(error)))
@@ -188,6 +197,6 @@ class ServiceManager:
 
 
 def _number(variable: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
+    if not (text.isascii() and text.isdigit() and len(text) <= _DIGITS):
         raise ConfigurationError(f"{variable}: expected a number, got {quoted(text)}")
     return int(text)

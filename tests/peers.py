@@ -37,6 +37,7 @@ from tests.stack import Daemon, running_daemon, runtime_directory
 
 __all__ = [
     "ALONE",
+    "FEW",
     "FORGETFUL",
     "LIVELY",
     "SHORT",
@@ -58,6 +59,7 @@ __all__ = [
 _T = TypeVar("_T")
 
 # Settings that many tests need, so that they share a daemon.
+FEW: Final = {"max_subscriptions": 2}
 SMALL: Final = {"max_channels": 2, "max_message": 100, "history_size": 3}
 FORGETFUL: Final = {"history_size": 0}
 SHORT: Final = {"history_age": 0.3, "command_timeout": 0.2, "retry_window": 0.2}

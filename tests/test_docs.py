@@ -69,7 +69,7 @@ def test_every_close_code_is_explained_with_its_reason() -> None:
 def test_every_check_of_the_doctor_is_documented() -> None:
     source = read("realtimed/cli/doctor.py")
     checks = set(re.findall(r'check(?:, patient)? = "([^"]+)"', source))
-    assert len(checks) == 11
+    assert len(checks) == 12
     rows = re.findall(
         r"^\| `([^`]+)` \| [^|]+ \|$", read("docs/operations.md").partition("### In the browser")[0], re.MULTILINE
     )
@@ -102,3 +102,49 @@ def test_links_lead_somewhere(document: Path) -> None:
             headings = re.findall(r"^#+ (.+)$", linked.read_text(), re.MULTILINE)
             anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
             assert anchor in anchors, target
+
+
+def commands(document: Path) -> list[str]:
+    """Return the lines of a document that are to be pasted into a shell."""
+    return [
+        line.strip().partition("  #")[0].strip()
+        for line in document.read_text().splitlines()
+        if line.startswith("    ") and not line.lstrip().startswith(("//", "#"))
+    ]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_what_pip_installs_goes_into_a_virtual_environment(document: Path) -> None:
+    """Debian 12 and later refuse everything else (PEP 668)."""
+    environments: set[str] = set()
+    active = False
+    for line in commands(document):
+        if made := re.search(r"python3 -m venv (\S+)$", line):
+            environments.add(made[1])
+        if activated := re.match(r"\. (\S+)/bin/activate$", line):
+            active = activated[1] in environments
+        if pip := re.match(r"(?:(\S+)/bin/)?pip install ", line):
+            assert active if pip[1] is None else pip[1] in environments, line
+
+
+def test_the_readme_teaches_how_to_install() -> None:
+    """The test above has something to look at."""
+    lines = commands(ROOT / "README.md")
+    assert "pip install '.[caddy]'" in lines
+    assert "/opt/realtimed/bin/pip install ." in commands(ROOT / "docs" / "operations.md")
+
+
+def test_the_first_screen_says_that_channels_are_open() -> None:
+    first_screen = read("README.md").splitlines()[:24]
+    assert any("Every visitor may subscribe to every channel" in line for line in first_screen)
+
+
+SOURCES = [*DOCUMENTS, *sorted((ROOT / "app").glob("*.*")), *sorted((ROOT / "realtimed").rglob("*.py"))]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
+def test_no_example_broadcasts_what_is_meant_for_one_user(source: Path) -> None:
+    """As long as every visitor may subscribe to every channel, such an example would publish secrets."""
+    call = r"(?:broadcast\w*\(|\[|realtimectl broadcast (?:--\S+ \S+ )*|subscribe\()\s*[\"'`]?"
+    private = r"(?:users?|orders?|invoices?|accounts?|customers?|carts?|payments?|private|inbox)\b[^\n]*"
+    assert re.findall(call + private, source.read_text()) == []

@@ -204,9 +204,10 @@ def test_the_time_of_day_is_for_showing_only() -> None:
     ]
     assert asked == [
         "daemon.py: self.started = time.time()",
-        "daemon.py: count = snapshot.load(self.hub, data, time.time())",  # how long nobody ran: no other clock knows
-        "daemon.py: for part in snapshot.dump(self.hub, time.time()):",
         "session.py: self.connected_since = time.time()",
+        # How long nobody ran: no other clock knows.
+        "state.py: saved = snapshot.read(_read(self._path), time.time())",
+        "state.py: for part in snapshot.dump(hub, time.time()):",
     ]
 
 

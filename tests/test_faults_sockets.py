@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import resource
 import signal
 import socket
 import stat
-from contextlib import AsyncExitStack, ExitStack
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from realtimed.config import Address
 from realtimed.errors import ConfigurationError
 from realtimed.listener import open_listener
 from tests.clients import REQUEST, publisher, raw_client, undisturbed
-from tests.stack import Daemon, running_daemon
+from tests.stack import ROOT, Daemon, running_daemon
 
 PATIENCE: Final = 30
 """Seconds after which a test has failed; what it waits for takes about one."""
@@ -139,11 +145,11 @@ async def test_a_second_daemon_may_take_the_place_of_one_whose_socket_was_remove
     assert "WARNING" not in second.log
 
 
-def test_a_group_that_is_gone_is_said_and_leaves_no_file(runtime_dir: Path) -> None:
+async def test_a_group_that_is_gone_is_said_and_leaves_no_file(runtime_dir: Path) -> None:
     """Where the group of the sockets is removed from the system, that is an error as any, at the start or later."""
     path = runtime_dir / "l"
     with pytest.raises(ConfigurationError, match=r"cannot listen at unix:.*: no such group: 'gone'"):
-        open_listener(Address(path=path), stream_of, mode=0o600, group="gone")
+        await open_listener(Address(path=path), stream_of, mode=0o600, group="gone")
     assert not path.exists()
 
 
@@ -156,10 +162,84 @@ async def test_a_socket_file_that_cannot_be_removed_does_not_spoil_a_clean_stop(
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
     path = runtime_dir / "l"
-    listener = open_listener(Address(path=path), stream_of, mode=0o600, group=None)
+    listener = await open_listener(Address(path=path), stream_of, mode=0o600, group=None)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", unlink)
         await listener.aclose()
     assert path.exists()
-    await open_listener(Address(path=path), stream_of, mode=0o600, group=None).aclose()
+    await (await open_listener(Address(path=path), stream_of, mode=0o600, group=None)).aclose()
     assert not path.exists()
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold a lock on a directory, as anybody may who can read it."""
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(fd)
+
+
+async def test_a_lock_on_the_directory_that_nobody_gives_back_is_said(
+    runtime_dir: Path,
+    autojump_clock: MockClock,  # noqa: ARG001  (pytest-trio runs the test with it)
+) -> None:
+    """A start waits ten seconds, and then says which directory it is."""
+    path = runtime_dir / "l"
+    began = trio.current_time()
+    with locked(runtime_dir), pytest.raises(ConfigurationError) as raised:
+        await open_listener(Address(path=path), stream_of, mode=0o600, group=None)
+    assert str(raised.value).startswith(
+        f"cannot listen at unix:{path}: another process holds a lock on the directory {runtime_dir};"
+    )
+    assert trio.current_time() - began == pytest.approx(10, abs=0.1)
+    assert not path.exists()
+
+
+async def test_a_lock_on_the_directory_that_is_given_back_is_waited_for(
+    runtime_dir: Path,
+    autojump_clock: MockClock,  # noqa: ARG001  (pytest-trio runs the test with it)
+) -> None:
+    async def give_back() -> None:
+        with locked(runtime_dir):
+            task_holds.set()
+            await trio.sleep(5)
+
+    task_holds = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(give_back)
+        await task_holds.wait()
+        listener = await open_listener(Address(path=runtime_dir / "l"), stream_of, mode=0o600, group=None)
+    await listener.aclose()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_start_that_waits_for_a_lock_heeds_signals(runtime_dir: Path, number: signal.Signals) -> None:
+    """It ends at once, cleanly, and what it had opened by then is gone."""
+    other = runtime_dir / "other"
+    other.mkdir()
+    waiting = ["--websocket", f"unix:{other}/ws", "--http", f"unix:{runtime_dir}/http", "--drain", "5"]
+    with locked(other), trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            process: trio.Process = await nursery.start(
+                partial(
+                    trio.run_process,
+                    [sys.executable, "-m", "realtimed", "--socket", f"{other}/control", *waiting],
+                    cwd=ROOT,
+                    stderr=subprocess.PIPE,
+                )
+            )
+            assert process.stderr is not None
+            while not (runtime_dir / "http").exists():
+                await trio.lowlevel.checkpoint()
+            began = trio.current_time()
+            process.send_signal(signal.SIGHUP)
+            process.send_signal(number)
+            said = b"".join([part async for part in process.stderr])
+            assert await process.wait() == 0
+            assert trio.current_time() - began < 3
+    assert said.decode().endswith("INFO stopped\n")
+    assert os.listdir(runtime_dir) == ["other"]  # noqa: PTH208  (not to be awaited)
+    assert os.listdir(other) == []  # noqa: PTH208

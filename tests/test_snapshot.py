@@ -113,6 +113,92 @@ def test_what_is_whole_but_something_else_is_not_taken() -> None:
         load(make_hub(), body + struct.pack("!I", zlib.crc32(body)), 0)
 
 
+CHANNEL = ["news", "abc1", 3, [[2.0, b"a", True], [1.0, b"b", True]]]
+AFTERWARDS = struct.pack("!I", 0) + struct.pack("!d", 0.0)
+
+
+def sealed(*channels: object, end: bytes = AFTERWARDS) -> bytes:
+    """Return a snapshot of these channels, whatever they are, with a right checksum."""
+    body = b"realtimed-history 1\n"
+    for channel in channels:
+        encoded = channel if isinstance(channel, bytes) else msgspec.msgpack.encode(channel)
+        body += struct.pack("!I", len(encoded)) + encoded
+    body += end
+    return body + struct.pack("!I", zlib.crc32(body))
+
+
+def test_what_is_whole_and_right_is_taken() -> None:
+    hub = make_hub()
+    assert load(hub, sealed(CHANNEL), 0) == 1
+    assert hub.channels["news"].offset == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (sealed(["n\0", *CHANNEL[1:]]), r"'n\\x00' is not a channel name"),
+        (sealed(["x" * 201, *CHANNEL[1:]]), "is not a channel name"),
+        (sealed(["", *CHANNEL[1:]]), "is not a channel name"),
+        (sealed(CHANNEL, CHANNEL), "the channel 'news' is in it twice"),
+        (sealed(["news", "a:1", *CHANNEL[2:]]), "has an epoch 'a:1'"),
+        (sealed(["news", "", *CHANNEL[2:]]), "has an epoch ''"),
+        (sealed(["news", "abc1", 1, CHANNEL[3]]), "has 2 publications up to offset 1"),
+        (sealed(["news", "abc1", -1, CHANNEL[3]]), "has 2 publications up to offset -1"),
+        (sealed(["news", "abc1", 2**63, CHANNEL[3]]), "has 2 publications up to offset 9223372036854775808"),
+        (sealed(["news", "abc1", 0, []]), "has 0 publications up to offset 0"),
+        (sealed(["news", "abc1", 3, [[float("nan"), b"", True]]]), "publications that are nan seconds old"),
+        (sealed(["news", "abc1", 3, [[float("inf"), b"", True]]]), "publications that are inf seconds old"),
+        (sealed(["news", "abc1", 3, [[-1.0, b"", True]]]), "publications that are -1.0 seconds old"),
+        (sealed(["news", "abc1", 3, CHANNEL[3][::-1]]), "2.0 seconds old behind others of 1.0 seconds"),  # type: ignore[index]
+        (sealed(["news", "abc1", 3, [[1.0, b"\xff", True]]]), "a text that is not UTF-8"),
+        (sealed(["news", "abc1", 3, [[1.0, "text", True]]]), "Expected `bytes`, got `str`"),
+        (sealed([1, 2, 3, 4]), "Expected `str`, got `int`"),
+        (sealed({}), "Expected `array`, got `object`"),
+        (sealed(b"\x91" * 100_000), "Expected `array` of length 4"),
+        (sealed(b"\x94\xa1a\xa1b\x01\xdd\xff\xff\xff\xff"), "truncated"),
+        (sealed(b"\xc1"), "not what its first line says"),
+        (sealed(b""), "not what its first line says"),
+        (sealed(CHANNEL, end=b"\xff\xff\xff\xff"), "truncated"),
+        (sealed(CHANNEL, end=b""), "not what its first line says"),
+        (sealed(CHANNEL, end=AFTERWARDS[:-1]), "not what its first line says"),
+        (sealed(CHANNEL, end=AFTERWARDS + b"more"), "not what its first line says"),
+        (sealed(CHANNEL, end=struct.pack("!Id", 0, float("nan"))), "nan is not a time"),
+        (sealed(CHANNEL, end=struct.pack("!Id", 0, float("-inf"))), "-inf is not a time"),
+    ],
+)
+def test_what_has_a_right_checksum_and_wrong_content_is_not_taken(data: bytes, sentence: str) -> None:
+    hub = make_hub()
+    with pytest.raises(SnapshotError, match=sentence):
+        load(hub, data, 0)
+    assert not hub.channels
+
+
+@given(
+    channels=st.lists(
+        st.recursive(
+            st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary(),
+            lambda inner: st.lists(inner, max_size=5),
+        )
+        | st.tuples(
+            st.sampled_from(["news", "x"]),
+            st.text(max_size=2),
+            st.integers(-3, 5),
+            st.lists(st.tuples(st.floats(), st.binary(max_size=2), st.booleans()), max_size=3),
+        ),
+        max_size=3,
+    ),
+    end=st.just(AFTERWARDS) | st.binary(max_size=20),
+)
+def test_whatever_a_snapshot_says_is_taken_whole_or_refused(channels: list[object], end: bytes) -> None:
+    hub = make_hub()
+    try:
+        load(hub, sealed(*channels, end=end), 0)
+    except SnapshotError:
+        assert not hub.channels
+    else:
+        b"".join(dump(hub, 0))
+
+
 async def test_the_daemon_hands_its_history_to_the_next(runtime_dir: Path) -> None:
     state = runtime_dir / "state"
     with trio.fail_after(60):
@@ -150,8 +236,10 @@ async def test_a_state_that_cannot_be_used_is_said_and_the_daemon_serves(left: b
         publisher(daemon.control_socket) as sender,
     ):
         assert (await sender.call("broadcast", "news", "x"))["offset"] == 1
+    assert state.with_name("state.damaged").read_bytes() == left
     log = (runtime_dir / "realtimed.log").read_text()
     assert f"history begins anew state_file={state} reason='it " in log
+    assert f" kept_as={state}.damaged\n" in log
     assert "history saved channels=1" in log
 
 

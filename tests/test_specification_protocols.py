@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from tests.clients import closing, publisher, subscribe, unsubscribe, websocket
-from tests.peers import FORGETFUL, LIVELY, SMALL, InMemory, Opening, Settings
+from tests.peers import FEW, FORGETFUL, LIVELY, SMALL, Browser, InMemory, Opening, Settings
 from tests.stack import Daemon, running_daemon, runtime_directory
 
 PATIENCE = 20
@@ -130,6 +130,17 @@ async def test_3_4_2_one_channel_too_many_closes_with_4429(open_peers: Opening, 
     for number in range(3):
         await browser.say("subscribe", f"{channel}-{number}")
     assert await browser.closing() == (4429, "the limit, max-channels, is 2 channels a client")
+
+
+async def test_3_4_3_one_subscription_too_many_of_all_closes_with_4429(open_peers: Opening, channel: str) -> None:
+    peers = await open_peers(**FEW)
+    first, second = await peers.enveloped(), await peers.browser()
+    for number in range(2):
+        await until_subscribed(first, f"{channel}-{number}")
+    await second.say("subscribe", channel)
+    assert await second.closing() == (
+        4429, "the limit, max-subscriptions, is 2 subscriptions of all clients together",
+    )  # fmt: skip
 
 
 # 4. realtime.v1
@@ -493,6 +504,25 @@ async def test_4_8_6_too_many_channels(open_peers: Opening, channel: str) -> Non
     assert "max-channels, is 2" in answers[-1]["message"]
     await browser.ask("unsubscribe", names[0])
     assert (await browser.ask("subscribe", names[2]))["event"] == "subscribed"
+
+
+async def test_4_8_7_too_many_subscriptions_of_all_clients_together(open_peers: Opening, channel: str) -> None:
+    peers = await open_peers(**FEW)
+    first, second = await peers.enveloped(), await peers.enveloped()
+    for each in (first, second):
+        await until_subscribed(each, channel)
+    refused = await second.ask("subscribe", f"{channel}-2")
+    assert refused["code"] == "too_many_subscriptions"
+    assert "max-subscriptions, is 2" in refused["message"]
+    assert (await second.ask("subscribe", channel))["event"] == "subscribed"  # again: that is not one more
+    await first.ask("unsubscribe", channel)
+    assert (await second.ask("subscribe", f"{channel}-2"))["event"] == "subscribed"
+
+
+async def until_subscribed(browser: Browser, channel: str) -> None:
+    """Subscribe as soon as those have left whom an earlier test has had on the same daemon."""
+    while (await browser.ask("subscribe", channel))["event"] != "subscribed":
+        pass
 
 
 async def goodbyes(*options: str, stop: bool) -> list[dict[str, Any]]:

@@ -6,10 +6,11 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from realtimed.frames import CloseCode
 from tests.clients import closing, websocket
 from tests.handshakes import get, handshake
 from tests.stack import (
+    CADDYFILE,
     ROOT,
     MissingComponentError,
     PartFailedError,
@@ -27,6 +29,7 @@ from tests.stack import (
     free_port,
     running_caddy,
     running_daemon,
+    running_php_fpm,
 )
 
 TIMEOUT = 30
@@ -89,6 +92,34 @@ def processes_in(directory: Path, argument: str = "") -> list[int]:
             if is_ours and (not argument or argument.encode() in command.split(b"\0")):
                 found.append(int(entry.name))
     return found
+
+
+def fill(path: Path) -> None:
+    """Send datagrams to a socket until its queue is full."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                sock.sendto(b"STATUS=full", str(path))
+
+
+async def test_php_serves_on_though_it_has_much_to_tell_a_service_manager(runtime_dir: Path) -> None:
+    # Its master process sends its status through a socket that blocks, and starts no child while it does.
+    async with (
+        running_php_fpm(runtime_dir, settings=["systemd_interval = 1"]) as fpm,
+        running_caddy(runtime_dir, php_socket=fpm.socket) as caddy,
+    ):
+        fill(runtime_dir / "php-fpm-ready.sock")
+        await trio.sleep(2.5)  # two status lines fall due
+        with trio.fail_after(TIMEOUT):
+            assert (await get(caddy.port, "/")).status == 200
+
+
+async def test_caddy_reloads_though_it_has_much_to_tell_a_service_manager(runtime_dir: Path) -> None:
+    async with running_caddy(runtime_dir) as caddy:
+        fill(runtime_dir / "caddy-ready.sock")
+        with trio.fail_after(TIMEOUT):
+            await caddy.reload(CADDYFILE, "--force")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -199,7 +199,7 @@ def broadcast(
       realtimectl broadcast news -- -5          a message that begins with a dash
       jq -c . news.json | realtimectl broadcast news -
       realtimectl broadcast --binary thumbnails - < cat.png
-      realtimectl broadcast --key order-17 orders paid
+      realtimectl broadcast --key match-17-goal-3 scores 2:1
 
     With --key the command repeats itself if the connection breaks before the answer, and may itself be repeated after
     exit status 3: the message is sent once, and the answer to the others is marked as repeated. The daemon knows a key
@@ -436,7 +436,8 @@ def doctor(
     """Look at every part between a PHP page and a browser, and say what to do about what is wrong.
 
     Give it the environment that Caddy has (SERVER_ADDRESS, ALLOWED_ORIGINS), and run it as root if it says so. It
-    opens a few WebSockets and broadcasts on a channel of its own. Exit status 0 only if all is well.
+    opens a few WebSockets and broadcasts on a channel of its own. Exit status 0 only if nothing failed; warnings may
+    be meant.
 
     \b
       realtimectl doctor
