@@ -119,6 +119,14 @@ def test_the_same_messages_come_out_however_the_stream_is_cut(
     assert decoded(stream, sizes) == ([message for message, _ in commands], False, "")
 
 
+def test_a_stream_may_be_cut_anywhere() -> None:
+    commands: list[Message] = [Request(1, "a", [0]), Notification("", []), Request(2, "b", ["x" * 40]), NEXT]
+    stream = b"".join(map(encoded, commands))
+    for first in range(len(stream)):
+        for second in range(len(stream) - first):
+            assert decoded(stream, [first, second]) == (commands, False, "")
+
+
 @given(COMMANDS, MESSAGES, SIZES, st.data())
 def test_an_unfinished_command_is_kept_for_later(
     commands: list[tuple[Message, bytes]], last: Message, sizes: list[int], data: st.DataObject
