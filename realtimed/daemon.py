@@ -121,6 +121,7 @@ class Daemon:
             self._room,
             self.fan_out.at_once,
             self.answered,
+            settle=self.fan_out.settle,
         )
         self.websocket_addresses: list[Address] = []
         self.http_listener: SocketListener[trio.SocketStream] | None = None

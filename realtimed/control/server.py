@@ -82,6 +82,20 @@ class Service:
     stopping: bool = False
     refused: dict[str, int] = field(default_factory=dict)
     """Refused commands, by the code of the error."""
+    settle: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+    """Waits until everything published so far has been handed to the sockets or to their backlogs."""
+    listening: set[Connection] = field(default_factory=set)
+    """Those of the connections that have no commands left and stay to hear what the others publish."""
+    left: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
+    """Where to wait for a connection to be gone, or to be done with its commands."""
+
+    async def hear_out(self, connection: Connection) -> None:
+        """Wait, when the daemon stops, until no connection has commands left and all they published is handed on."""
+        self.listening.add(connection)
+        self.left.unpark_all()
+        while len(self.connections) > len(self.listening):
+            await self.left.park()
+        await self.settle()
 
     def note_refusal(self, code: str) -> None:
         """Count a command that is refused."""
@@ -125,6 +139,8 @@ class Connection:
                     log.debug(Event("publisher connected", **self._peer()))
                     self._check_access()
                     await self._serve()
+                    if self._service.stopping and (self.stream.channels or self.stream in self._hub.watchers):
+                        await self._service.hear_out(self)
                     with trio.move_on_after(self._service.config.close_timeout):
                         await self.stream.flush()
                 finally:
@@ -137,6 +153,8 @@ class Connection:
             self._hub.leave(self.stream)
             self._hub.watchers.leave(self.stream)
             self._service.connections.remove(self)
+            self._service.listening.discard(self)
+            self._service.left.unpark_all()
             self.stream.shut()
             self.stream.detach()
             del self._nursery  # it leads back here

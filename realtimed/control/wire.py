@@ -143,8 +143,8 @@ class Decoder:
     # Invariants: `_data` is what was received last, of which all before `_at` has been dealt with. If `_ahead` is not
     # None, `_scout` has been fed what is behind that place, and its own count of bytes is so much behind ours; if it
     # is None and there is a scout, nothing is left in that of what it was fed. In the middle of a command that is not
-    # whole, `_walker` is there and stands at `_at`; what it has walked over is in `_partial`, at most `limit` bytes when
-    # they came, unless `_skipping`: then the command has been reported as oversized, and nothing of it is kept.
+    # whole, `_walker` is there and stands at `_at`; what it has walked over is in `_partial`, no more than `limit`
+    # bytes when they came, unless `_skipping`: then the command has been reported as oversized and is not kept.
 
     def __init__(self, limit: int, max_values: int | None = None) -> None:
         self.limit = limit
