@@ -65,16 +65,14 @@ class Place:
     `name` is the address as it is counted, "" for connections of which no address is known.
     """
 
-    __slots__ = ("connections", "full_at", "name", "said_at")
+    __slots__ = ("connections", "full_at", "name")
 
-    # `full_at`: when the address may make a whole burst of handshakes again, by the clock. `said_at`: when it was last
-    # logged that it was turned away.
+    # `full_at`: when the address may make a whole burst of handshakes again, by the clock.
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.connections = 0
         self.full_at = -math.inf
-        self.said_at = -math.inf
 
 
 class Admission:
@@ -82,7 +80,8 @@ class Admission:
 
     # Invariants: `taken` is the sum of all places' connections. `_by_count` has each place in the
     # table that has connections under their number, and no empty set; `_most` is its largest key, 0 without one.
-    # `_idle` has the places in the table that have no connections, those that left first in front.
+    # `_idle` has the places in the table that have no connections, those that left first in front. `_said` has those
+    # addresses that were logged in the last `_SAID_AGAIN` seconds, and when: 2 × `_LINES` at most.
 
     def __init__(self, limit: int, per_address: int | None, handshakes: float, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -91,6 +90,7 @@ class Admission:
         self._by_count: dict[int, set[Place]] = {}
         self._most = 0
         self._idle: OrderedDict[str, Place] = OrderedDict()
+        self._said: OrderedDict[str, float] = OrderedDict()
         self._lines_full_at = -math.inf
         self._unlogged = 0
         self.taken = 0
@@ -131,7 +131,7 @@ class Admission:
             place = self._places.get(name) or Place(name)
             if self.per_address and place.connections >= self.per_address:
                 sentence = f"The limit of one address, max-connections-per-address, is {self.per_address} connections."
-                return self._turn_away(place, now, "max_connections_per_address", sentence, _RETRY_AFTER)
+                return self._turn_away(name, now, "max_connections_per_address", sentence, _RETRY_AFTER)
         if self.taken >= self.limit:
             self.refused["max_connections"] += 1
             sentence = f"The limit, max-connections, is {self.limit} connections."
@@ -142,7 +142,7 @@ class Admission:
             place.full_at, wait = _take(place.full_at, now, cost, span)
             if wait:
                 sentence = f"The limit of one address, handshakes-per-address, is {self.handshakes:g} a second."
-                return self._turn_away(place, now, "handshakes_per_address", sentence, math.ceil(wait))
+                return self._turn_away(place.name, now, "handshakes_per_address", sentence, math.ceil(wait))
         self._enter(place)
         return place
 
@@ -197,15 +197,17 @@ class Admission:
                 break
             del self._idle[name], self._places[name]
 
-    def _turn_away(self, place: Place, now: float, limit: str, sentence: str, retry_after: int) -> TurnedAway:
+    def _turn_away(self, name: str, now: float, limit: str, sentence: str, retry_after: int) -> TurnedAway:
         """Count who is turned away for its address; say whether that is worth a line in the log."""
         self.refused[limit] += 1
         self._unlogged += 1
         unlogged = 0
-        if now - place.said_at >= _SAID_AGAIN:
-            full_at, wait = _take(self._lines_full_at, now, _LINES_SPAN / _LINES, _LINES_SPAN)
+        while self._said and next(iter(self._said.values())) <= now - _SAID_AGAIN:
+            self._said.popitem(last=False)
+        if name not in self._said:
+            self._lines_full_at, wait = _take(self._lines_full_at, now, _LINES_SPAN / _LINES, _LINES_SPAN)
             if not wait:
-                self._lines_full_at, place.said_at = full_at, now
+                self._said[name] = now
                 unlogged, self._unlogged = self._unlogged, 0
         return TurnedAway(limit, sentence, retry_after, unlogged)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
 from itertools import islice
 from typing import Final, TypeAlias
 
@@ -68,9 +67,10 @@ class Backlogs:
     What several wait for counts once: `total` is what each stream has for itself, `held` is all.
     """
 
-    # Invariants: `total` is the sum of all backlogs' `cost`, `asked` the part of it that clients have asked for.
-    # `_shared` counts, for every object of bytes that backlogs refer to, how many entries do; `shared` is what these
-    # objects take. `_discarded` has what is counted still, and nobody waits for: none of the queues in it is empty.
+    # Invariants: `total` is the sum of all backlogs' `cost` and of what was counted with `count`, `asked` the part of
+    # it that clients have asked for. `_shared` counts, for every object of bytes that backlogs refer to, how many
+    # entries do; `shared` is what these objects take. `_discarded` has what is counted still, and nobody waits for:
+    # none of the queues in it is empty.
 
     def __init__(self, *, limit: int, timeout: float, total_limit: int, replays: Replays | None = None) -> None:
         self.limit = limit
@@ -80,14 +80,13 @@ class Backlogs:
         self.asked = 0
         self.shared = 0
         self.streams = 0
-        self.attend: Callable[[], object] = lambda: None
-        """Called when more is held than there may be, or something has to be let go of. It returns at once."""
         self.endings = trio.Semaphore(_ENDINGS)
         """For those who are found to be slow: thousands may be at the same time, and each is some work."""
         self._discarded: deque[_Queue] = deque()
         self._shared: dict[int, int] = {}
         self._replays = replays or Replays(History(limit=0, clock=float, default=Retention(0, 0)))
         self._waiting = trio.lowlevel.ParkingLot()
+        self._attendant = trio.lowlevel.ParkingLot()
         self._turns = trio.StrictFIFOLock()
 
     @property
@@ -123,10 +122,18 @@ class Backlogs:
             del self._shared[key]
             self.shared -= len(data) + SHARED_BYTES
 
+    def count(self, change: int) -> None:
+        """Account for so many bytes more, or fewer if below 0, that are held otherwise than by backlogs."""
+        self.total += change
+        if change > 0:
+            self.check()
+        elif change < 0:
+            self.freed()
+
     def check(self) -> None:
         """To be called after something has been added, or the limit been lowered."""
         if self.held > self.total_limit:
-            self.attend()
+            self._attendant.unpark_all()
 
     def charge(self, data: _Data, asked: bool) -> int:
         """Account for one entry more; return what it takes for its client alone."""
@@ -153,7 +160,7 @@ class Backlogs:
         self._let_go_of(queue, _DISCARDED_AT_ONCE)
         if queue:
             self._discarded.append(queue)
-            self.attend()
+            self._attendant.unpark_all()
 
     def let_go(self) -> bool:
         """Let go of a part of what has been discarded, which may be a lot; return whether there is more."""
@@ -193,6 +200,15 @@ class Backlogs:
     def may_replay(self) -> bool:
         """Whether there is memory for another piece of a replay."""
         return self.replaying <= self.total_limit // 2
+
+    async def exceeded(self) -> None:
+        """Wait until more is held than there may be, and let go meanwhile of what has been discarded. For one task."""
+        while True:
+            while self.let_go():
+                await trio.lowlevel.checkpoint()
+            if self.held > self.total_limit:
+                return
+            await self._attendant.park()
 
     async def room(self) -> None:
         """Wait until the sum is within its limit."""

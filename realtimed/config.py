@@ -80,13 +80,21 @@ def _file(value: object) -> Path:
 _HOST: Final = re.compile(r"[^\s\x00-\x20/?#@\[\]]{1,253}")
 
 
+def _is_host(name: str) -> bool:
+    """Return whether a name is one that the resolver can be asked for."""
+    try:
+        return _HOST.fullmatch(name) is not None and (name.isascii() or bool(name.encode("idna")))
+    except UnicodeError:
+        return False
+
+
 def _address(text: object) -> Address:
     if isinstance(text, str):
         if text.startswith("unix:"):
             return Address(path=_path(text.removeprefix("unix:")))
         host, colon, port = text.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
-        if colon and _HOST.fullmatch(host) and port.isascii() and port.isdigit():
+        if colon and _is_host(host) and port.isascii() and port.isdigit():
             if len(port) <= 5 and int(port) < 65536:
                 return Address(host=host, port=int(port))
             raise ValueError("expected a port of at most 65535")
@@ -121,7 +129,7 @@ def _group(value: object) -> str:
     if isinstance(value, str) and value:
         try:
             grp.getgrnam(value)
-        except KeyError:
+        except (KeyError, ValueError):  # ValueError: a zero byte
             raise ValueError("expected a group of this system") from None
         return value
     raise ValueError("expected the name of a group")
@@ -144,7 +152,7 @@ def _ids(value: object, kind: str, find: Callable[[str], int]) -> tuple[int, ...
     for each in map(str, given):
         try:
             found.append(int(each) if re.fullmatch(r"\d{1,9}", each) else find(each))
-        except KeyError:
+        except (KeyError, ValueError):
             raise ValueError(f"expected a {kind} of this system; there is none called {quoted(each)}") from None
     return tuple(found)
 
@@ -540,7 +548,10 @@ def _read_rules(rules: list[object], usual: Config, named: str, wrong: list[str]
 
 
 def _read_file(file: Path) -> dict[str, object]:
-    """Return what a TOML file holds. Raises `ConfigurationError`, at once for what is no file: a FIFO might never end."""
+    """Return what a TOML file holds.
+
+    Raises `ConfigurationError`, and does so at once for what is not a file: a FIFO may never end, a device neither.
+    """
     try:
         with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb") as opened:
             if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):

@@ -21,8 +21,10 @@ from realtimed.accepting import ClientRoom, accept
 from realtimed.admission import Admission
 from realtimed.backlog import Backlogs
 from realtimed.config import Address, Config
+from realtimed.control.commands import Context
 from realtimed.control.idempotency import Answered
-from realtimed.control.server import Connection, Service
+from realtimed.control.server import Connection
+from realtimed.control.service import WAITING_LIMIT, Service, shed_largest
 from realtimed.drain import Drain
 from realtimed.errors import ConfigurationError
 from realtimed.fanout import FanOut
@@ -55,9 +57,6 @@ _LOG_INTERVAL_BEHIND: Final = 0.05
 
 _EXPIRED_AT_ONCE: Final = 1000
 """Publications dropped before other tasks get their turn: a fraction of a millisecond."""
-
-_ANSWERS_LIMIT: Final = 64 * 2**20
-"""Bytes of answers that may wait for one publisher to read them; `clients` of a large daemon is a long answer."""
 
 log = logging.getLogger(__name__)
 
@@ -108,19 +107,16 @@ class Daemon:
         self.sessions = Sessions(self.admission, self.backlogs)
         self.client_room = ClientRoom(files_for_clients())
         self.answers = Backlogs(
-            limit=_ANSWERS_LIMIT, timeout=config.backlog_timeout, total_limit=config.max_backlog_total
+            limit=WAITING_LIMIT, timeout=config.backlog_timeout, total_limit=config.max_answers_total
         )
         self._state = StateFile(config.state_file) if config.state_file is not None else None
-        self.answered = Answered(config.retry_window, time.monotonic)
+        self.answered = Answered(config.retry_window, time.monotonic, config.max_keys_bytes)
         self.service = Service(
-            self.hub,
-            self.sessions.members,
+            Context(self.hub, self.sessions.members, self.stats, self.info, self.answered),
             config,
-            self.stats,
-            self.info,
+            self.answers,
             self._room,
             self.fan_out.at_once,
-            self.answered,
             settle=self.fan_out.settle,
         )
         self.websocket_addresses: list[Address] = []
@@ -167,6 +163,7 @@ class Daemon:
                 background.start_soon(self.fan_out.run)
                 background.start_soon(heartbeat, self.sessions, lambda: self.config)
                 background.start_soon(relief, self.sessions)
+                background.start_soon(shed_largest, self.service)
                 background.start_soon(self._expire_history)
                 background.start_soon(_keep_log_going)
                 background.start_soon(self.socket_files.run)
@@ -258,6 +255,9 @@ class Daemon:
             "history_publications": self.history.publications,
             "history_bytes": self.history.bytes,
             "publishers": len(self.service.connections),
+            "answers_bytes": self.answers.held,
+            "keys": len(self.answered),
+            "keys_bytes": self.answered.bytes,
             "watchers": len(self.hub.watchers),
             "backlogged": self.backlogs.streams,
             "backlog_bytes": self.backlogs.held,
@@ -451,8 +451,9 @@ class Daemon:
         self.admission.configure(*_admission_limits(config))
         self.client_room.limit = files_for_clients()
         self.backlogs.limit = config.max_backlog
-        for backlogs in (self.backlogs, self.answers):
-            backlogs.timeout, backlogs.total_limit = config.backlog_timeout, config.max_backlog_total
+        self.answered.limit = config.max_keys_bytes
+        for backlogs, limit in ((self.backlogs, config.max_backlog_total), (self.answers, config.max_answers_total)):
+            backlogs.timeout, backlogs.total_limit = config.backlog_timeout, limit
             backlogs.check()
             backlogs.freed()  # publishers may be waiting for what there is now room for
         logging.getLogger().setLevel(config.log_level.upper())

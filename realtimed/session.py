@@ -14,6 +14,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Final
@@ -23,6 +24,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_st
 
 from realtimed.admission import Admission, Place, TurnedAway
 from realtimed.backlog import Backlogs
+from realtimed.channel import Channel
 from realtimed.config import Config
 from realtimed.errors import quoted
 from realtimed.frames import PING, CloseCode, close_frame
@@ -91,6 +93,7 @@ class Session:
         "expires_at",
         "id",
         "number",
+        "rank",
         "stream",
     )
 
@@ -101,6 +104,7 @@ class Session:
     def __init__(self, stream: ClientStream, hub: Hub, config: Config, sessions: Sessions) -> None:
         self.number = sessions.new_number()
         self.id = f"c-{sessions.run}-{self.number:x}"
+        self.rank = 0
         self.stream = stream
         self.connected_since = time.time()
         self._connected_at = trio.current_time()  # for durations: the time of day may be put right in between
@@ -163,6 +167,16 @@ class Session:
             return False
         self._hub.catch_up(self.stream)
         return self._end(code, reason)
+
+    @property
+    def address(self) -> str:
+        """Who is there, as far as is known."""
+        return self._address
+
+    @property
+    def channels(self) -> AbstractSet[Channel]:
+        """What the client is subscribed to."""
+        return self.stream.channels
 
     @property
     def closing(self) -> bool:
@@ -262,6 +276,7 @@ class Session:
         self.stream.form = protocol.form
         self._websocket = await request.accept(subprotocol=protocol.name or None)
         asked = path(head)
+        self.rank = self._sessions.connections
         self._sessions.connections += 1
         self._sessions.members[self.id] = self
         self.stream.open_gate()
@@ -397,7 +412,8 @@ class Session:
 class Sessions:
     """All sessions, the places that they take, and what has become of those that are over."""
 
-    # Invariant: `members` holds those whose handshake has been answered with 101, until their stream is shut. `refused`
+    # Invariant: `members` holds those whose handshake has been answered with 101, until their stream is shut, in the
+    # order of their `rank`, which is the number of `connections` that were there before. `refused`
     # counts the other answers by HTTP status, `closed` the ends of WebSockets by close code. `left` counts the parsers
     # that have been left behind since the last full garbage collection that was made for them.
 
@@ -484,18 +500,11 @@ def _expiry(max_age: float | None) -> float:
 async def relief(sessions: Sessions) -> None:
     """Whenever too much waits for all clients together, disconnect those that most waits for, at once.
 
-    Publishers wait until that is done, and no longer: a client that does not read delays nobody else. What waited for
-    those that are gone is let go of here as well, a part at a time.
+    Publishers wait until that is done, and no longer: a client that does not read delays nobody else.
     """
     backlogs = sessions.backlogs
-    attention = trio.lowlevel.ParkingLot()
-    backlogs.attend = attention.unpark_all
     while True:
-        while backlogs.let_go():
-            await trio.lowlevel.checkpoint()
-        if backlogs.held <= backlogs.total_limit:
-            await attention.park()
-            continue
+        await backlogs.exceeded()
         behind = [session for session in sessions.members.values() if session.stream.burden]
         behind.sort(key=lambda session: session.stream.burden)
         while behind and backlogs.held > backlogs.total_limit * _RELIEF:

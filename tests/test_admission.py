@@ -228,12 +228,15 @@ def test_a_new_rate_does_not_keep_anyone_out_for_longer(clock: Clock) -> None:
 
 def test_an_address_is_logged_once_in_a_while(clock: Clock) -> None:
     admission = Admission(10, 1, 0, clock)
-    admitted(admission, "203.0.113.7")
+    place = admitted(admission, "203.0.113.7")
     assert [turned_away(admission, "203.0.113.7").unlogged for _ in range(100)] == [1] + [0] * 99
     clock.now += 59
     assert turned_away(admission, "203.0.113.7").unlogged == 0
+    admission.leave(place)
+    place = admitted(admission, "203.0.113.7")
+    assert turned_away(admission, "203.0.113.7").unlogged == 0, "a new connection makes no new line"
     clock.now += 1
-    assert turned_away(admission, "203.0.113.7").unlogged == 101
+    assert turned_away(admission, "203.0.113.7").unlogged == 102
 
 
 def test_many_addresses_make_few_lines(clock: Clock) -> None:

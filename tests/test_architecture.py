@@ -67,13 +67,17 @@ WITHOUT_TRIO = (
     "hub",
     "admission",
     "protocols",
+    "control.answers",
+    "control.commands",
+    "control.idempotency",
+    "control.listing",
     "control.walker",
     "control.wire",
     *CLIENT_SIDE,
 )
 ONLY_USERS = {
     "trio_websocket": {"session"},
-    "msgpack": {"control.wire"},
+    "msgpack": {"control.wire", "control.answers"},
     "typer": {"cli"},
     "rich": {"cli"},
     "prometheus_client": {"metrics"},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+import trio
+import trio.testing
 
 from realtimed.backlog import ENTRY_BYTES, SHARED_BYTES, Backlog, Backlogs
 
@@ -39,29 +41,40 @@ async def test_bytes_that_many_wait_for_count_once(clients: int) -> None:
 
 async def test_a_long_backlog_is_let_go_of_a_part_at_a_time() -> None:
     backlogs = make_backlogs()
-    called: list[str] = []
-    backlogs.attend = lambda: called.append("attend")
     short, long = Backlog(backlogs), Backlog(backlogs)
     for number in range(10_000):
         data = b"%300d" % number
         long.add(data, 0)
         if number < 100:
             short.add(data, 0)
-    short.clear()
-    assert called == []
     before = backlogs.held
+    short.clear()
+    assert backlogs.held == before - 100 * ENTRY_BYTES
     long.clear()
-    assert called == ["attend"]
     assert long.size == 0
     long.add(b"new", 0)  # it may be used again
-    parts = 1
+    parts = [backlogs.held]
     while backlogs.let_go():
-        parts += 1
-        assert backlogs.held < before
-        before = backlogs.held
-    assert parts > 10
+        parts.append(backlogs.held)
+    assert len(parts) > 10
+    assert sorted(set(parts), reverse=True) == parts
     assert backlogs.held == long.cost == cost_of(b"new")
     long.clear()
+    assert backlogs.held == 0
+
+
+@pytest.mark.usefixtures("autojump_clock")
+async def test_what_is_let_go_of_in_parts_is_free_in_the_end() -> None:
+    backlogs = make_backlogs()
+    backlog = Backlog(backlogs)
+    for number in range(10_000):
+        backlog.add(b"%300d" % number, 0)
+    with trio.move_on_after(1) as soon:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(backlogs.exceeded)
+            await trio.testing.wait_all_tasks_blocked()
+            backlog.clear()
+    assert soon.cancelled_caught, "nothing is exceeded"
     assert backlogs.held == 0
 
 

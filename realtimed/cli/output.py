@@ -10,6 +10,7 @@ import os
 import time
 from base64 import b64encode
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -17,7 +18,18 @@ import typer
 from realtimed.control.calls import ChannelMessage
 from realtimed.errors import printable
 
-__all__ = ["as_json", "date", "line", "print_json", "print_map", "print_table", "some", "stop_printing", "visible"]
+__all__ = [
+    "as_json",
+    "date",
+    "line",
+    "print_json",
+    "print_map",
+    "print_table",
+    "say_what_failed",
+    "some",
+    "stop_printing",
+    "visible",
+]
 
 
 def visible(value: object) -> str:
@@ -84,6 +96,13 @@ def as_json(message: ChannelMessage) -> dict[str, object]:
 def stop_printing() -> None:
     """Let nothing more be printed: not even what Python has kept and would try to write when it ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def say_what_failed(program: str, what: str, error: OSError) -> None:
+    """Say that `what` cannot be read or written, and print nothing more."""
+    stop_printing()
+    with suppress(OSError):  # of what cannot be written either
+        typer.echo(f"{program}: {what}: {error.strerror or error}", err=True)
 
 
 def print_json(value: object) -> None:

@@ -18,7 +18,18 @@ from typing import Annotated, Any, Concatenate, Final, NamedTuple, ParamSpec
 import typer
 
 from realtimed import __version__
-from realtimed.cli.output import as_json, date, line, print_json, print_map, print_table, some, stop_printing, visible
+from realtimed.cli.output import (
+    as_json,
+    date,
+    line,
+    print_json,
+    print_map,
+    print_table,
+    say_what_failed,
+    some,
+    stop_printing,
+    visible,
+)
 from realtimed.cli.since import following, parse_since
 from realtimed.control.calls import HISTORY_SHOWN, NOT_ALLOWED
 from realtimed.control.client import Client
@@ -31,6 +42,8 @@ _REFUSED: Final = 1
 _UNREACHABLE: Final = 3
 _INTERRUPTED: Final = 128 + 2  # as the shell reports SIGINT and SIGPIPE
 _PIPE_CLOSED: Final = 128 + 13
+
+_STANDARD_STREAMS: Final = "standard input or output"
 
 _HELP = """Broadcast, and see who listens: the shell's way to a running realtimed.
 
@@ -158,13 +171,8 @@ def _exit_status() -> Iterator[None]:
         stop_printing()
         raise typer.Exit(_PIPE_CLOSED) from None
     except OSError as error:  # those of the control socket are RealtimeErrors
-        _say_what_failed(error)
+        say_what_failed("realtimectl", _STANDARD_STREAMS, error)
         raise typer.Exit(_REFUSED) from None
-
-
-def _say_what_failed(error: OSError) -> None:
-    stop_printing()
-    typer.echo(f"realtimectl: standard input or output: {error.strerror}", err=True)
 
 
 # The commands. In their help, \b keeps the lines of a paragraph as they are (and has to be the character itself).
@@ -217,17 +225,33 @@ def broadcast(
         typer.echo(f"queued for {clients}, offset {receipt.offset}, epoch {visible(receipt.epoch)}{repeated}")
 
 
+_LIMIT: Final = typer.Option(
+    "--limit", "-n", metavar="NUMBER", min=1, max=10**9, help="No more than so many.", show_default=False
+)
+_COUNT: Final = typer.Option("--count", help="Print only how many there are.", show_default=False)
+
+
 @_command
 def channels(
     daemon: _Daemon,
     prefix: Annotated[str, typer.Argument(metavar="PREFIX", help="Only names that begin so.", show_default=False)] = "",
+    limit: Annotated[int | None, _LIMIT] = None,
+    count: Annotated[bool, _COUNT] = False,
 ) -> None:
     """List the channels that have subscribers.
 
-    The offset is that of the newest message; it begins at 1 in every epoch. HISTORY is how many messages are kept.
-    """
+    \b
+      realtimectl channels chat:
+      realtimectl channels chat: --count
+
+    The offset is that of the newest message; it begins at 1 in every epoch. HISTORY is how many messages are kept. With
+    --limit they are those that have been there for longest.
+    """  # noqa: D301
     with daemon.client() as client:
-        found = client.channels(prefix)
+        if count:
+            _print_count(daemon, client.count_channels(prefix), limit)
+            return
+        found = client.channels(prefix, limit=limit)
     if daemon.json:
         print_json({name: each._asdict() for name, each in found.items()})
     else:
@@ -264,13 +288,34 @@ def history(
 
 
 @_command
-def clients(daemon: _Daemon) -> None:
+def clients(
+    daemon: _Daemon,
+    channel: Annotated[
+        str | None,
+        typer.Option(metavar="CHANNEL", help="Only those that are subscribed to it.", show_default=False),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Only those that come from there.", show_default=False)
+    ] = None,
+    limit: Annotated[int | None, _LIMIT] = None,
+    count: Annotated[bool, _COUNT] = False,
+) -> None:
     """List the connected clients, the longest connected first.
 
+    \b
+      realtimectl clients --channel news
+      realtimectl clients --address 203.0.113.7 --count
+      realtimectl clients --address 203.0.113.7 --json | jq -r '.[].id' | xargs -n 1 realtimectl disconnect
+
     PENDING is how many bytes wait for a client that reads slowly.
-    """
+    """  # noqa: D301
     with daemon.client() as client:
-        found = sorted(client.clients(), key=lambda each: each.connected_since)
+        if count:
+            _print_count(daemon, client.count_clients(channel=channel, address=address), limit)
+            return
+        found = sorted(
+            client.clients(channel=channel, address=address, limit=limit), key=lambda each: each.connected_since
+        )
     if daemon.json:
         print_json([each._asdict() for each in found])
     else:
@@ -279,6 +324,14 @@ def clients(daemon: _Daemon) -> None:
             for each in found
         ]
         print_table(("CLIENT", "PROTOCOL", "ADDRESS", "CONNECTED", "PENDING", "CHANNELS"), rows)
+
+
+def _print_count(daemon: _Daemon, count: int, limit: int | None) -> None:
+    count = count if limit is None else min(count, limit)
+    if daemon.json:
+        print_json({"count": count})
+    else:
+        typer.echo(count)
 
 
 @_command
@@ -495,7 +548,7 @@ def main() -> None:
     try:
         app(prog_name="realtimectl")
     except OSError as error:  # before a command begins: --version and --help
-        _say_what_failed(error)
+        say_what_failed("realtimectl", _STANDARD_STREAMS, error)
         sys.exit(_REFUSED)
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +17,7 @@ import typer
 from typer.core import TyperCommand
 
 from realtimed import __version__, logs
+from realtimed.cli.output import say_what_failed, visible
 from realtimed.config import SETTINGS, Setting, load
 from realtimed.errors import ConfigurationError
 from realtimed.log_output import open_standard_descriptors
@@ -37,6 +40,7 @@ Each option has an environment variable, and may stand in a TOML file, named lik
 in lower case. The command line wins, then the environment, then the file.
 """
 
+_EXIT_FAILED = 1
 _EXIT_USAGE = 2
 
 
@@ -50,7 +54,7 @@ def _start(**given: Any) -> None:
     """Load the configuration, then check it or run the daemon."""
     open_standard_descriptors()
     file, check = given.pop("config"), given.pop("check")
-    options = {name: value for name, value in given.items() if name in SETTINGS and value}
+    options = {name: value for name, value in given.items() if name in SETTINGS and value not in (None, [], ())}
     try:
         reread = partial(load, options, os.environ, file)
         config = reread()
@@ -61,11 +65,19 @@ def _start(**given: Any) -> None:
         # Only now: `--help` and `--check` need no trio.
         from realtimed.daemon import run  # noqa: PLC0415
 
-        run(config, reread, os.environ)
+        _run(partial(run, config, reread, os.environ))
     except ConfigurationError as error:
-        for line in str(error).splitlines():
-            typer.echo(f"realtimed: {line}", err=True)
+        for line in str(error).split("\n"):
+            typer.echo(f"realtimed: {visible(line)}", err=True)
         raise typer.Exit(_EXIT_USAGE) from None
+
+
+def _run(daemon: Callable[[], None]) -> None:
+    try:
+        daemon()
+    except OSError as error:  # before it serves: afterwards they come in groups, or are dealt with
+        typer.echo(f"realtimed: cannot start: {error.strerror or error}", err=True)
+        raise typer.Exit(_EXIT_FAILED) from None
 
 
 class _Command(TyperCommand):
@@ -148,7 +160,11 @@ def main() -> None:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.command(help=_HELP, cls=_Command)(_start)
-    app(prog_name="realtimed")
+    try:
+        app(prog_name="realtimed")
+    except OSError as error:
+        say_what_failed("realtimed", "standard output", error)
+        sys.exit(_EXIT_FAILED)
 
 
 if __name__ == "__main__":
