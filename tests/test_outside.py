@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import shlex
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -515,7 +517,8 @@ def test_peers_of_realtimectl(behaviour: Behaviour, arguments: list[str], runtim
 
 RESULTS: Final = [
     None, -1, 2**63, float("nan"), "\x1b[31m", b"\xff", [], {}, [[]], {1: 2}, {"\x1b[31m": "\x1b[31m"},
-    {"started": 1e300}, {"started": float("nan")}, {"started": "\x1b"}, {"limits": {"\x1b": {}}}, {"uptime": "x", "closed": 5},
+    {"started": 1e300}, {"started": float("nan")}, {"started": "\x1b"}, {"limits": {"\x1b": {}}},
+    {"uptime": "x", "closed": 5},
     {"recipients": "x", "epoch": 1, "offset": None}, {"epoch": "\x1b", "offset": -1, "messages": [[2**63, "\x1b"]]},
     {"epoch": "e", "offset": 1, "messages": 5}, {"epoch": "e", "offset": 1, "messages": [[1]]},
     {"\x1b[31m": {"subscribers": 1, "epoch": "\x1b[31m", "offset": 1, "history": 1}},
