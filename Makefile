@@ -5,13 +5,14 @@ VENV := .venv
 IN_VENV := $(VENV)/bin/python -m
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help run test conformance fuzz soak jitter avalanche bench lint format check clean php browser systemd
+.PHONY: help run test conformance attack fuzz soak jitter avalanche bench lint format check clean php browser systemd
 .NOTPARALLEL:
 
 help:
 	@echo 'make run      run the daemon, PHP, Caddy and the demo page, until Ctrl-C'
 	@echo 'make test     run all tests; some of them: make test ARGS="-k origins"'
 	@echo 'make conformance   run the Autobahn test suite, directly and through Caddy; some of it: ARGS="6.* 7.*"'
+	@echo 'make attack   attack a daemon in every way: does another client notice, is memory bounded? ARGS="handshakes"'
 	@echo 'make fuzz     fuzz all that reads what peers send, each part for a minute; one of them, longer: ARGS="wire --seconds 600"'
 	@echo 'make soak     clients and publishers of all kinds come and go: does all end where it began? ARGS="--minutes 20"'
 	@echo 'make jitter   cut the connections of 1,000 clients for a minute: does each have every message, in order, once?'
@@ -33,6 +34,9 @@ test: php $(INSTALLED) browser systemd
 
 conformance soak jitter avalanche: $(INSTALLED)
 	@$(IN_VENV) tests.$@ $(ARGS)
+
+attack: $(INSTALLED)
+	@$(IN_VENV) tests.attacks $(ARGS)
 
 # Where there is no atheris for this Python, the fuzzers have a loop of their own.
 fuzz: $(INSTALLED)

@@ -268,7 +268,7 @@ async function diagnosis() {
     case 403:
       return await response.text();
     case 426:
-      return 'realtimed is there, but has not opened a WebSocket yet. If this lasts, a proxy in between may not pass them on, or there are max-connections already.';
+      return 'realtimed is there, but has not opened a WebSocket yet. If this lasts, a proxy in between may not pass them on, or a limit on connections is reached.';
     case 502:
     case 503:
     case 504:

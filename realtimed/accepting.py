@@ -21,8 +21,9 @@ _PAUSE: Final = 0.1
 _CALM: Final = 1.0
 """Seconds without trouble after which it is over. Where each file that is closed is opened again at once, it is not."""
 
-_BATCH: Final = 64
-"""Connections that are accepted in one go before other tasks get their turn."""
+_BATCH: Final = 8
+"""Connections that are accepted in one go before other tasks get their turn. A handshake takes about half a millisecond
+in all, so this bounds a turn to a few milliseconds however many connect."""
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
 from itertools import islice
 from typing import Final, TypeAlias
 
@@ -41,6 +40,11 @@ _CHUNK_COST: Final = 72
 _CHUNK_SECONDS: Final = 0.1
 """How much later than the first of a chunk its last frame may have come: so exact is the deadline of each."""
 
+_ENDINGS: Final = 16
+"""Slow clients that are told so in one turn of the event loop."""
+
+_DISCARDED_AT_ONCE: Final = 500
+"""Entries that are let go of before other tasks get their turn: half a millisecond."""
 
 _ASKED_COST: Final = 40
 """What bytes that a client has asked for take beside them and their entry."""
@@ -54,6 +58,8 @@ _Entry: TypeAlias = tuple[float, _Data, bool]
 
 _Later: TypeAlias = tuple[float, _Data | Pieces, bool]
 
+_Queue: TypeAlias = deque[_Entry] | deque[_Later]
+
 
 class Backlogs:
     """What waits for clients that do not read fast enough: the limits, and the sum over all streams in bytes of memory.
@@ -61,9 +67,10 @@ class Backlogs:
     What several wait for counts once: `total` is what each stream has for itself, `held` is all.
     """
 
-    # Invariants: `total` is the sum of all backlogs' `cost`, `asked` the part of it that clients have asked for.
-    # `_shared` counts, for every object of bytes that backlogs refer to, how many entries do; `shared` is what these
-    # objects take.
+    # Invariants: `total` is the sum of all backlogs' `cost` and of what was counted with `count`, `asked` the part of
+    # it that clients have asked for. `_shared` counts, for every object of bytes that backlogs refer to, how many
+    # entries do; `shared` is what these objects take. `_discarded` has what is counted still, and nobody waits for:
+    # none of the queues in it is empty.
 
     def __init__(self, *, limit: int, timeout: float, total_limit: int, replays: Replays | None = None) -> None:
         self.limit = limit
@@ -73,11 +80,13 @@ class Backlogs:
         self.asked = 0
         self.shared = 0
         self.streams = 0
-        self.over: Callable[[], object] = lambda: None
-        """Called when more is held than there may be. It returns at once."""
+        self.endings = trio.Semaphore(_ENDINGS)
+        """For those who are found to be slow: thousands may be at the same time, and each is some work."""
+        self._discarded: deque[_Queue] = deque()
         self._shared: dict[int, int] = {}
         self._replays = replays or Replays(History(limit=0, clock=float, default=Retention(0, 0)))
         self._waiting = trio.lowlevel.ParkingLot()
+        self._attendant = trio.lowlevel.ParkingLot()
         self._turns = trio.StrictFIFOLock()
 
     @property
@@ -113,10 +122,63 @@ class Backlogs:
             del self._shared[key]
             self.shared -= len(data) + SHARED_BYTES
 
+    def count(self, change: int) -> None:
+        """Account for so many bytes more, or fewer if below 0, that are held otherwise than by backlogs."""
+        self.total += change
+        if change > 0:
+            self.check()
+        elif change < 0:
+            self.freed()
+
     def check(self) -> None:
         """To be called after something has been added, or the limit been lowered."""
         if self.held > self.total_limit:
-            self.over()
+            self._attendant.unpark_all()
+
+    def charge(self, data: _Data, asked: bool) -> int:
+        """Account for one entry more; return what it takes for its client alone."""
+        if not asked and isinstance(data, bytes):
+            self.share(data)
+        cost = _cost(data, asked)
+        self.total += cost
+        if asked:
+            self.asked += cost
+        return cost
+
+    def discharge(self, data: _Data, asked: bool) -> int:
+        """Account for one entry less; return what it took for its client alone."""
+        if not asked and isinstance(data, bytes):
+            self.unshare(data)
+        cost = _cost(data, asked)
+        self.total -= cost
+        if asked:
+            self.asked -= cost
+        return cost
+
+    def discard(self, queue: _Queue) -> None:
+        """Let go of a queue of entries: at once if it is short, or else with `let_go`. It is no longer the caller's."""
+        self._let_go_of(queue, _DISCARDED_AT_ONCE)
+        if queue:
+            self._discarded.append(queue)
+            self._attendant.unpark_all()
+
+    def let_go(self) -> bool:
+        """Let go of a part of what has been discarded, which may be a lot; return whether there is more."""
+        if self._discarded:
+            queue = self._discarded[0]
+            self._let_go_of(queue, _DISCARDED_AT_ONCE)
+            if not queue:
+                self._discarded.popleft()
+            self.freed()
+        return bool(self._discarded)
+
+    def _let_go_of(self, queue: _Queue, count: int) -> None:
+        for _ in range(min(count, len(queue))):
+            _, data, asked = queue.popleft()
+            if isinstance(data, Pieces):
+                data.close()
+            else:
+                self.discharge(data, asked)
 
     def freed(self) -> None:
         """To be called after something has been taken away, or the limit been raised: let those go on who wait."""
@@ -138,6 +200,15 @@ class Backlogs:
     def may_replay(self) -> bool:
         """Whether there is memory for another piece of a replay."""
         return self.replaying <= self.total_limit // 2
+
+    async def exceeded(self) -> None:
+        """Wait until more is held than there may be, and let go meanwhile of what has been discarded. For one task."""
+        while True:
+            while self.let_go():
+                await trio.lowlevel.checkpoint()
+            if self.held > self.total_limit:
+                return
+            await self._attendant.park()
 
     async def room(self) -> None:
         """Wait until the sum is within its limit."""
@@ -208,7 +279,7 @@ class Backlog:
                 self.sent = sent
             # Behind a replay, which has time of its own, it is not waiting for the client, but for that.
             time = self.time = max(self.time, time)
-        self._charge(own, False)
+        self.cost += self._backlogs.charge(own, False)
         queue.append((time, own, False))
 
     def _gathered(self, last: _Later, data: bytes, time: float) -> bool:
@@ -269,7 +340,7 @@ class Backlog:
         self.time += len(data) * pace
         self.size += len(data) - sent
         self.asked += len(data) - sent
-        self._charge(data, True)
+        self.cost += self._backlogs.charge(data, True)
         self.entries.append((self.time, data, True))
 
     def _advance(self) -> None:
@@ -302,7 +373,7 @@ class Backlog:
                 break
             self.entries.popleft()
             self.sent = 0
-            self._discharge(data, asked)
+            self.cost -= self._backlogs.discharge(data, asked)
         if self.live <= self._backlogs.limit:
             self.over_since = math.inf
         if not self.asked and not self._replays:
@@ -335,40 +406,18 @@ class Backlog:
             if end > sent:
                 rest = bytearray(data[sent:end])
                 self.size = len(rest)
-                self._charge(rest, False)
+                self.cost += self._backlogs.charge(rest, False)
                 self.entries.append((time, rest, False))
 
     def clear(self) -> None:
         """Drop everything."""
-        for queue in (self.entries, self._later):
-            for _, data, asked in queue:
-                if isinstance(data, Pieces):
-                    data.close()
-                else:
-                    self._discharge(data, asked)
-            queue.clear()
+        self._backlogs.discard(self.entries)
+        self._backlogs.discard(self._later)
+        self.entries, self._later = deque(), deque()
         self._replays = 0
-        self.size = self.asked = self.sent = 0
+        self.size = self.asked = self.cost = self.sent = 0
         self.over_since = math.inf
         self.replayed.set()
-
-    def _charge(self, data: _Data, asked: bool) -> None:
-        """Account for an entry that is about to be there."""
-        if not asked and isinstance(data, bytes):
-            self._backlogs.share(data)
-        self._count(_cost(data, asked), asked)
-
-    def _discharge(self, data: _Data, asked: bool) -> None:
-        """Account for an entry that is there no longer."""
-        if not asked and isinstance(data, bytes):
-            self._backlogs.unshare(data)
-        self._count(-_cost(data, asked), asked)
-
-    def _count(self, cost: int, asked: bool) -> None:
-        self.cost += cost
-        self._backlogs.total += cost
-        if asked:
-            self._backlogs.asked += cost
 
 
 def _cost(data: _Data, asked: bool) -> int:

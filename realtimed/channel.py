@@ -90,10 +90,10 @@ class Channel:
     """A channel that somebody is subscribed to, or that has a history.
 
     `offset` is that of the newest publication, 0 before the first; `epoch` is different for every time that offsets
-    began at 1.
+    began at 1. `number` is higher than that of every channel that was there before.
     """
 
-    __slots__ = ("_audience", "_rosters", "count", "epoch", "name", "offset", "plural", "ring", "subscribers")
+    __slots__ = ("_audience", "_rosters", "count", "epoch", "name", "number", "offset", "plural", "ring", "subscribers")
 
     # Invariants: `count` is the number of members of all sets in `subscribers`; none of these sets is empty. The
     # channel is in a subscriber's `channels` exactly if the subscriber is in the set of its form. A roster in
@@ -102,8 +102,9 @@ class Channel:
     # channels as well. `ring` is None if no history is kept of this channel; otherwise its newest entry, if it has
     # any, is the publication with `offset`.
 
-    def __init__(self, name: str, epoch: str, ring: Ring | None) -> None:
+    def __init__(self, name: str, epoch: str, ring: Ring | None, number: int = 0) -> None:
         self.name = name
+        self.number = number
         self.epoch = epoch
         self.ring = ring
         self.offset = 0
@@ -112,6 +113,15 @@ class Channel:
         self.subscribers: dict[WireFormat, set[Subscriber]] = {}
         self._rosters: dict[WireFormat, Roster] = {}
         self._audience: tuple[tuple[WireFormat, Roster], ...] = ()
+
+    def describe(self) -> dict[str, object]:
+        """Return what the ``channels`` command shows."""
+        return {
+            "subscribers": self.count,
+            "epoch": self.epoch,
+            "offset": self.offset,
+            "history": self.ring.count if self.ring is not None else 0,
+        }
 
     def audience(self) -> tuple[tuple[WireFormat, Roster], ...]:
         """Return who is subscribed now, by the form of what they get."""

@@ -18,10 +18,13 @@ import trio
 
 from realtimed import __version__, garbage, logs
 from realtimed.accepting import ClientRoom, accept
+from realtimed.admission import Admission
 from realtimed.backlog import Backlogs
 from realtimed.config import Address, Config
+from realtimed.control.commands import Context
 from realtimed.control.idempotency import Answered
-from realtimed.control.server import Connection, Service
+from realtimed.control.server import Connection
+from realtimed.control.service import WAITING_LIMIT, Service, shed_largest
 from realtimed.drain import Drain
 from realtimed.errors import ConfigurationError
 from realtimed.fanout import FanOut
@@ -54,9 +57,6 @@ _LOG_INTERVAL_BEHIND: Final = 0.05
 
 _EXPIRED_AT_ONCE: Final = 1000
 """Publications dropped before other tasks get their turn: a fraction of a millisecond."""
-
-_ANSWERS_LIMIT: Final = 64 * 2**20
-"""Bytes of answers that may wait for one publisher to read them; `clients` of a large daemon is a long answer."""
 
 log = logging.getLogger(__name__)
 
@@ -103,22 +103,21 @@ class Daemon:
             total_limit=config.max_backlog_total,
             replays=self.hub.replays,
         )
-        self.sessions = Sessions(connection_limit(config.max_connections), self.backlogs)
+        self.admission = Admission(*_admission_limits(config), time.monotonic)
+        self.sessions = Sessions(self.admission, self.backlogs)
         self.client_room = ClientRoom(files_for_clients())
         self.answers = Backlogs(
-            limit=_ANSWERS_LIMIT, timeout=config.backlog_timeout, total_limit=config.max_backlog_total
+            limit=WAITING_LIMIT, timeout=config.backlog_timeout, total_limit=config.max_answers_total
         )
         self._state = StateFile(config.state_file) if config.state_file is not None else None
-        self.answered = Answered(config.retry_window, time.monotonic)
+        self.answered = Answered(config.retry_window, time.monotonic, config.max_keys_bytes)
         self.service = Service(
-            self.hub,
-            self.sessions.members,
+            Context(self.hub, self.sessions.members, self.stats, self.info, self.answered),
             config,
-            self.stats,
-            self.info,
+            self.answers,
             self._room,
             self.fan_out.at_once,
-            self.answered,
+            settle=self.fan_out.settle,
         )
         self.websocket_addresses: list[Address] = []
         self.http_listener: SocketListener[trio.SocketStream] | None = None
@@ -164,6 +163,7 @@ class Daemon:
                 background.start_soon(self.fan_out.run)
                 background.start_soon(heartbeat, self.sessions, lambda: self.config)
                 background.start_soon(relief, self.sessions)
+                background.start_soon(shed_largest, self.service)
                 background.start_soon(self._expire_history)
                 background.start_soon(_keep_log_going)
                 background.start_soon(self.socket_files.run)
@@ -255,6 +255,9 @@ class Daemon:
             "history_publications": self.history.publications,
             "history_bytes": self.history.bytes,
             "publishers": len(self.service.connections),
+            "answers_bytes": self.answers.held,
+            "keys": len(self.answered),
+            "keys_bytes": self.answered.bytes,
             "watchers": len(self.hub.watchers),
             "backlogged": self.backlogs.streams,
             "backlog_bytes": self.backlogs.held,
@@ -265,12 +268,13 @@ class Daemon:
             "deliveries": self.hub.deliveries,
             "sends": self.hub.sends,
             "sent_bytes": self.hub.sent_bytes,
-            "unsent_bytes": self.hub.log_bytes,
+            "unsent_bytes": self.hub.unsent_bytes,
             "rounds": self.hub.rounds,
             "loop_lag": round(self.loop_lag.latest, 6),
             "connections": self.sessions.connections,
             "handshakes_refused": sum(self.sessions.refused.values()),
             "handshakes_refused_with": {str(code): count for code, count in sorted(self.sessions.refused.items())},
+            "handshakes_over_limit": dict(self.admission.refused),
             "log_lines_lost": logs.lines_lost(),
             "closed": {str(int(code)): count for code, count in sorted(self.sessions.closed.items())},
         }
@@ -289,6 +293,7 @@ class Daemon:
             "io_uring": self.io_uring,
             "websocket": [str(address) for address in self.websocket_addresses],
             "http": self._http_address(),
+            "busiest_address": self._busiest_address(),
             "limits": {
                 "max_message": config.max_message,
                 "max_inbound": config.max_inbound,
@@ -297,11 +302,20 @@ class Daemon:
                 "max_channels": config.max_channels,
                 "max_backlog": config.max_backlog,
                 "backlog_timeout": config.backlog_timeout,
-                "max_connections": self.sessions.max_connections,
+                "max_connections": self.admission.limit,
                 "max_connections_wanted": config.max_connections,
+                "max_connections_per_address": self.admission.per_address,
+                "handshakes_per_address": self.admission.handshakes,
                 "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
             },
         }
+
+    def _busiest_address(self) -> dict[str, object] | None:
+        """Return which address has most connections, how many, and how many there are of all addresses and of none."""
+        busiest = self.admission.busiest
+        if busiest is None:
+            return None
+        return {"address": busiest.name, "connections": busiest.connections, "of": self.admission.taken}
 
     async def _listen(self, where: Address | socket.socket, wrap: Callable[[socket.socket], _S]) -> SocketListener[_S]:
         if isinstance(where, socket.socket):
@@ -361,7 +375,7 @@ class Daemon:
         from realtimed.metrics import Exposition, Reading  # noqa: PLC0415
 
         def read() -> Reading:
-            return Reading(self.stats(), self.sessions.max_connections, self.fan_out.round_times, self.loop_lag.times)
+            return Reading(self.stats(), self.admission.limit, self.fan_out.round_times, self.loop_lag.times)
 
         endpoint = Endpoint(self._obstacle, Exposition(read).page)
 
@@ -377,8 +391,8 @@ class Daemon:
         """Return what keeps newcomers from being served, if there is anything."""
         if self._stopping.is_set():
             return "stopping"
-        if len(self.sessions.members) >= self.sessions.max_connections:
-            return f"the limit, max-connections, is reached: {self.sessions.max_connections} connections"
+        if self.admission.taken >= self.admission.limit:
+            return f"the limit, max-connections, is reached: {self.admission.limit} connections"
         return self.client_room.obstacle or self.socket_files.obstacle
 
     async def _expire_history(self) -> None:
@@ -433,11 +447,13 @@ class Daemon:
         self.config = self.service.config = config
         self.hub.max_message, self.hub.max_channels = config.max_message, config.max_channels
         self.hub.max_subscriptions = config.max_subscriptions
-        self.sessions.max_connections = connection_limit(config.max_connections)
+        self.hub.watchers.max_patterns = config.max_channels
+        self.admission.configure(*_admission_limits(config))
         self.client_room.limit = files_for_clients()
         self.backlogs.limit = config.max_backlog
-        for backlogs in (self.backlogs, self.answers):
-            backlogs.timeout, backlogs.total_limit = config.backlog_timeout, config.max_backlog_total
+        self.answered.limit = config.max_keys_bytes
+        for backlogs, limit in ((self.backlogs, config.max_backlog_total), (self.answers, config.max_answers_total)):
+            backlogs.timeout, backlogs.total_limit = config.backlog_timeout, limit
             backlogs.check()
             backlogs.freed()  # publishers may be waiting for what there is now room for
         logging.getLogger().setLevel(config.log_level.upper())
@@ -462,10 +478,19 @@ class Daemon:
                 control=str(control.path),
                 websocket=",".join(map(str, self.websocket_addresses)),
                 http=self._http_address(),
-                max_connections=self.sessions.max_connections,
+                max_connections=self.admission.limit,
             )
         )
         self._manager.ready(self._status())
+
+
+def _admission_limits(config: Config) -> tuple[int, int | None, float]:
+    """Return what `Admission` takes: the limit of connections, those of one address, and its handshakes a second."""
+    return (
+        connection_limit(config.max_connections),
+        config.max_connections_per_address,
+        config.handshakes_per_address,
+    )
 
 
 def _http_stream(sock: socket.socket) -> trio.SocketStream:

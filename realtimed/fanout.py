@@ -72,9 +72,9 @@ class FanOut:
                     self._work.set()
 
     def _step(self) -> bool:
-        """Make the sends of one slice; return whether there are more to make.
+        """Make the sends of one slice, to subscribers and then to watchers; return whether there are more to make.
 
-        The one exception boundary around the fan-out: what goes wrong inside is a bug, and ends the connections that
+        The exception boundaries around the fan-out: what goes wrong inside is a bug, and ends the connections that
         may have missed something, so that they come back and ask for it.
         """
         try:
@@ -85,7 +85,18 @@ class FanOut:
             for subscriber in self._hub.abandon_round():
                 subscriber.transmit_failed(b"", OSError(errno.ECANCELED, "what was published could not be sent"))
             self._through.unpark_all()
+        if not self._hub.watchers.idle:
+            self._show_slice()
         return not self._hub.idle
+
+    def _show_slice(self) -> None:
+        try:
+            self._hub.watchers.step()
+        except Exception:
+            log.exception(Event("internal error", client="watchers"))
+            for watcher in self._hub.watchers.abandon():
+                watcher.transmit_failed(b"", OSError(errno.ECANCELED, "what was published could not be shown"))
+        self._through.unpark_all()
 
     def _send_slice(self) -> None:
         if self._round is None:
@@ -98,11 +109,11 @@ class FanOut:
 
     async def room(self) -> None:
         """Wait until the fan-out has caught up enough for more to be published."""
-        while self._hub.log_bytes > _LOG_LIMIT:
+        while self._hub.unsent_bytes > _LOG_LIMIT:
             await self._through.park()
 
     async def settle(self) -> None:
-        """Wait until everything published so far has been handed to the sockets or to their backlogs."""
+        """Wait until everything published so far has been handed to all sockets or their backlogs, watchers' too."""
         while not self._hub.idle:
             await self._through.park()
 

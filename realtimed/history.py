@@ -10,12 +10,13 @@ thousands for it to walk over.
 
 from __future__ import annotations
 
-import re
 from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from operator import itemgetter
 from typing import Final, NamedTuple, TypeAlias
+
+from realtimed.patterns import Pattern
 
 __all__ = ["ENTRY_BYTES", "RING_BYTES", "History", "Kept", "Retention", "Ring", "Shelf"]
 
@@ -194,7 +195,7 @@ class History:
         self.emptied: Callable[[str], object] = len
         self._clock = clock
         self._default = default
-        self._rules = [(_compile(pattern), retention) for pattern, retention in rules]
+        self._rules = [(Pattern(pattern).matches, retention) for pattern, retention in rules]
         self._shelves: dict[float, Shelf] = {}
 
     def retention(self, name: str) -> Retention:
@@ -400,7 +401,3 @@ def _close_up(ring: Ring, places: int) -> None:
     """Take away the first `places` of a ring, which have been dropped."""
     del ring.payloads[:places], ring.times[:places]
     ring.gone -= places
-
-
-def _compile(pattern: str) -> Callable[[str], object]:
-    return re.compile(".*".join(map(re.escape, pattern.split("*"))), re.DOTALL).fullmatch

@@ -16,6 +16,7 @@ neither the round at hand nor the log's publications reach it again.
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from array import array
 from bisect import bisect_left
@@ -98,7 +99,7 @@ class Hub:
     # Invariants:
     # - `channels` holds exactly the channels that have a subscriber or something in their history, or had a subscriber
     #   so recently that `history` remembers it; `subscribed_channels` is how many of them have a subscriber now, and
-    #   `subscriptions` how many these have together.
+    #   `subscriptions` how many these have together. They are in the order of their numbers.
     # - `_log` is what has been published and is in no round yet, each with the channel it went to. The first entry is
     #   publication number `_log_start` of this hub; `log_bytes` is the memory that they take.
     # - `_sorted` has, by channel, the places in the log of its first `_sorted_to` entries, in their order. `_joined` is
@@ -129,6 +130,7 @@ class Hub:
         self.sent_bytes = 0
         self.rounds = 0
         self.subscriptions = 0
+        self._numbers = itertools.count(1)
         self._log: list[Entry] = []
         self._log_start = 0
         self._sorted: dict[Channel, list[int]] = {}
@@ -142,15 +144,23 @@ class Hub:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is on its way: the log is empty and no round is under way."""
-        return not self._log and self._round is None
+        """Whether nothing is on its way: the log is empty, no round is under way, and watchers have been shown all."""
+        return not self._log and self._round is None and self.watchers.idle
 
-    def publish(self, name: object, message: object) -> Receipt:
+    @property
+    def unsent_bytes(self) -> int:
+        """The memory that publications take which are in no round yet, or wait to be shown to watchers."""
+        return self.log_bytes + self.watchers.queued_bytes
+
+    def publish(self, name: object, message: object, payload: bytes | None = None) -> Receipt:
         """Put a message on its way to everyone on the channel `name`.
+
+        `payload` is what `encode_message` has made of the message, if that was done: several channels share it then.
 
         Raises `RefusedError` for a bad channel name or message; see `encode_message`.
         """
-        payload = encode_message(message, self.max_message)
+        if payload is None:
+            payload = encode_message(message, self.max_message)
         text = isinstance(message, str)
         channel = self.channels.get(name) if isinstance(name, str) else None
         if channel is None:  # `_find` by hand, as every publication passes here
@@ -296,19 +306,6 @@ class Hub:
         self._round = Round(log, start, late, self.deliver, self._round_over)
         return self._round
 
-    def describe_channels(self, prefix: str = "") -> dict[str, dict[str, object]]:
-        """Return what the ``channels`` command shows: who is listened to, of the names that begin with `prefix`."""
-        return {
-            channel.name: {
-                "subscribers": channel.count,
-                "epoch": channel.epoch,
-                "offset": channel.offset,
-                "history": channel.ring.count if channel.ring is not None else 0,
-            }
-            for channel in self.channels.values()
-            if channel.count and channel.name.startswith(prefix)
-        }
-
     def recent(self, name: object, count: int) -> tuple[Position, Missed]:
         """Return where a channel is, and its last `count` publications that are kept, oldest first.
 
@@ -334,7 +331,7 @@ class Hub:
         """
         rings = []
         for saved in channels:
-            channel = Channel(saved.name, saved.epoch, self.history.ring(saved.name))
+            channel = Channel(saved.name, saved.epoch, self.history.ring(saved.name), next(self._numbers))
             if channel.ring is not None:
                 channel.offset = saved.offset
                 self.channels[channel.name] = channel
@@ -372,7 +369,7 @@ class Hub:
         return self.history.after(channel.ring, since.offset) if channel.ring is not None else None
 
     def _make(self, name: str) -> Channel:
-        return Channel(name, self._epoch(name), self.history.ring(name))
+        return Channel(name, self._epoch(name), self.history.ring(name), next(self._numbers))
 
     def _epoch(self, name: str) -> str:
         """Return the epoch of a channel that begins at offset 0 now.

@@ -113,6 +113,10 @@ METRICS: Final[Mapping[str, tuple[str, Maker]]] = {
         "Requests that did not become WebSockets, by HTTP status.",
         _by("status", "handshakes_refused_with"),
     ),
+    "realtimed_handshakes_over_limit": (
+        "Valid handshakes that were refused, by the limit that was reached.",
+        _by("limit", "handshakes_over_limit"),
+    ),
     "realtimed_channels": ("Channels that have subscribers now.", _gauge("channels")),
     "realtimed_history_channels": ("Channels that something is kept of now.", _gauge("history_channels")),
     "realtimed_history_publications": ("Publications that are kept now.", _gauge("history_publications")),

@@ -16,7 +16,7 @@ from typing import Final
 from weakref import ref
 
 from realtimed.frames import Frame, Publication, WireFormat
-from realtimed.history import History, Ring
+from realtimed.history import History, Kept, Ring
 
 __all__ = ["Missed", "Pieces", "Replay", "Replays"]
 
@@ -60,6 +60,13 @@ class Missed:
         assert self.ring is not None, "there are none without a ring"
         payload = self.ring.at(offset)
         return Publication(self.channel, bytes(payload), isinstance(payload, bytes), offset)
+
+    def payloads(self) -> list[Kept]:
+        """Return all payloads, oldest first, as they are kept: they stay however long that takes."""
+        if self.ring is None:
+            return []
+        start = self.first - self.ring.first + self.ring.gone
+        return self.ring.payloads[start : start + self.count]
 
     @property
     def payload_bytes(self) -> int:

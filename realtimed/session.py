@@ -11,34 +11,35 @@ import itertools
 import logging
 import math
 import random
-import re
 import secrets
 import time
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Final
-from urllib.parse import unquote, urlsplit
 
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 
+from realtimed.admission import Admission, Place, TurnedAway
 from realtimed.backlog import Backlogs
+from realtimed.channel import Channel
 from realtimed.config import Config
 from realtimed.errors import quoted
 from realtimed.frames import PING, CloseCode, close_frame
+from realtimed.head import Head
 from realtimed.hub import Hub
 from realtimed.logs import Event
 from realtimed.protocols import Conversation, ViolationError, choose
-from realtimed.request import forwarded_for, refusal, without_unread
+from realtimed.request import forwarded_for, path, refusal, request_for_library, subprotocols
 from realtimed.stream import ClientStream
 
 __all__ = ["Session", "Sessions", "heartbeat", "relief"]
 
 _PATH: Final = "/ws"
-_AUTHORITY: Final = re.compile("https?://[^/?]*", re.IGNORECASE)
 _HEAD_LIMIT: Final = 16 * 1024
-"""Bytes of a request's head; h11 below trio-websocket has the same limit."""
+"""Bytes of a request's head."""
 
 
 _IN_WORDS: Final = {"restart": "restarting", "max-age": "connected for max-age"}
@@ -58,6 +59,8 @@ _PINGS_AT_LEAST: Final = 4
 
 _LEFT_ALLOWED: Final = 5000
 """Parsers, of about 1.5 KB each, that may lie about until the garbage is collected. That may take half a second."""
+
+_HANDSHAKES: Final = 8
 
 _RELIEF: Final = 0.9
 """To which part of `max-backlog-total` the slowest clients are disconnected once it is exceeded."""
@@ -83,21 +86,25 @@ class Session:
         "_handshake",
         "_hub",
         "_nursery",
+        "_place",
         "_sessions",
         "_websocket",
         "connected_since",
         "expires_at",
         "id",
         "number",
+        "rank",
         "stream",
     )
 
     # `_nursery` holds the library's reader and the stream's drain task. Its deadline is set when the connection is
-    # closing: whatever the peer does then, it ends. `_closed` is set by the first to end the connection.
+    # closing: whatever the peer does then, it ends. `_closed` is set by the first to end the connection. `_place` is
+    # there from the moment that the handshake is let in until the stream is shut.
 
     def __init__(self, stream: ClientStream, hub: Hub, config: Config, sessions: Sessions) -> None:
         self.number = sessions.new_number()
         self.id = f"c-{sessions.run}-{self.number:x}"
+        self.rank = 0
         self.stream = stream
         self.connected_since = time.time()
         self._connected_at = trio.current_time()  # for durations: the time of day may be put right in between
@@ -111,6 +118,7 @@ class Session:
         self._websocket: WebSocketConnection | None = None
         self._conversation: Conversation | None = None
         self._closed: tuple[int, str] | None = None
+        self._place: Place | None = None
 
     async def run(self) -> None:
         """Serve the client until the connection is over, and shut its stream."""
@@ -133,6 +141,8 @@ class Session:
             self._hub.leave(self.stream)
             self._sessions.members.pop(self.id, None)
             self.stream.shut()
+            if self._place is not None:
+                self._sessions.admission.leave(self._place)
             self._let_go()
             if self.stream.answered == HTTPStatus.SWITCHING_PROTOCOLS and not self.stream.parser_is_through:
                 self._sessions.note_left()
@@ -157,6 +167,16 @@ class Session:
             return False
         self._hub.catch_up(self.stream)
         return self._end(code, reason)
+
+    @property
+    def address(self) -> str:
+        """Who is there, as far as is known."""
+        return self._address
+
+    @property
+    def channels(self) -> AbstractSet[Channel]:
+        """What the client is subscribed to."""
+        return self.stream.channels
 
     @property
     def closing(self) -> bool:
@@ -210,11 +230,13 @@ class Session:
         head = await self._receive_head()
         if not head:
             return None
-        # The deadline begins anew, as in `receive_head`: this process may have stood still meanwhile.
-        self._handshake = trio.CancelScope(deadline=trio.current_time() + self._config.handshake_timeout)
+        # The deadline begins anew, as in `receive_head`: it is not the client's fault that it had to wait for its turn,
+        # or that this process stood still.
         websocket = None
-        with self._handshake:
-            websocket = await self._answer_request(head)
+        async with self._sessions.handshakes:
+            self._handshake = trio.CancelScope(deadline=trio.current_time() + self._config.handshake_timeout)
+            with self._handshake:
+                websocket = await self._answer_request(Head(head))
         if self._handshake.cancelled_caught and not self.stream.sealed:
             self._respond_that_time_is_up()
         self._handshake = None
@@ -232,49 +254,52 @@ class Session:
             pass  # the peer has gone
         return b""
 
-    async def _answer_request(self, head: bytes) -> WebSocketConnection | None:
+    async def _answer_request(self, head: Head) -> WebSocketConnection | None:
+        self._address = self._client_address(head)
         refused = refusal(head)
         if refused is not None:
             self._respond(*refused)
             return None
-        if len(self._sessions.members) >= self._sessions.max_connections:
-            self._respond(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                f"The limit, max-connections, is {self._sessions.max_connections} connections.",
-                "Connection: close\r\nRetry-After: 5\r\n",
-            )
+        admitted = self._sessions.admission.admit(self._address)
+        if isinstance(admitted, TurnedAway):
+            self._turn_away(admitted)
             return None
-        self._address = self._client_address(head)
-        self.stream.hand_on(without_unread(head))
-        return await self._accept()
+        self._place = admitted
+        return await self._accept(head)
 
-    async def _accept(self) -> WebSocketConnection:
+    async def _accept(self, head: Head) -> WebSocketConnection:
+        protocol = choose(subprotocols(head))
+        self.stream.hand_on(request_for_library(head, protocol.name))
         # The meter has measured every message in bytes before the library gets to measure it in characters.
         request = await wrap_server_stream(self._nursery, self.stream, max_message_size=self._config.max_inbound)
-        protocol = choose(request.proposed_subprotocols)
         self._conversation = protocol(self._hub, self.stream)
         self.stream.form = protocol.form
         self._websocket = await request.accept(subprotocol=protocol.name or None)
-        path = _normal_path(request.path)
+        asked = path(head)
+        self.rank = self._sessions.connections
         self._sessions.connections += 1
         self._sessions.members[self.id] = self
         self.stream.open_gate()
         log.debug(Event("client connected", client=self.id, address=self._address, protocol=protocol.name or "plain"))
-        if path != _PATH:
-            self.close(CloseCode.NO_SUCH_PATH, f"no such path: {quoted(path)}; WebSockets are served at {_PATH}")
+        if asked != _PATH:
+            self.close(CloseCode.NO_SUCH_PATH, f"no such path: {quoted(asked)}; WebSockets are served at {_PATH}")
         else:
             self.stream.write(self._conversation.greeting(self.id, self._config.heartbeat))
             if self._sessions.send_away is not None:
                 self._sessions.send_away(self)
         return self._websocket
 
-    def _client_address(self, head: bytes) -> str:
-        """Return who is there. What a proxy on this machine adds to X-Forwarded-For is believed, nothing else."""
+    def _client_address(self, head: Head | None) -> str:
+        """Return who is there, as far as that is known; `head` is None if there is none.
+
+        What a proxy on this machine adds to X-Forwarded-For is believed, nothing else.
+        """
         peer, _ = self.stream.peer()
         if peer and not ip_address(peer.partition("%")[0]).is_loopback:
             return peer
         try:
-            return str(ip_address(forwarded_for(head)))
+            # An address's zone may be as long as it likes.
+            return str(ip_address(forwarded_for(head).partition("%")[0])) if head is not None else peer
         except ValueError:
             return peer
 
@@ -282,17 +307,44 @@ class Session:
         limit = f"{self._config.handshake_timeout:g} s"
         self._respond(HTTPStatus.REQUEST_TIMEOUT, f"The limit of a handshake, handshake-timeout, is {limit}.")
 
-    def _respond(self, status: HTTPStatus, sentence: str, headers: str = "Connection: close\r\n") -> None:
+    def _turn_away(self, why: TurnedAway) -> None:
+        """Answer a valid handshake for which there is no place. What one address is refused is logged now and then."""
+        if why.limit == "max_connections":
+            self._note_refusal(HTTPStatus.SERVICE_UNAVAILABLE, why.sentence)
+        else:
+            self._count_refusal(HTTPStatus.SERVICE_UNAVAILABLE)
+            if why.unlogged:
+                log.warning(
+                    Event("address refused", address=self._address, reason=why.sentence, handshakes=why.unlogged)
+                )
+        headers = f"Connection: close\r\nRetry-After: {why.retry_after}\r\n"
+        self._write_answer(HTTPStatus.SERVICE_UNAVAILABLE, why.sentence, headers)
+
+    def _respond(
+        self, status: HTTPStatus, sentence: str, headers: str = "Connection: close\r\n", header: str = ""
+    ) -> None:
         """Refuse the request with an HTTP answer of our own, which is the last of this connection."""
-        self._note_refusal(status.value, sentence)
+        self._note_refusal(status.value, sentence, header)
+        self._write_answer(status, sentence, headers)
+
+    def _write_answer(self, status: HTTPStatus, sentence: str, headers: str) -> None:
         body = sentence.encode() + b"\n"
         head = f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Length: {len(body)}\r\n{headers}"
         self.stream.write(f"{head}Content-Type: text/plain; charset=utf-8\r\n\r\n".encode() + body)
         self.stream.seal()
 
-    def _note_refusal(self, status: int, reason: str) -> None:
+    def _count_refusal(self, status: int) -> None:
         self._sessions.refused[status] = self._sessions.refused.get(status, 0) + 1
-        log.info(Event("handshake refused", client=self.id, status=status, reason=reason))
+
+    def _note_refusal(self, status: int, reason: str, header: str = "") -> None:
+        """Count and log a refusal. `header` is the name of the one that is wrong, "" if it is none."""
+        self._count_refusal(status)
+        where = self._address or self._client_address(None)
+        log.info(
+            Event(
+                "handshake refused", client=self.id, status=status, reason=reason, header=header or None, address=where
+            )
+        )
 
     # The conversation.
 
@@ -359,14 +411,15 @@ class Session:
 
 
 class Sessions:
-    """All sessions, the limit on their number, and what has become of those that are over."""
+    """All sessions, the places that they take, and what has become of those that are over."""
 
-    # Invariant: `members` holds those whose handshake has been answered with 101, until their stream is shut. `refused`
+    # Invariant: `members` holds those whose handshake has been answered with 101, until their stream is shut, in the
+    # order of their `rank`, which is the number of `connections` that were there before. `refused`
     # counts the other answers by HTTP status, `closed` the ends of WebSockets by close code. `left` counts the parsers
     # that have been left behind since the last full garbage collection that was made for them.
 
-    def __init__(self, max_connections: int, backlogs: Backlogs) -> None:
-        self.max_connections = max_connections
+    def __init__(self, admission: Admission, backlogs: Backlogs) -> None:
+        self.admission = admission
         self.backlogs = backlogs
         self.members: dict[str, Session] = {}
         self.connections = 0
@@ -377,6 +430,9 @@ class Sessions:
         """Set when the daemon is about to end: says goodbye to whoever joins nevertheless."""
         self.run = secrets.token_hex(2)
         """In every client's id: one that was noted before a restart means nobody after it."""
+        self.handshakes = trio.Semaphore(_HANDSHAKES)
+        """So many requests that have arrived are answered at a time: when thousands come, all others are served in
+        between."""
         self._numbers = itertools.count(1)
 
     def note_left(self) -> None:
@@ -448,11 +504,8 @@ async def relief(sessions: Sessions) -> None:
     Publishers wait until that is done, and no longer: a client that does not read delays nobody else.
     """
     backlogs = sessions.backlogs
-    exceeded = trio.lowlevel.ParkingLot()
-    backlogs.over = exceeded.unpark_all
     while True:
-        while backlogs.held <= backlogs.total_limit:
-            await exceeded.park()
+        await backlogs.exceeded()
         behind = [session for session in sessions.members.values() if session.stream.burden]
         behind.sort(key=lambda session: session.stream.burden)
         while behind and backlogs.held > backlogs.total_limit * _RELIEF:
@@ -465,11 +518,7 @@ async def relief(sessions: Sessions) -> None:
                 )
             del behind[-_RELIEF_SLICE:]
             await trio.lowlevel.checkpoint()
+            while backlogs.let_go():
+                await trio.lowlevel.checkpoint()
         if backlogs.held > backlogs.total_limit:
             await trio.sleep(_RELIEF_INTERVAL)
-
-
-def _normal_path(target: str) -> str:
-    """Return a request target's path as Caddy's path matcher sees it: decoded, in lower case, slashes merged."""
-    path = _AUTHORITY.sub("", target)  # a request to a proxy names the host as well
-    return re.sub("/+", "/", unquote(urlsplit("http://x/" + path).path)).lower()

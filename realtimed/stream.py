@@ -25,6 +25,7 @@ import trio
 from realtimed.backlog import Backlog, Backlogs
 from realtimed.channel import Channel
 from realtimed.frames import CloseCode, Frame, InboundMeter, WireFormat
+from realtimed.head import HeadBuffer
 from realtimed.replays import Pieces
 
 __all__ = ["ClientStream", "Owner", "QueuedStream"]
@@ -290,7 +291,9 @@ class QueuedStream(trio.abc.Stream):
             with trio.CancelScope(deadline=deadline) as backlog.patience:
                 await trio.lowlevel.wait_writable(self._socket)
             if backlog.patience.cancelled_caught:
-                self._say_slow(backlog)
+                async with self._backlogs.endings:
+                    self._say_slow(backlog)
+                    await trio.lowlevel.checkpoint()
             else:
                 self._send_backlog(backlog)
         self._forget()
@@ -395,26 +398,23 @@ class ClientStream(QueuedStream):
         Raises `OverflowError` if it has more than `limit` bytes, and `trio.TooSlowError` if its end has not arrived by
         `deadline`, on trio's clock: one that has is not too late because this process stood still meanwhile.
         """
-        data = b""
+        collected = HeadBuffer(limit)
         late = False
-        while (end := data.find(b"\r\n\r\n")) < 0:
-            if len(data) > limit:
-                raise OverflowError
+        while True:
             more = self._receive_now(None)  # of many who connect at once, most have said all by the time it is read
             if more == b"":
                 return b""
             if more is not None:
-                data += more
+                if collected.feed(more):
+                    break
             elif late:
                 raise trio.TooSlowError
             else:
                 with trio.CancelScope(deadline=deadline) as patience:
                     await trio.lowlevel.wait_readable(self._socket)
                 late = patience.cancelled_caught
-        if end + 4 > limit:
-            raise OverflowError
-        self._rest = data[end + 4 :]
-        return data[: end + 4]
+        self._rest = collected.rest
+        return collected.head
 
     def hand_on(self, head: bytes) -> None:
         """Let the library receive `head` first of all."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import CloseConnection, Event
 
 from realtimed.control.wire import Decoder, Response, encode_request
+from tests.budget import processor_time
 from tests.stack import Daemon
 
 _PATIENCE: Final = 20
@@ -23,6 +25,11 @@ REQUEST: Final = (
     b"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
 )
+
+
+def handshake_of(address: str) -> bytes:
+    """Return a handshake as a proxy passes it on that speaks for `address`, or for nobody."""
+    return REQUEST if not address else REQUEST[:-2] + b"X-Forwarded-For: " + address.encode() + b"\r\n\r\n"
 
 
 def subscribe(channel: object, **more: object) -> str:
@@ -101,9 +108,10 @@ class RawClient:
 
 
 @asynccontextmanager
-async def raw_client(path: Path) -> AsyncIterator[RawClient]:
+async def raw_client(path: Path, address: str = "") -> AsyncIterator[RawClient]:
+    """Connect to a Unix socket; with an `address`, as a proxy does that speaks for it."""
     async with await trio.open_unix_socket(path) as stream:
-        await stream.send_all(REQUEST)
+        await stream.send_all(handshake_of(address))
         answer = b""
         while not answer.endswith(b"\r\n\r\n"):
             more = await stream.receive_some(1)
@@ -149,17 +157,22 @@ async def until_subscribed(asking: Publisher, channel: str, subscribers: int) ->
 
 
 @asynccontextmanager
-async def undisturbed(daemon: Daemon, later: Daemon | None = None) -> AsyncIterator[None]:
+async def undisturbed(daemon: Daemon, later: Daemon | None = None, *, budget: float = math.inf) -> AsyncIterator[None]:
     """Fail unless a client and a publisher that were there before are served as if nothing had happened.
 
-    Its log may be somewhere else at the end: that is `later`.
+    Its log may be somewhere else at the end: that is `later`. Nor may the daemon take more than `budget` seconds of
+    processor time meanwhile; see `tests.budget`.
     """
     with trio.fail_after(_PATIENCE):
         async with websocket(daemon.websocket_socket) as client, publisher(daemon.control_socket) as other:
             await client.send_message(subscribe("witness"))
             while "witness" not in await other.call("channels"):
                 pass
+            before = processor_time(daemon.process.pid)
             yield
+            if budget < math.inf:
+                took = processor_time(daemon.process.pid) - before
+                assert took <= budget, f"the daemon took {took:.3f} s of processor time"
             assert (await other.call("broadcast", "witness", "still here"))["recipients"] == 1
             assert await client.get_message() == "still here"
     assert "Traceback" not in (later or daemon).log

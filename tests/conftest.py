@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import re
 import resource
 import shutil
 import signal
+import time
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
 
+from tests.budget import allowed, within_budget
 from tests.peers import Daemons, Opening, opening, running_daemons
 from tests.site import PATIENCE
 from tests.stack import (
@@ -35,6 +39,17 @@ CHROMIUM_OPTIONS = (
     "--disable-component-update",
     "--disable-sync",
 )
+
+ON_BAD_INPUT = re.compile(
+    r"_(bad|garbage(?!_collector)|hostile|invalid|malformed|mistakes?|nonsense|refused|wrong)(_|$)"
+)
+"""Names of tests that have a budget of processor time; see `tests.budget`."""
+
+AUTOMATIC = {"many_open_files", "heeded_interrupts", "autojump_clock", "mock_clock", "request"}
+"""Fixtures that do not stand in the way of that."""
+
+SLACK = 4
+"""How much larger the budget is of a test that runs an event loop of its own, and is not repeated."""
 
 LOG_LINES_SHOWN = 100
 """How much of each part's log is shown below a test that failed."""
@@ -156,6 +171,41 @@ def troubled_context(browser: Browser) -> Iterator[BrowserContext]:
     opened = browser.new_context()
     yield opened
     opened.close()
+
+
+def is_on_bad_input(test: pytest.Function) -> bool:
+    """Return whether a test is of what reads bad input, and nothing but its parameters goes into it.
+
+    Hypothesis's tests have their budget in them, if at all: one call makes a hundred inputs. Against a daemon, tests
+    measure that daemon's time instead.
+    """
+    parameters = test.callspec.params if hasattr(test, "callspec") else {}
+    return (
+        ON_BAD_INPUT.search(test.name.partition("[")[0]) is not None
+        and set(test.fixturenames) <= {*parameters, *AUTOMATIC}
+        and not hasattr(test.obj, "hypothesis")
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Give tests of bad input a budget of processor time."""
+    if not is_on_bad_input(pyfuncitem):
+        return (yield)
+    gc.disable()  # it would have to do with the garbage of all tests before
+    began = time.process_time()
+    try:
+        result = yield
+    finally:
+        gc.enable()
+    took = time.process_time() - began
+    parameters: dict[str, object] = pyfuncitem.callspec.params if hasattr(pyfuncitem, "callspec") else {}
+    size = sum(len(value) for value in parameters.values() if isinstance(value, (str, bytes)))
+    if pyfuncitem.get_closest_marker("trio") is not None:
+        assert took <= SLACK * allowed(size), f"{took:.3f} s of processor time"
+    elif took > allowed(size):
+        within_budget(lambda: pyfuncitem.obj(**parameters), size)
+    return result
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,6 +1,7 @@
 """What peers do wrong, against the real daemon: each gets its error, and nobody else notices.
 
-Every test has a witness: a client and a publisher that were there before and have to be served as before.
+Every test has a witness: a client and a publisher that were there before and have to be served as before. And each has
+a budget of the daemon's processor time, which is more than that of one bad input only where there are many.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import random
 import re
 import socket
 import struct
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessag
 
 from realtimed.control.wire import encode_notification, encode_request
 from realtimed.frames import CloseCode
+from tests.budget import LARGEST, allowed
 from tests.clients import REQUEST, closing, publisher, raw_client, subscribe, undisturbed, websocket
 from tests.stack import Daemon, running_daemon
 
@@ -26,6 +29,11 @@ PATIENCE = 20
 
 MIB = 2**20
 KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+
+
+def untroubled(daemon: Daemon, sent: int = LARGEST) -> AbstractAsyncContextManager[None]:
+    """Fail if so many bytes disturb anybody, or take more processor time than they may."""
+    return undisturbed(daemon, budget=allowed(sent))
 
 
 def resident_bytes(daemon: Daemon) -> int:
@@ -51,7 +59,7 @@ def resident_bytes(daemon: Daemon) -> int:
 async def test_a_bad_message_closes_with_a_code_and_a_reason(
     daemon: Daemon, message: str | bytes, code: int, reason: str
 ) -> None:
-    async with undisturbed(daemon), websocket(daemon.websocket_socket) as client:
+    async with untroubled(daemon), websocket(daemon.websocket_socket) as client:
         await client.send_message(message)
         closed_with, because = await closing(client)
         assert closed_with == code
@@ -60,7 +68,7 @@ async def test_a_bad_message_closes_with_a_code_and_a_reason(
 
 
 async def test_the_largest_allowed_message_is_read(daemon: Daemon) -> None:
-    async with undisturbed(daemon), websocket(daemon.websocket_socket, subprotocols=["realtime.v1"]) as client:
+    async with untroubled(daemon), websocket(daemon.websocket_socket, subprotocols=["realtime.v1"]) as client:
         await client.get_message()
         await client.send_message(json.dumps({"action": "ping"}).ljust(16 * 1024))
         assert await client.get_message() == '{"event":"pong"}'
@@ -69,7 +77,7 @@ async def test_the_largest_allowed_message_is_read(daemon: Daemon) -> None:
 async def test_the_channel_above_the_limit_is_refused(runtime_dir: Path) -> None:
     async with (
         running_daemon(runtime_dir, "--inbound-burst", "200") as daemon,
-        undisturbed(daemon),
+        untroubled(daemon, 129 * 1024),
         websocket(daemon.websocket_socket, subprotocols=["realtime.v1"]) as client,
     ):
         await client.get_message()
@@ -85,7 +93,7 @@ async def test_the_channel_above_the_limit_is_refused(runtime_dir: Path) -> None
 async def test_a_thousand_messages_at_once_are_too_many(runtime_dir: Path) -> None:
     async with (
         running_daemon(runtime_dir, "--close-timeout", "0.2") as daemon,
-        undisturbed(daemon),
+        untroubled(daemon, 1000 * 100),
         raw_client(daemon.websocket_socket) as client,
     ):
         await client.send(*[TextMessage(data=subscribe("news"))] * 1000)
@@ -99,7 +107,7 @@ async def test_a_thousand_messages_at_once_are_too_many(runtime_dir: Path) -> No
 async def test_endless_fragments_do_not_fill_the_memory(runtime_dir: Path) -> None:
     async with (
         running_daemon(runtime_dir, "--close-timeout", "0.2") as daemon,
-        undisturbed(daemon),
+        untroubled(daemon, 5000 * 6),
         raw_client(daemon.websocket_socket) as client,
     ):
         await client.send(*[TextMessage(data="", message_finished=False)] * 5000)
@@ -122,6 +130,19 @@ async def test_endless_fragments_do_not_fill_the_memory(runtime_dir: Path) -> No
         (REQUEST.replace(b"Connection: Upgrade\r\n", b""), b"HTTP/1.1 400 Bad Request\r\n"),
         (REQUEST.replace(KEY, KEY + b"X: " + b"a" * 17_000 + b"\r\n"), b"HTTP/1.1 431 "),
         (b"GET /\xff HTTP/1.1\r\nUpgrade: websocket\r\n\r\n", b"HTTP/1.1 400 Bad Request\r\n"),
+        (REQUEST.replace(KEY, KEY + b"X: a" + b" " * 15_700 + b"b\r\n" + KEY), b"HTTP/1.1 400 Bad Request\r\n"),
+        (REQUEST.replace(KEY, KEY + b"X:" + b" " * 15_700 + b"\0\r\n"), b"HTTP/1.1 400 Bad Request\r\n"),
+        (REQUEST.replace(b"websocket", b"websocket, " + b" " * 15_700 + b", x", 1).replace(KEY, b""), b"HTTP/1.1 400 "),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: a" + b" " * 15_700 + b"b\r\n\r\n", b"HTTP/1.1 426 Upgrade Required\r\n"),
+        (REQUEST.replace(KEY, KEY + b"a:\r\n" * 3_900), b"HTTP/1.1 431 "),
+        (REQUEST.replace(b"\r\n", b"\n"), b"HTTP/1.1 400 Bad Request\r\n"),
+        (REQUEST.replace(KEY, KEY + b"Foo : bar\r\n"), b"HTTP/1.1 400 Bad Request\r\n"),
+        (REQUEST.replace(KEY, KEY + b"Foo: \0\r\n"), b"HTTP/1.1 400 Bad Request\r\n"),
+        (REQUEST.replace(KEY, KEY + b"Foo\r\n"), b"HTTP/1.1 400 Bad Request\r\n"),
+        (REQUEST.replace(KEY, KEY + b": bar\r\n"), b"HTTP/1.1 400 Bad Request\r\n"),
+        (REQUEST.replace(KEY, KEY + b"F\xffo: bar\r\n"), b"HTTP/1.1 400 Bad Request\r\n"),
+        (REQUEST.replace(KEY, KEY + b"Content-Length: 1\r\nContent-Length: 2\r\n"), b"HTTP/1.1 400 Bad Request\r\n"),
+        (REQUEST.replace(KEY, KEY + b"Transfer-Encoding: chunked\r\n"), b"HTTP/1.1 400 Bad Request\r\n"),
         (REQUEST.replace(b"Host: localhost\r\n", b"Host: localhost\r\n folded\r\n"), b"HTTP/1.1 400 Bad Request\r\n"),
         (REQUEST.replace(b"Host: localhost\r\n", b"Host: localhost\nX: y\r\n"), b"HTTP/1.1 400 Bad Request\r\n"),
         (REQUEST.replace(b"Host: localhost\r\n", b"Host: localhost\rX: y\r\n"), b"HTTP/1.1 400 Bad Request\r\n"),
@@ -131,17 +152,31 @@ async def test_endless_fragments_do_not_fill_the_memory(runtime_dir: Path) -> No
     ],
 )
 async def test_what_is_no_websocket_handshake_gets_an_http_answer(daemon: Daemon, sent: bytes, answered: bytes) -> None:
-    async with undisturbed(daemon), await trio.open_unix_socket(daemon.websocket_socket) as stream:
+    async with untroubled(daemon), await trio.open_unix_socket(daemon.websocket_socket) as stream:
         await stream.send_all(sent)
         answer = b"".join([data async for data in stream])
         assert answer.startswith(answered), answer
         assert answer.endswith((b".\n", b".)\n")), "every refusal says why, in a sentence"
 
 
+async def test_an_accepted_handshake_with_thousands_of_blanks_stops_nobody(daemon: Daemon) -> None:
+    blanks = b" " * 15_700
+    requests = (
+        REQUEST.replace(KEY, KEY + b"X: a" + blanks + b"b\r\n"),
+        REQUEST.replace(b"websocket", b"websocket, " + blanks + b", x", 1),
+        REQUEST.replace(KEY, KEY + b"Cookie: \xff" + blanks + b"\xff\r\n"),
+    )
+    async with untroubled(daemon):
+        for request in requests:
+            async with await trio.open_unix_socket(daemon.websocket_socket) as stream:
+                await stream.send_all(request)
+                assert (await stream.receive_some()).startswith(b"HTTP/1.1 101 ")
+
+
 async def test_half_a_handshake_has_a_deadline(runtime_dir: Path) -> None:
     async with (
         running_daemon(runtime_dir, "--handshake-timeout", "0.2") as daemon,
-        undisturbed(daemon),
+        untroubled(daemon),
         await trio.open_unix_socket(daemon.websocket_socket) as half,
         await trio.open_unix_socket(daemon.websocket_socket) as silent,
     ):
@@ -153,14 +188,14 @@ async def test_half_a_handshake_has_a_deadline(runtime_dir: Path) -> None:
 
 
 async def test_a_host_that_is_no_name_is_nobodys_business(daemon: Daemon) -> None:
-    async with undisturbed(daemon), await trio.open_unix_socket(daemon.websocket_socket) as stream:
+    async with untroubled(daemon), await trio.open_unix_socket(daemon.websocket_socket) as stream:
         await stream.send_all(REQUEST.replace(b"Host: localhost", b"Host: xn--zzzzzz"))
         assert (await stream.receive_some()).startswith(b"HTTP/1.1 101 ")
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /ws", REQUEST])
 async def test_hanging_up_during_the_handshake_leaves_nothing(daemon: Daemon, sent: bytes) -> None:
-    async with undisturbed(daemon), publisher(daemon.control_socket) as asking:
+    async with untroubled(daemon, 50 * LARGEST), publisher(daemon.control_socket) as asking:
         for _ in range(50):
             async with await trio.open_unix_socket(daemon.websocket_socket) as stream:
                 await stream.send_all(sent) if sent else None
@@ -169,7 +204,7 @@ async def test_hanging_up_during_the_handshake_leaves_nothing(daemon: Daemon, se
 
 
 async def test_a_hasty_client_may_send_before_it_is_answered(daemon: Daemon) -> None:
-    async with undisturbed(daemon), raw_client(daemon.websocket_socket) as template:
+    async with untroubled(daemon), raw_client(daemon.websocket_socket) as template:
         hasty = template.frames.send(TextMessage(data=subscribe("hasty")))
         async with await trio.open_unix_socket(daemon.websocket_socket) as stream:
             await stream.send_all(REQUEST + hasty)
@@ -179,7 +214,7 @@ async def test_a_hasty_client_may_send_before_it_is_answered(daemon: Daemon) -> 
 
 
 async def test_a_tcp_reset_in_mid_frame(runtime_dir: Path) -> None:
-    async with running_daemon(runtime_dir, "--websocket", "127.0.0.1:0") as daemon, undisturbed(daemon):
+    async with running_daemon(runtime_dir, "--websocket", "127.0.0.1:0") as daemon, untroubled(daemon, 20 * LARGEST):
         match = re.search(r"127\.0\.0\.1:(\d+)", daemon.log)
         assert match is not None
         async with publisher(daemon.control_socket) as asking:
@@ -212,7 +247,7 @@ async def test_what_breaks_the_websocket_protocol_is_closed_with_its_code(
 ) -> None:
     async with (
         running_daemon(runtime_dir, "--close-timeout", "0.2") as daemon,
-        undisturbed(daemon),
+        untroubled(daemon),
         raw_client(daemon.websocket_socket) as client,
     ):
         await client.stream.send_all(frames)
@@ -220,7 +255,7 @@ async def test_what_breaks_the_websocket_protocol_is_closed_with_its_code(
 
 
 async def test_pings_while_the_server_closes_are_no_trouble(daemon: Daemon) -> None:
-    async with undisturbed(daemon), raw_client(daemon.websocket_socket) as client:
+    async with untroubled(daemon), raw_client(daemon.websocket_socket) as client:
         await client.send(TextMessage(data="not JSON"), *[Ping(payload=b"x")] * 50)
         with trio.move_on_after(0.5):  # it goes on after the Close as well
             for _ in range(40):  # with those before no more than a client may send at once, should all arrive together
@@ -230,7 +265,7 @@ async def test_pings_while_the_server_closes_are_no_trouble(daemon: Daemon) -> N
 
 
 async def test_frames_behind_a_close_are_no_trouble(daemon: Daemon) -> None:
-    async with undisturbed(daemon), raw_client(daemon.websocket_socket) as client:
+    async with untroubled(daemon), raw_client(daemon.websocket_socket) as client:
         close = client.frames.send(CloseConnection(code=1000, reason="bye"))
         ping_and_text = b"\x89\x80mask" + b"\x81\x80mask"
         await client.stream.send_all(close + ping_and_text * 10)
@@ -238,7 +273,7 @@ async def test_frames_behind_a_close_are_no_trouble(daemon: Daemon) -> None:
 
 
 async def test_pongs_nobody_asked_for_are_ignored(daemon: Daemon) -> None:
-    async with undisturbed(daemon), raw_client(daemon.websocket_socket) as client:
+    async with untroubled(daemon), raw_client(daemon.websocket_socket) as client:
         await client.send(*[Pong(payload=b"?")] * 20, Ping(payload=b"!"))
         data = await client.stream.receive_some(100)
         client.frames.receive_data(data)
@@ -249,7 +284,7 @@ async def test_pongs_nobody_asked_for_are_ignored(daemon: Daemon) -> None:
 
 
 async def test_bytes_that_are_not_msgpack_end_the_connection_after_an_error(daemon: Daemon) -> None:
-    async with undisturbed(daemon), publisher(daemon.control_socket) as bad:
+    async with untroubled(daemon), publisher(daemon.control_socket) as bad:
         await bad.stream.send_all(encode_request(1, "ping", []) + b"\xc1\xc1")
         assert (await bad.answer()).result == "pong"
         last = await bad.answer()
@@ -262,7 +297,7 @@ async def test_bytes_that_are_not_msgpack_end_the_connection_after_an_error(daem
 
 @pytest.mark.parametrize("sent", [b"\x90", b"GET / HTTP/1.1\r\n\r\n", b"\x93\x00\x01\x02", b"\x94\x00\xff\xa4ping\x90"])
 async def test_msgpack_that_is_no_rpc_ends_the_connection_after_an_error(daemon: Daemon, sent: bytes) -> None:
-    async with undisturbed(daemon), publisher(daemon.control_socket) as bad:
+    async with untroubled(daemon), publisher(daemon.control_socket) as bad:
         await bad.stream.send_all(sent)
         last = await bad.answer()
         assert isinstance(last.error, dict)
@@ -293,7 +328,7 @@ async def test_msgpack_that_is_no_rpc_ends_the_connection_after_an_error(daemon:
 async def test_a_bad_command_gets_its_error_and_the_connection_goes_on(
     daemon: Daemon, method: str, params: list[object], code: str, says: str
 ) -> None:
-    async with undisturbed(daemon), publisher(daemon.control_socket) as bad:
+    async with untroubled(daemon), publisher(daemon.control_socket) as bad:
         error = await bad.call(method, *params)
         assert error["code"] == code
         assert says in error["message"]
@@ -301,7 +336,7 @@ async def test_a_bad_command_gets_its_error_and_the_connection_goes_on(
 
 
 async def test_invalid_utf8_is_refused_and_the_connection_goes_on(daemon: Daemon) -> None:
-    async with undisturbed(daemon), publisher(daemon.control_socket) as bad:
+    async with untroubled(daemon), publisher(daemon.control_socket) as bad:
         await bad.stream.send_all(b"\x94\x00\x07\xa9broadcast\x92\xa4news\xa3a\xffb")
         answer = await bad.answer()
         assert answer.id == 7
@@ -311,7 +346,7 @@ async def test_invalid_utf8_is_refused_and_the_connection_goes_on(daemon: Daemon
 
 
 async def test_a_refused_notification_is_counted_and_logged(daemon: Daemon) -> None:
-    async with undisturbed(daemon), publisher(daemon.control_socket) as bad:
+    async with untroubled(daemon), publisher(daemon.control_socket) as bad:
         await bad.stream.send_all(encode_notification("broadcast", ["no\x1bspaces", "x"]))
         assert (await bad.call("stats"))["commands_refused"] == 1
         assert "notification refused code=invalid_channel" in daemon.log
@@ -319,7 +354,7 @@ async def test_a_refused_notification_is_counted_and_logged(daemon: Daemon) -> N
 
 
 async def test_a_hundred_megabytes_are_refused_without_being_kept(daemon: Daemon) -> None:
-    async with undisturbed(daemon), publisher(daemon.control_socket) as bad:
+    async with untroubled(daemon, 100 * MIB), publisher(daemon.control_socket) as bad:
         before = resident_bytes(daemon)
         size = 100 * MIB
         await bad.stream.send_all(b"\x94\x00\x05\xa9broadcast\x92\xa4news\xdb" + size.to_bytes(4, "big"))
@@ -336,7 +371,7 @@ async def test_a_hundred_megabytes_are_refused_without_being_kept(daemon: Daemon
 async def test_half_a_message_and_then_silence_has_a_deadline(runtime_dir: Path) -> None:
     async with (
         running_daemon(runtime_dir, "--command-timeout", "0.2") as daemon,
-        undisturbed(daemon),
+        untroubled(daemon),
         publisher(daemon.control_socket) as bad,
     ):
         assert await bad.call("ping") == "pong"
@@ -351,7 +386,7 @@ async def test_half_a_message_and_then_silence_has_a_deadline(runtime_dir: Path)
 async def test_an_idle_publisher_has_no_deadline(runtime_dir: Path) -> None:
     async with (
         running_daemon(runtime_dir, "--command-timeout", "0.1") as daemon,
-        undisturbed(daemon),
+        untroubled(daemon),
         publisher(daemon.control_socket) as idle,
     ):
         assert await idle.call("ping") == "pong"
@@ -365,7 +400,7 @@ async def test_an_idle_publisher_has_no_deadline(runtime_dir: Path) -> None:
 async def test_a_publisher_that_reads_no_answers_is_held_back_and_cut(runtime_dir: Path) -> None:
     async with (
         running_daemon(runtime_dir, "--backlog-timeout", "0.5") as daemon,
-        undisturbed(daemon),
+        untroubled(daemon, MIB),
         publisher(daemon.control_socket) as bad,
     ):
         before = resident_bytes(daemon)
@@ -398,7 +433,7 @@ async def test_bad_input_of_every_kind_over_and_over_leaves_the_memory_flat(runt
             await bad.answer()
 
     # Who is told goodbye and does not answer is waited for as long as the close-timeout.
-    async with running_daemon(runtime_dir, "--close-timeout", "0.05") as daemon, undisturbed(daemon):
+    async with running_daemon(runtime_dir, "--close-timeout", "0.05") as daemon, untroubled(daemon, 140 * 500_000):
         for _ in range(40):
             await round_of_mistakes()
         before = resident_bytes(daemon)
@@ -410,7 +445,7 @@ async def test_bad_input_of_every_kind_over_and_over_leaves_the_memory_flat(runt
 async def test_an_unfinished_binary_message_is_measured_as_well(runtime_dir: Path) -> None:
     async with (
         running_daemon(runtime_dir, "--close-timeout", "0.2") as daemon,
-        undisturbed(daemon),
+        untroubled(daemon),
         raw_client(daemon.websocket_socket) as client,
     ):
         part = BytesMessage(data=b"x" * 4000, message_finished=False)

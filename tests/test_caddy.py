@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator
@@ -161,6 +162,124 @@ async def test_the_daemon_sees_the_real_address_of_a_client(daemon: Daemon, cadd
         async with publisher(daemon.control_socket) as control:
             clients = await control.call("clients")
     assert [client["address"] for client in clients] == ["127.0.0.1"]
+
+
+FORWARDED = [
+    # what Caddy trusts, the header that reaches it, who the daemon sees
+    ("127.0.0.1", ["203.0.113.7"], "203.0.113.7"),
+    ("127.0.0.1", ["192.0.2.9, 203.0.113.7"], "203.0.113.7"),
+    ("127.0.0.1", ["192.0.2.9", "203.0.113.7"], "203.0.113.7"),
+    ("127.0.0.1", ["2001:db8::7"], "2001:db8::7"),
+    ("192.0.2.0/24 127.0.0.0/8", ["203.0.113.7, 192.0.2.9"], "203.0.113.7"),
+    ("private_ranges", ["203.0.113.7, 10.0.0.1, 127.0.0.1"], "203.0.113.7"),
+    ("127.0.0.1", [], "127.0.0.1"),
+    ("127.0.0.1", ["unknown"], "127.0.0.1"),
+    ("192.0.2.0/24", ["203.0.113.7"], "127.0.0.1"),
+    ("", ["203.0.113.7"], "127.0.0.1"),
+    (None, ["203.0.113.7"], "127.0.0.1"),
+]
+
+
+@pytest.mark.parametrize(("trusted", "told", "seen"), FORWARDED)
+async def test_whom_the_daemon_sees_behind_another_proxy(
+    runtime_dir: Path, daemon: Daemon, trusted: str | None, told: list[str], seen: str
+) -> None:
+    variables = {"TRUSTED_PROXIES": trusted}
+    async with (
+        running_caddy(runtime_dir, websocket_socket=daemon.websocket_socket, environment=variables) as caddy,
+        connected(caddy.port) as stream,
+        publisher(daemon.control_socket) as control,
+    ):
+        headers = [*upgrade(origin_of(caddy)), *(("X-Forwarded-For", each) for each in told)]
+        assert (await request(stream, "/ws", headers)).status == 101
+        assert [client["address"] for client in await control.call("clients")] == [seen]
+
+
+async def test_behind_a_trusted_proxy_each_visitor_has_a_limit_of_its_own(runtime_dir: Path) -> None:
+    variables = {"TRUSTED_PROXIES": "127.0.0.1"}
+    async with (
+        running_daemon(runtime_dir, "--max-connections-per-address", "1") as daemon,
+        running_caddy(runtime_dir, websocket_socket=daemon.websocket_socket, environment=variables) as caddy,
+        connected(caddy.port) as first,
+        connected(caddy.port) as second,
+        connected(caddy.port) as third,
+    ):
+        own = upgrade(origin_of(caddy))
+        assert (await request(first, "/ws", [*own, ("X-Forwarded-For", "203.0.113.7")])).status == 101
+        refused = await request(second, "/ws", [*own, ("X-Forwarded-For", "192.0.2.1, 203.0.113.7")])
+        assert (refused.status, refused.headers["retry-after"]) == (503, "5")
+        assert "max-connections-per-address, is 1 connections" in refused.body
+        assert (await request(third, "/ws", [*own, ("X-Forwarded-For", "203.0.113.8")])).status == 101
+
+
+@pytest.mark.parametrize("target", ["/ws", "/realtimed/healthz"])
+async def test_nothing_from_outside_passes_for_what_caddy_says(runtime_dir: Path, target: str) -> None:
+    heads: list[bytes] = []
+    upstream = runtime_dir / "upstream.sock"
+
+    async def record(stream: trio.SocketStream) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += await stream.receive_some()
+        heads.append(head)
+        await stream.send_all(b"HTTP/1.1 426 Upgrade Required\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(upstream))
+        listening.listen()
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
+        variables = {"REALTIME_HTTP": f"unix/{upstream}", "METRICS_CLIENTS": "127.0.0.1"}
+        async with (
+            trio.open_nursery() as nursery,
+            running_caddy(runtime_dir, websocket_socket=upstream, environment=variables) as caddy,
+            connected(caddy.port) as stream,
+        ):
+            nursery.start_soon(trio.serve_listeners, record, [listener])
+            outside = [
+                ("Realtime-User", "admin"), ("realtime-token", "x"), ("REALTIME-X", "y"), ("Realtime-", "z"),
+                ("Cookie", "session=1"), ("cookie", "more=2"), ("X-Forwarded-For", "192.0.2.9"), ("X-Real", "kept"),
+            ]  # fmt: skip
+            assert (await request(stream, target, [*upgrade(origin_of(caddy)), *outside])).status == 426
+            nursery.cancel_scope.cancel()
+    [head] = heads
+    fields = [line.partition(": ") for line in head.decode().lower().split("\r\n")[1:-2]]
+    names = [name for name, _, _ in fields]
+    assert "x-real" in names
+    assert [name for name in names if name.startswith(("realtime", "cookie"))] == []
+    assert [value for name, _, value in fields if name == "x-forwarded-for"] == ["127.0.0.1"]
+
+
+@pytest.mark.parametrize(
+    ("trusted", "ranges"),
+    [(None, None), ("", None), ("192.0.2.1 2001:db8::/32", ["192.0.2.1", "2001:db8::/32"])],
+)
+def test_no_proxy_is_trusted_unless_it_is_named(trusted: str | None, ranges: list[str] | None) -> None:
+    environment = {} if trusted is None else {"TRUSTED_PROXIES": trusted}
+    command: list[str | Path] = [find_caddy(), "adapt", "--config", CADDYFILE]
+    adapted = subprocess.run(command, env=environment, capture_output=True, check=True, text=True)
+    for server in json.loads(adapted.stdout)["apps"]["http"]["servers"].values():
+        assert server["trusted_proxies"].get("ranges") == ranges
+        assert server["trusted_proxies_strict"] == 1
+
+
+def test_a_trusted_proxy_that_is_no_address_stops_caddy_at_its_start(tmp_path: Path) -> None:
+    command: list[str | Path] = [find_caddy(), "validate", "--config", CADDYFILE]
+    environment = {"TRUSTED_PROXIES": "proxy.example", "HOME": str(tmp_path)}
+    validated = subprocess.run(command, env=environment, capture_output=True, check=False, text=True)
+    assert validated.returncode == 1
+    assert "invalid IP address: 'proxy.example'" in validated.stderr
+
+
+async def test_a_header_of_a_cdn_can_tell_the_address(runtime_dir: Path, daemon: Daemon) -> None:
+    variables = {"TRUSTED_PROXIES": "127.0.0.1", "CADDY_SERVER_OPTIONS": "client_ip_headers CF-Connecting-IP"}
+    async with (
+        running_caddy(runtime_dir, websocket_socket=daemon.websocket_socket, environment=variables) as caddy,
+        connected(caddy.port) as stream,
+        publisher(daemon.control_socket) as control,
+    ):
+        told = [("X-Forwarded-For", "192.0.2.9"), ("CF-Connecting-IP", "203.0.113.7")]
+        assert (await request(stream, "/ws", [*upgrade(origin_of(caddy)), *told])).status == 101
+        assert [client["address"] for client in await control.call("clients")] == ["203.0.113.7"]
 
 
 async def test_a_reload_keeps_connections(runtime_dir: Path, daemon: Daemon, caddy_alone: Caddy) -> None:

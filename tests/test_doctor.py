@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from realtimed import Client, __version__
 from realtimed.cli.access import Credentials, obstacle
 from realtimed.cli.doctor import _installation, default_site
 from realtimed.cli.probe import site_of
+from tests.clients import raw_client
 from tests.stack import CADDYFILE, ROOT, Daemon, free_port, running_caddy, running_daemon, runtime_directory
 
 OWN_USER = pwd.getpwuid(os.geteuid()).pw_name
@@ -49,7 +50,7 @@ async def doctor(daemon: Daemon | None, port: int, *options: str, **environment:
     assert report["ok"] == (not failed)
     assert done.returncode == people.returncode == bool(failed)
     assert people.stdout.count(b"\nfailed ") + people.stdout.startswith(b"failed ") == len(failed)
-    assert all(bool(each["advice"]) is (each["status"] == "failed") for each in report["findings"])
+    assert all(bool(each["advice"]) is (each["status"] in ("failed", "warning")) for each in report["findings"])
     return {each["check"]: each for each in report["findings"]}
 
 
@@ -81,7 +82,7 @@ async def test_all_is_well(daemon: Daemon, port: int) -> None:
     assert {each["status"] for each in findings.values()} == {"ok"}
     assert list(findings) == [
         "control socket", "control socket's mode", "PHP's access", "Caddy's access", "Caddy", "own origin", "delivery",
-        "foreign origins", "open files", "versions", "Caddy's version",
+        "foreign origins", "addresses", "open files", "versions", "Caddy's version",
     ]  # fmt: skip
 
 
@@ -314,6 +315,49 @@ async def test_a_limit_of_open_files_that_nobody_has_thought_of(runtime_dir: Pat
         assert failures(await doctor(daemon, port)) == {
             "open files": "the limit of open files, 256, allows only 192 WebSockets"
         }
+
+
+# A proxy in front of Caddy that is not trusted.
+
+
+@pytest.mark.parametrize(
+    ("addresses", "seen"),
+    [
+        (["127.0.0.1"] * 4 + ["203.0.113.7"] * 2, "127.0.0.1 has 4 of 6 connections; one address may have 50"),
+        (["2001:db8::1"] * 3 + ["2001:db8::2"] * 3, "2001:db8::/64 has 6 of 6 connections; one address may have 50"),
+        (["203.0.113.7"] * 3 + ["203.0.113.8"] * 3, None),
+        (["203.0.113.7"] * 3 + [""] * 4, None),
+        ([""] * 9, None),
+        (["203.0.113.7"] * 5, None),
+    ],
+)
+async def test_an_address_that_has_most_of_the_connections(
+    runtime_dir: Path, addresses: list[str], seen: str | None
+) -> None:
+    async with (
+        running_daemon(runtime_dir, "--max-connections", "100") as daemon,
+        caddy_for(runtime_dir, daemon) as port,
+        AsyncExitStack() as connections,
+    ):
+        for address in addresses:
+            await connections.enter_async_context(raw_client(daemon.websocket_socket, address))
+        findings = await doctor(daemon, port)
+    assert failures(findings) == {}
+    found = findings["addresses"]
+    assert (found["status"], "TRUSTED_PROXIES" in found["advice"]) == (("warning", True) if seen else ("ok", False))
+    if seen is not None:
+        assert found["seen"] == seen
+
+
+async def test_without_a_limit_of_one_address_it_warns_as_well(runtime_dir: Path) -> None:
+    async with (
+        running_daemon(runtime_dir, "--max-connections-per-address", "0") as daemon,
+        caddy_for(runtime_dir, daemon) as port,
+        AsyncExitStack() as connections,
+    ):
+        for _ in range(6):
+            await connections.enter_async_context(raw_client(daemon.websocket_socket, "203.0.113.7"))
+        assert (await doctor(daemon, port))["addresses"]["seen"] == "203.0.113.7 has 6 of 6 connections"
 
 
 # 13 and 14: versions.

@@ -21,6 +21,7 @@ import trio
 from trio.testing import MockClock
 
 from realtimed import AsyncClient, NoDaemonError
+from realtimed.admission import Admission
 from realtimed.backlog import Backlogs
 from realtimed.config import Config, load
 from realtimed.drain import Drain
@@ -124,7 +125,7 @@ class Sheep:
 
 
 def flock(number: int) -> tuple[Sessions, list[Sheep]]:
-    sessions = Sessions(number, Backlogs(limit=1, timeout=1, total_limit=1))
+    sessions = Sessions(Admission(number, None, 0, trio.current_time), Backlogs(limit=1, timeout=1, total_limit=1))
     sheep = [Sheep() for _ in range(number)]
     sessions.members.update({f"c-{n}": cast(Session, each) for n, each in enumerate(sheep)})
     return sessions, sheep

@@ -108,3 +108,53 @@ async def test_a_round_that_cannot_be_made_ends_those_for_whom_it_was(caplog: py
     hub.subscribe(after, "broken")
     await at_once(hub, publish, nullcontext())
     assert after.messages == ["x"]
+
+
+async def test_watchers_see_all_and_publishers_wait_for_them() -> None:
+    hub, watcher = Hub(max_message=1000, max_channels=128), Listener()
+    hub.watchers.add(watcher, "*0")
+    for number in range(20):
+        hub.watchers.add(watcher, "*a" * 90 + f"*b{number}*")
+    fan_out, late = FanOut(hub), []
+
+    def publish() -> None:
+        for number in range(5000):
+            hub.publish("a" * 190 + str(number), "x" * 900)
+
+    async def publish_more() -> None:
+        await fan_out.room()
+        late.append(hub.unsent_bytes)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fan_out.run)
+        await trio.testing.wait_all_tasks_blocked()
+        fan_out.at_once(publish)
+        assert hub.unsent_bytes > 4 * 2**20
+        nursery.start_soon(publish_more)
+        with trio.fail_after(60):
+            await fan_out.settle()
+        assert hub.idle
+        assert hub.unsent_bytes == 0
+        nursery.cancel_scope.cancel()
+    assert 0 < late[0] <= 4 * 2**20, "the publisher went on as soon as there was room, not when all was shown"
+    names = [message.partition("/")[0] for message in watcher.received.decode().split(";") if message]
+    assert names == ["a" * 190 + str(number) for number in range(0, 5000, 10)]
+
+
+async def test_a_fault_on_the_way_to_a_watcher_ends_watchers_and_nobody_else(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hub, faulty, listener = make_hub(), Listener(form=Unencodable()), Listener()
+    hub.watchers.add(faulty, "*")
+    hub.subscribe(listener, "news")
+
+    def publish() -> None:
+        hub.publish("news", "x")
+
+    for _ in range(2):  # the second finds nothing left of the first
+        await at_once(hub, publish, nullcontext())
+    assert [error.errno for error in faulty.failures] == [errno.ECANCELED] * 2
+    assert listener.messages == ["x", "x"]
+    assert listener.failures == []
+    assert hub.idle
+    assert [record.levelname for record in caplog.records] == ["ERROR"] * 2

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.fuzz import TARGETS, corpus
+from tests.budget import LARGEST
+from tests.fuzz import TARGETS, checker, corpus
 from tests.fuzz.frames import CLOSE, PONG, TEXT, expected, messages_of
-from tests.fuzz.mutations import mutations
+from tests.fuzz.mutations import mutations, repeated
 from tests.stack import ROOT
 
 SEED = 6455
@@ -22,12 +23,12 @@ COUNTS = {"wire": 2000, "protocols": 1000, "inbound": 250, "handshake": 400, "co
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_invariant_holds(target: str) -> None:
-    module = importlib.import_module(f"tests.fuzz.{target}")
+    check = checker(target)
     for data in [*corpus(target), *mutations(corpus(target), SEED, COUNTS[target])]:
         try:
-            module.check(data)
+            check(data)
         except Exception as error:
-            error.add_note(f"The input was {data!r}")
+            error.add_note(f"The input was {data[:2000]!r}")
             raise
 
 
@@ -35,11 +36,21 @@ def test_the_invariant_holds(target: str) -> None:
 def test_the_corpus_is_small(target: str) -> None:
     kept = [len(data) for data in corpus(target)]
     assert len(kept) < 200
-    assert sum(kept) < 100_000
+    assert max(kept) <= LARGEST
+    assert sum(kept) < 200_000
 
 
 def test_the_same_seed_makes_the_same_inputs() -> None:
     assert list(mutations([b"abc", b"def"], 1, 50)) == list(mutations([b"abc", b"def"], 1, 50))
+
+
+def test_some_inputs_repeat_a_run_as_often_as_there_is_room() -> None:
+    large = [data for data in mutations([b"abc", b"def"], 1, 200) if len(data) > LARGEST - 16]
+    assert 1 < len(large) < 20
+    source = random.Random(1)
+    for data in (b"", b"a", b"abc" * 10_000):
+        assert len(repeated(data, source)) <= LARGEST
+    assert {repeated(b"a", source) for _ in range(20)} >= {b"a" * LARGEST, b" " * (LARGEST - 1) + b"a"}
 
 
 def masked(first: int, payload: bytes) -> bytes:

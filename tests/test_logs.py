@@ -18,7 +18,7 @@ import realtimed
 from realtimed.config import SETTINGS
 from realtimed.control.wire import encode_notification
 from realtimed.logs import FORMATS, Event, goes_to_journal
-from tests.clients import closing, publisher, raw_client, subscribe, websocket
+from tests.clients import REQUEST, closing, publisher, raw_client, subscribe, websocket
 from tests.stack import ROOT, Daemon, running_daemon
 
 PATIENCE = 30
@@ -163,6 +163,25 @@ async def test_hostile_peers_write_nothing_raw_into_the_log(runtime_dir: Path, f
             }  # fmt: skip
         else:
             assert sum("owned" in line for line in lines) >= 3, "what was said is there, escaped"
+
+
+async def test_a_refused_handshake_is_logged_with_its_header_and_who_sent_it(runtime_dir: Path) -> None:
+    refused = {
+        b"X-Forwarded-For: 1.1.1.1, 2001:db8::1\r\nFo\x1bo : bar\r\n": "header='Fo\\x1bo' address=2001:db8::1",
+        b"Foo: \0\r\nX-Forwarded-For: 203.0.113.7\r\n": "header=Foo address=203.0.113.7",
+        b"Sec-WebSocket-Version: 8\r\nX-Forwarded-For: 203.0.113.8\r\n":
+            "header=Sec-WebSocket-Version address=203.0.113.8",
+        b"X: " + b"a" * 16_384: "header=- address=''",
+    }  # fmt: skip
+    with trio.fail_after(PATIENCE):
+        async with running_daemon(runtime_dir) as daemon:
+            for lines, logged in refused.items():
+                async with await trio.open_unix_socket(daemon.websocket_socket) as stream:
+                    await stream.send_all(REQUEST.removesuffix(b"\r\n") + lines + b"\r\n")
+                    assert b"".join([data async for data in stream]).startswith(b"HTTP/1.1 4")
+                line = daemon.log.splitlines()[-1]
+                assert "handshake refused" in line
+                assert line.endswith(logged)
 
 
 async def test_no_line_for_a_message(daemon: Daemon) -> None:

@@ -202,6 +202,7 @@ async def test_refused_handshakes_are_counted_by_status(runtime_dir: Path) -> No
             counts = with_label(read, "handshakes_refused_total", "status")
             assert counts == {"426": 2, "400": 4, "431": 1, "408": 1, "503": 3}
             assert value(read, "max_connections") == 1
+            assert with_label(read, "handshakes_over_limit_total", "limit") == {"max_connections": 3}
 
 
 async def test_backlogs_are_seen(runtime_dir: Path) -> None:

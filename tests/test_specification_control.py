@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
@@ -113,6 +114,19 @@ async def test_6_2_3_a_response_is_treated_like_a_refused_notification(open_peer
     assert (await sender.call("stats"))["commands_refused_with"]["invalid_params"] == before + 1
 
 
+@pytest.mark.parametrize(("more", "code"), [(0, None), (1, "message_too_large")])
+async def test_6_2_4_a_command_has_at_most_8192_values(open_peers: Opening, more: int, code: str | None) -> None:
+    sender = await (await open_peers()).publisher()
+    # The command, its kind, id and method, the params and their array are six.
+    await sender.send(encode_request(7, "ping", [[[]] * (8192 - 6 + more)]) + encode_request(8, "ping", []))
+    first, second = await sender.answer(), await sender.answer()
+    assert isinstance(first.error, dict)
+    assert first.error["code"] == (code or "invalid_params")
+    if code is not None:
+        assert "8192 MessagePack values" in first.error["message"]
+    assert (second.id, second.result) == (8, "pong")
+
+
 # 6.3 What ends a connection
 
 
@@ -179,6 +193,24 @@ async def test_6_3_5_an_idle_connection_has_no_deadline(open_peers: Opening) -> 
         await slow.send(b"\x94")
         assert (await last_words(slow))["code"] == "timeout"
     assert [await idle.call("ping"), await never.call("ping")] == ["pong", "pong"]
+
+
+def nested(depth: int) -> bytes:
+    """Return a command in which arrays are nested so deep."""
+    return b"\x94\x00\x07\xa4ping" + b"\x91" * (depth - 1) + b"\x05"
+
+
+async def test_6_3_6_nesting_is_bounded(open_peers: Opening) -> None:
+    peers = await open_peers()
+    deep, deeper = await peers.publisher(), await peers.publisher()
+    await deep.send(nested(32) + encode_request(8, "ping", []))
+    assert isinstance((answer := await deep.answer()).error, dict)
+    assert answer.error["code"] == "invalid_params"
+    assert (await deep.answer()).result == "pong"
+    await deeper.send(nested(33))
+    error = await last_words(deeper)
+    assert error["code"] == "protocol_error"
+    assert "may be nested 32 deep" in error["message"]
 
 
 # 6.4 When the daemon stops
@@ -273,6 +305,42 @@ async def test_6_4_5_at_a_socket_of_systemd_new_connections_wait_for_the_next_da
                 assert (await early.answer()).id == 7
 
 
+@pytest.mark.parametrize("command", [("watch", "*"), ("subscribe", "news")])
+async def test_6_4_6_those_who_listen_are_closed_last(runtime_dir: Path, command: tuple[str, str]) -> None:
+    heard = answered = 0
+    with trio.fail_after(PATIENCE):
+        async with (
+            running_daemon(runtime_dir) as daemon,
+            publisher(daemon.control_socket) as listener,
+            publisher(daemon.control_socket) as sender,
+        ):
+            await listener.call(*command)
+
+            async def send() -> None:
+                with suppress(trio.BrokenResourceError):  # what the daemon does not take any more
+                    await sender.stream.send_all(encode_request(1, "broadcast", ["news", "x" * 1000]) * 20_000)
+
+            async def count() -> None:
+                nonlocal answered
+                told, unpacker = False, msgpack.Unpacker()
+                async for data in sender.stream:
+                    unpacker.feed(data)
+                    answered += sum(1 for _ in unpacker)
+                    if answered > 100 and not told:
+                        daemon.process.terminate()
+                        told = True
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send)
+                nursery.start_soon(count)
+                unpacker = msgpack.Unpacker()
+                async for data in listener.stream:
+                    unpacker.feed(data)
+                    heard += sum(1 for _ in unpacker)
+            assert await daemon.wait() == 0
+    assert heard == answered > 100
+
+
 # 6.5 Back-pressure
 
 
@@ -293,6 +361,26 @@ async def test_6_5_1_who_reads_no_answers_is_not_read_and_then_ended(runtime_dir
             await send_without_end()
         assert resident_bytes(daemon) - before < 30 * MIB
     assert "it does not read its answers" in daemon.log
+
+
+async def test_6_5_2_publishers_wait_while_watchers_are_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with trio.open_nursery() as nursery:
+        peers = InMemory({}, nursery, fan_out=False)
+        sender, watcher = await peers.publisher(), await peers.publisher()
+        await watcher.call("watch", "*")
+        hub = peers.core.hub
+        with monkeypatch.context() as patches:
+            patches.setattr(hub.watchers, "step", lambda: True)  # as if each step matched one pattern with one name
+            nursery.start_soon(peers.core.fan_out.run)
+            await sender.send(encode_request(1, "broadcast", ["news", "x" * 65536]) * 200)
+            for _ in range(2000):
+                await trio.lowlevel.checkpoint()
+            assert hub.log_bytes == 0
+            assert 4 * MIB < hub.watchers.queued_bytes <= 4 * MIB + 2 * 65536
+        assert [(await sender.answer()).error for _ in range(200)] == [None] * 200
+        assert [(await watcher.message())[0] for _ in range(200)] == ["news"] * 200
+        assert hub.watchers.idle
+        nursery.cancel_scope.cancel()
 
 
 async def test_6_5_2_publishers_wait_while_the_fan_out_is_behind() -> None:
@@ -469,10 +557,10 @@ def test_6_7_6_the_newest_hundred_thousand_keys_are_known() -> None:
     answered = Answered(300, lambda: 0.0)
     receipts = [Receipt(0, "e", 1)]
     for number in range(100_001):
-        answered.once("news", str(number), lambda: receipts)
+        answered.remember("news", str(number), receipts)
     assert len(answered) == 100_000
-    assert answered.once("news", "1", list) == (receipts, True)
-    assert answered.once("news", "0", list) == ([], False)
+    assert answered.known("news", "1") == receipts
+    assert answered.known("news", "0") is None
 
 
 async def test_6_7_7_a_restart_forgets_the_keys(runtime_dir: Path) -> None:

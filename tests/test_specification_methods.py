@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import pytest
@@ -14,8 +14,20 @@ import trio
 from realtimed import __version__
 from realtimed.control.wire import encode_notification, encode_request
 from realtimed.errors import RefusedError
-from tests.clients import closing, publisher, subscribe, websocket
-from tests.peers import ALONE, FEW, FORGETFUL, SHORT, SMALL, Daemons, InMemory, Opening, Publisher, Settings
+from tests.clients import closing, publisher, raw_client, subscribe, websocket
+from tests.peers import (
+    ALONE,
+    FEW,
+    FORGETFUL,
+    SHORT,
+    SMALL,
+    Daemons,
+    InMemory,
+    Opening,
+    OverSockets,
+    Publisher,
+    Settings,
+)
 from tests.stack import Daemon
 
 PATIENCE = 20
@@ -352,6 +364,21 @@ async def test_6_11_15_info_tells_the_version_and_the_limits(open_peers: Opening
     assert info["limits"]["max_message"] == 100
     assert abs(info["started"] - time.time()) < 1000
     assert (info["pid"] == os.getpid()) is isinstance(peers, InMemory)
+
+
+async def test_6_11_16_info_tells_the_busiest_address(open_peers: Opening) -> None:
+    peers = await open_peers(max_channels=76)  # a daemon of its own
+    sender = await peers.publisher()
+    assert (await sender.call("info"))["busiest_address"] is None
+    async with AsyncExitStack() as stack:
+        for address in ("203.0.113.7", "2001:db8::1", "", "2001:db8::2"):
+            if isinstance(peers, InMemory):
+                peers.core.admission.admit(address)
+            else:
+                assert isinstance(peers, OverSockets)
+                await stack.enter_async_context(raw_client(peers.daemon.websocket_socket, address))
+        busiest = (await sender.call("info"))["busiest_address"]
+    assert busiest == {"address": "2001:db8::/64", "connections": 2, "of": 4}
 
 
 # 6.12 Error codes

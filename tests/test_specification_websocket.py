@@ -14,7 +14,17 @@ from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, Tex
 
 from realtimed.control.wire import encode_request
 from realtimed.frames import CloseCode
-from tests.clients import REQUEST, Publisher, RawClient, closing, publisher, raw_client, subscribe, websocket
+from tests.clients import (
+    REQUEST,
+    Publisher,
+    RawClient,
+    closing,
+    handshake_of,
+    publisher,
+    raw_client,
+    subscribe,
+    websocket,
+)
 from tests.peers import LIVELY, SMALL, Daemons, Opening
 from tests.stack import Daemon, running_daemon
 
@@ -48,6 +58,23 @@ def lively(daemons: Daemons) -> Daemon:
 @pytest.fixture(scope="module")
 def narrow(daemons: Daemons) -> Daemon:
     return daemons.get({"max_connections": 2})
+
+
+@pytest.fixture(scope="module")
+def ten(daemons: Daemons) -> Daemon:
+    return daemons.get({"max_connections": 10})
+
+
+@pytest.fixture(scope="module")
+def one_each(daemons: Daemons) -> Daemon:
+    """A daemon where each address may have one connection."""
+    return daemons.get({"max_connections_per_address": 1})
+
+
+@pytest.fixture(scope="module")
+def slow_going(daemons: Daemons) -> Daemon:
+    """A daemon where each address may make two handshakes, and another one every five seconds."""
+    return daemons.get({"handshakes_per_address": 0.2})
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +119,15 @@ async def test_2_1_2_any_other_path_is_accepted_and_closed_with_4404(shared: Dae
     with trio.fail_after(PATIENCE):
         async with websocket(shared.websocket_socket, resource=path, subprotocols=["realtime.v1"]) as client:
             assert await closing(client) == (4404, f"no such path: '{path}'; WebSockets are served at /ws")
+
+
+@pytest.mark.parametrize(("slashes", "code"), [(1022, 1000), (1023, 4404)])
+async def test_2_1_2_so_is_one_of_more_than_1024_bytes(shared: Daemon, slashes: int, code: int) -> None:
+    with trio.fail_after(PATIENCE):
+        async with websocket(shared.websocket_socket, resource="/" * slashes + "ws") as client:
+            if code == 1000:
+                await client.aclose()
+            assert (await closing(client))[0] == code
 
 
 @pytest.mark.parametrize("query", ["?", "?token=1", "?/nope"])
@@ -219,6 +255,18 @@ async def test_2_5_4_a_head_above_16_kib_gets_431(shared: Daemon, more: int, sta
         assert (await http_answer(shared.websocket_socket, request)).startswith("HTTP/1.1 431 ")
 
 
+@pytest.mark.parametrize(("count", "status"), [(256, "101"), (257, "431")])
+async def test_2_5_4_more_than_256_headers_get_431(shared: Daemon, count: int, status: str) -> None:
+    request = REQUEST.replace(KEY, KEY + b"a:\r\n" * (count - 5))
+    assert request.count(b"\r\n") - 2 == count
+    if status == "101":
+        await accepted(shared.websocket_socket, request)
+    else:
+        answer = await http_answer(shared.websocket_socket, request)
+        assert answer.startswith("HTTP/1.1 431 ")
+        assert "256 headers" in answer
+
+
 async def test_2_5_5_beyond_max_connections_there_is_503(narrow: Daemon) -> None:
     daemon = narrow
     with trio.fail_after(PATIENCE):
@@ -251,6 +299,174 @@ async def test_2_5_6_every_refusal_says_why_in_a_sentence(strict: Daemon, reques
     assert re.search(r"^Connection: .*close", head, re.MULTILINE)
     assert f"Content-Length: {len(body.encode())}" in head
     assert re.fullmatch(r"[A-Z].*[.)]\n", body, re.DOTALL)
+
+
+async def answers_at_once(path: Path, number: int) -> list[str]:
+    """Send so many handshakes at once; return the status of their answers, which came while all were connected."""
+    async with AsyncExitStack() as stack:
+        streams = [await stack.enter_async_context(await trio.open_unix_socket(path)) for _ in range(number)]
+        statuses = []
+
+        async def shake_hands(stream: trio.SocketStream) -> None:
+            await stream.send_all(REQUEST)
+            answer = b""
+            while b"\r\n" not in answer:
+                answer += await stream.receive_some()
+            statuses.append(answer[9:12].decode())
+
+        async with trio.open_nursery() as nursery:
+            for stream in streams:
+                nursery.start_soon(shake_hands, stream)
+        return statuses
+
+
+async def test_2_5_7_of_many_at_once_no_more_than_max_connections_are_let_in(ten: Daemon) -> None:
+    daemon = ten
+    with trio.fail_after(PATIENCE):
+        async with publisher(daemon.control_socket) as asking:
+            for _ in range(2):
+                before = await asking.call("stats")
+                statuses = await answers_at_once(daemon.websocket_socket, 300)
+                assert statuses.count("101") == 10
+                assert statuses.count("503") == 290
+                after = await asking.call("stats")
+                assert after["connections"] - before["connections"] == 10
+                over = "handshakes_over_limit"
+                assert after[over]["max_connections"] - before[over]["max_connections"] == 290
+                while (await asking.call("stats"))["clients"]:
+                    pass
+
+
+async def test_2_5_8_an_address_with_half_of_max_connections_gets_503(ten: Daemon) -> None:
+    daemon, path, address = ten, ten.websocket_socket, "203.0.113.7"
+    with trio.fail_after(PATIENCE):
+        async with publisher(daemon.control_socket) as asking:
+            while (await asking.call("stats"))["clients"]:
+                pass
+            async with AsyncExitStack() as stack:
+                for _ in range(4):
+                    await stack.enter_async_context(raw_client(path, address))
+                await stack.enter_async_context(raw_client(path, "203.0.113.8"))
+                async with raw_client(path, address):
+                    for _ in range(3):
+                        answer = await http_answer(path, handshake_of(address))
+                        assert answer.startswith("HTTP/1.1 503 Service Unavailable\r\n")
+                        assert "\r\nRetry-After: 5\r\n" in answer
+                        assert "of one address, max-connections-per-address, is 5 connections." in answer
+                    await accepted(path, handshake_of("203.0.113.9"))
+                while (await asking.call("stats"))["clients"] > 5:
+                    pass
+                await accepted(path, handshake_of(address))
+            assert (await asking.call("stats"))["handshakes_over_limit"]["max_connections_per_address"] == 3
+            assert (await asking.call("info"))["limits"]["max_connections_per_address"] == 5
+    lines = [line for line in daemon.log.splitlines() if "refused" in line and address in line]
+    assert len(lines) == 1, "it is said once"
+    assert "WARNING address refused address=203.0.113.7 reason='The limit of one address, max-" in lines[0]
+
+
+async def test_2_5_9_an_address_with_too_many_handshakes_gets_503(slow_going: Daemon) -> None:
+    path = slow_going.websocket_socket
+    with trio.fail_after(PATIENCE):
+        for address in ("203.0.113.7", "203.0.113.8"):
+            for _ in range(2):
+                await accepted(path, handshake_of(address))
+            answer = await http_answer(path, handshake_of(address))
+            assert answer.startswith("HTTP/1.1 503 Service Unavailable\r\n")
+            assert re.search("\r\nRetry-After: [45]\r\n", answer)
+            assert "of one address, handshakes-per-address, is 0.2 a second." in answer
+        async with publisher(slow_going.control_socket) as asking:
+            assert (await asking.call("stats"))["handshakes_over_limit"]["handshakes_per_address"] == 2
+            assert (await asking.call("info"))["limits"]["handshakes_per_address"] == 0.2
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "third"),
+    [
+        ("203.0.113.1", "203.0.113.9, 203.0.113.1", "203.0.113.2"),
+        ("203.0.113.3", "::ffff:203.0.113.3", "::203.0.113.3"),
+        ("2001:db8:1:2::1", "2001:DB8:1:2:ffff::", "2001:db8:1:3::1"),
+    ],
+)
+async def test_2_5_10_the_address_is_what_the_proxy_says(one_each: Daemon, first: str, second: str, third: str) -> None:
+    path = one_each.websocket_socket
+    with trio.fail_after(PATIENCE):
+        async with raw_client(path, first):
+            assert "503" in await http_answer(path, handshake_of(second))
+            await accepted(path, handshake_of(third))
+
+
+async def test_2_5_10_a_zone_is_no_part_of_the_address(one_each: Daemon) -> None:
+    path = one_each.websocket_socket
+    with trio.fail_after(PATIENCE):
+        async with publisher(one_each.control_socket) as asking, raw_client(path, "fe80::1%" + "a" * 10_000):
+            addresses = [client["address"] for client in await asking.call("clients")]
+            assert "fe80::1" in addresses
+            assert "503" in await http_answer(path, handshake_of("fe80::2%eth0"))
+
+
+@pytest.mark.parametrize("address", ["", "unknown"])
+async def test_2_5_11_without_an_address_there_is_no_limit_of_one(
+    one_each: Daemon, slow_going: Daemon, address: str
+) -> None:
+    with trio.fail_after(PATIENCE):
+        for path in (one_each.websocket_socket, slow_going.websocket_socket):
+            async with raw_client(path, address), raw_client(path, address), raw_client(path, address):
+                await accepted(path, handshake_of(address))
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        (b"Foo : bar", "Foo"),
+        (b"Foo", "Foo"),
+        (b": bar", ""),
+        (b"F\xffo: bar", "F\\xffo"),
+        (b"Foo: bar\r\n folded", "Foo"),
+        (b"Foo: b\rar", "Foo"),
+        (b"Foo: b\nar", "Foo"),
+        (b"Foo: b\0r", "Foo"),
+        (b"Foo: b\x1br", "Foo"),
+        (b"Content-Length: 5", "Content-Length"),
+        (b"Content-Length: 0\r\nContent-Length: 0", "Content-Length"),
+        (b"Transfer-Encoding: chunked", "Transfer-Encoding"),
+    ],
+)
+async def test_2_5_12_a_head_is_read_strictly_and_the_bad_header_is_named(
+    shared: Daemon, line: bytes, name: str
+) -> None:
+    answer = await http_answer(shared.websocket_socket, REQUEST.replace(KEY, KEY + line + b"\r\n"))
+    head, _, sentence = answer.partition("\r\n\r\n")
+    assert head.startswith("HTTP/1.1 400 Bad Request\r\n")
+    assert name in sentence
+    assert re.fullmatch(r"[A-Z].*\.\n", sentence)
+
+
+async def test_2_5_12_a_length_of_0_is_none(shared: Daemon) -> None:
+    await accepted(shared.websocket_socket, REQUEST.replace(KEY, KEY + b"Content-Length: 0\r\n"))
+
+
+async def test_2_5_13_bytes_above_0x7f_are_allowed_where_nobody_reads(shared: Daemon) -> None:
+    unread = b"Cookie: name=J\xfcrgen\r\nUser-Agent: \xe2\x80\xa6\r\nOrigin: http://\xff\r\n"
+    await accepted(shared.websocket_socket, REQUEST.replace(KEY, KEY + unread))
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        REQUEST.replace(b"GET", b"G\xcbT"),
+        REQUEST.replace(b"/ws", b"/w\xff"),
+        REQUEST.replace(KEY, KEY + b"F\xffo: bar\r\n"),
+        *(
+            REQUEST.replace(KEY, KEY + name + b": \xff\r\n")
+            for name in (
+                b"Host", b"Connection", b"Upgrade", b"Content-Length", b"Transfer-Encoding", b"X-Forwarded-For",
+                b"Sec-WebSocket-Key", b"Sec-WebSocket-Version", b"Sec-WebSocket-Protocol",
+            )
+        ),
+    ],
+)  # fmt: skip
+async def test_2_5_13_bytes_above_0x7f_are_refused_where_they_are_read(shared: Daemon, request_: bytes) -> None:
+    assert (await http_answer(shared.websocket_socket, request_)).startswith("HTTP/1.1 400 Bad Request\r\n")
 
 
 async def test_2_6_1_a_message_is_one_frame(shared: Daemon, channel: str) -> None:
@@ -684,6 +900,21 @@ async def test_7_14_max_backlog_total_bounds_what_waits_for_all(daemons: Daemons
                 assert code == 4409
                 assert "the limit, max-backlog-total, is 65536" in reason
                 assert (await sender.call("stats"))["backlog_bytes"] <= 65536
+
+
+async def test_7_15_max_connections_per_address_bounds_those_of_one_address(one_each: Daemon) -> None:
+    path = one_each.websocket_socket
+    with trio.fail_after(PATIENCE):
+        async with raw_client(path, "198.51.100.1"):
+            assert "503" in await http_answer(path, handshake_of("198.51.100.1"))
+
+
+async def test_7_16_handshakes_per_address_bounds_those_of_one_address(slow_going: Daemon) -> None:
+    path = slow_going.websocket_socket
+    with trio.fail_after(PATIENCE):
+        for _ in range(2):
+            await accepted(path, handshake_of("198.51.100.1"))
+        assert "503" in await http_answer(path, handshake_of("198.51.100.1"))
 
 
 def test_5_1_every_code_has_a_clause() -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import trio
-from hypothesis import given
-from hypothesis import strategies as st
 from wsproto.events import TextMessage
 
 from realtimed import Client, RefusedError
@@ -36,6 +36,9 @@ class Watching:
     def write(self, data: bytes) -> None:
         self.seen += data.decode()
 
+    def transmit_failed(self, data: bytes, error: OSError) -> None:
+        raise AssertionError("nothing fails here")
+
 
 def make_hub() -> Hub:
     return Hub(max_message=1000, max_channels=3)
@@ -45,6 +48,14 @@ def fan_out(hub: Hub) -> None:
     while (turn := hub.next_round()) is not None:
         while turn.step(10):
             pass
+    while hub.watchers.step():
+        pass
+
+
+def show(watchers: Watchers, *publications: Publication) -> None:
+    watchers.show(publications)
+    while watchers.step():
+        pass
 
 
 def test_matching_channels_are_seen_in_the_order_published_whoever_listens() -> None:
@@ -108,30 +119,112 @@ def test_patterns_and_watchers_are_bounded() -> None:
     assert len(watchers) == 16
 
 
-@given(st.lists(st.sampled_from(["", "a", "b", "ab", ":"]), min_size=2, max_size=6), st.text("ab:", max_size=12))
-def test_a_star_stands_for_any_characters(parts: list[str], channel: str) -> None:
-    def matches(parts: list[str], rest: str) -> bool:
-        """Match by trying every length of every star."""
-        if len(parts) == 1:
-            return rest == parts[0]
-        if not rest.startswith(parts[0]):
-            return False
-        tail = rest[len(parts[0]) :]
-        return any(matches(parts[1:], tail[at:]) for at in range(len(tail) + 1))
+def test_the_order_is_kept_in_steps_of_any_size_and_each_sees_its_own() -> None:
+    watchers = Watchers(max_patterns=3)
+    everything, odd = Watching(), Watching()
+    watchers.add(everything, "*")
+    watchers.add(odd, "*:1")
+    watchers.add(odd, "*:3")
+    watchers.show(Publication(f"chat:{number % 4}", b"x", True, number) for number in range(1000))
+    assert watchers.queued_bytes == 1000 * 257
+    steps = 1
+    while watchers.step(1 + steps % 100):
+        steps += 1
+    assert steps > 100
+    assert everything.seen == "".join(f"chat:{number % 4}#{number}=x " for number in range(1000))
+    assert odd.seen == "".join(f"chat:{number % 4}#{number}=x " for number in range(1000) if number % 2)
+    assert watchers.idle
+    assert watchers.queued_bytes == 0
 
+
+def test_who_comes_and_goes_while_something_waits() -> None:
+    watchers = Watchers(max_patterns=3)
+    first, second = Watching(), Watching()
+    watchers.add(first, "chat:*")
+    watchers.show(Publication("chat:1", b"a", True, number) for number in range(1, 3))
+    watchers.step(1)
+    watchers.add(second, "*")
+    watchers.add(first, "*:1")
+    watchers.remove(first, "chat:*")
+    show(watchers, Publication("news", b"c", True, 1))
+    assert first.seen == "chat:1#1=a chat:1#2=a "
+    assert second.seen == "news#1=c ", "what had been published before it began is none of its business"
+    watchers.show([Publication("news", b"d", True, 2)])
+    watchers.leave(second)
+    watchers.leave(first)
+    assert watchers.idle
+    assert watchers.queued_bytes == 0
+    watchers.add(second, "*")
+    show(watchers, Publication("news", b"e", True, 3))
+    assert second.seen == "news#1=c news#3=e "
+
+
+def test_those_that_see_the_same_get_the_same_bytes() -> None:
+    class Collecting(Watching):
+        def __init__(self) -> None:
+            super().__init__()
+            self.got: list[bytes] = []
+
+        def write(self, data: bytes) -> None:
+            self.got.append(data)
+
+    form = _Form()
+    watchers, crowd = Watchers(max_patterns=3), [Collecting() for _ in range(16)]
+    for number, each in enumerate(crowd):
+        each.form = form
+        watchers.add(each, "*" if number % 2 else "n*s")
+    show(watchers, Publication("news", b"x" * 1000, True, 1), Publication("nos", b"", True, 1))
+    assert all(each.got[0] is crowd[0].got[0] and len(each.got) == 1 for each in crowd)
+
+
+def test_max_patterns_follows_the_configuration_for_those_who_watch_already() -> None:
     watchers, watcher = Watchers(max_patterns=1), Watching()
-    watchers.add(watcher, "*".join(parts))
-    watchers.show([Publication(channel, b"x", True, 1)])
-    assert bool(watcher.seen) == matches(parts, channel)
+    watchers.add(watcher, "a")
+    watchers.max_patterns = 2
+    watchers.add(watcher, "b")
+    watchers.max_patterns = 1
+    with pytest.raises(RefusedError, match="max-channels, is 1 patterns"):
+        watchers.add(watcher, "c")
+    show(watchers, Publication("b", b"x", True, 1))
+    assert watcher.seen == "b#1=x ", "what was allowed stays"
 
 
-def test_a_malicious_pattern_takes_no_time() -> None:
-    watchers = Watchers(max_patterns=1)
-    watchers.add(Watching(), "*a" * 99 + "*b")
-    began = time.perf_counter()
-    for _ in range(100):
-        watchers.show([Publication("a" * 200, b"x", True, 1)])
-    assert time.perf_counter() - began < 1, "backtracking would take longer than the universe exists"
+# 16 watchers with 128 patterns each, by what a name has to go through.
+EXPENSIVE = {
+    "stars": ("a" * 190, lambda watcher, number: "*a" * (30 + watcher) + f"*{number}b*"),
+    "long pieces": ("a" * 190, lambda watcher, number: "*" + "a" * 99 + f"b{number}x{watcher}*"),
+    "beginnings": ("a" * 190, lambda watcher, number: "a" * (watcher * 11 + number % 11 + 1) + f"*q{number}*"),
+    "in the middle": ("user:", lambda watcher, number: f"*:{watcher}:{number}:*"),
+    "everything": ("a" * 190, lambda _, number: f"*a{'*' * number}"),
+}
+
+
+@pytest.mark.parametrize(("name", "pattern"), EXPENSIVE.values(), ids=list(EXPENSIVE))
+def test_no_step_is_long_whatever_is_watched(name: str, pattern: Callable[[int, int], str]) -> None:
+    watchers = Watchers(max_patterns=128)
+    for watcher in range(16):
+        one = Watching()
+        for number in range(128):
+            watchers.add(one, pattern(watcher, number))
+    watchers.show(Publication(f"{name}{number}", b"x", True, 1) for number in range(10))
+    times = [time.process_time()]
+    while watchers.step():
+        times.append(time.process_time())
+    steps = sorted(after - before for before, after in pairwise(times))
+    assert not steps or steps[len(steps) * 9 // 10] < 0.003
+
+
+def test_a_name_that_comes_again_is_matched_once() -> None:
+    watchers = Watchers(max_patterns=128)
+    for watcher in range(16):
+        one = Watching()
+        for number in range(128):
+            watchers.add(one, f"*a*a*{watcher}*{number}*b")
+    show(watchers, Publication("a" * 200, b"x", True, 1))
+
+    began = time.process_time()
+    show(watchers, *[Publication("a" * 200, b"x", True, 1)] * 1000)
+    assert time.process_time() - began < 0.1, "2,048 patterns would take 1 ms and more for each"
 
 
 # Against the daemon.
@@ -222,3 +315,31 @@ def test_the_end_of_the_daemon_is_an_error(runtime_dir: Path) -> None:
         daemon.process.terminate()
         with pytest.raises(NoDaemonError):
             next(watched)
+
+
+async def test_a_reload_changes_the_limits_of_connections_that_are_open(runtime_dir: Path) -> None:
+    file = runtime_dir / "realtimed.toml"
+    file.write_text("max_channels = 1\nmax_message = 100\n")
+    with trio.fail_after(30):
+        async with (
+            running_daemon(runtime_dir, "--config", str(file)) as daemon,
+            publisher(daemon.control_socket) as asking,
+        ):
+            large = "x" * (100 + 3 * 2**19)  # of these a command may have 1 MiB beside its message
+            assert await asking.call("watch", "a") == {"watched": True}
+            assert (await asking.call("watch", "b"))["code"] == "too_many_channels"
+            assert "1048676 bytes" in (await asking.call("ping", large))["message"]
+
+            file.write_text("max_channels = 2\nmax_message = 1048576\n")
+            daemon.process.send_signal(signal.SIGHUP)
+            while "INFO reloaded applied='max-channels, max-message'" not in daemon.log:
+                assert await asking.call("ping") == "pong"
+            assert await asking.call("watch", "b") == {"watched": True}
+            assert (await asking.call("ping", large))["code"] == "invalid_params"
+
+            file.write_text("max_channels = 1\nmax_message = 200\n")
+            daemon.process.send_signal(signal.SIGHUP)
+            while daemon.log.count("INFO reloaded applied='max-channels, max-message'") < 2:
+                assert await asking.call("ping") == "pong"
+            assert (await asking.call("watch", "c"))["code"] == "too_many_channels"
+            assert "1048776 bytes" in (await asking.call("ping", large))["message"]

@@ -20,11 +20,13 @@ from realtimed.cli.probe import Probe, site_of
 from realtimed.control.client import Client
 from realtimed.errors import ProtocolError, RealtimeError, RefusedError
 
-__all__ = ["FAILED", "OK", "SKIPPED", "Finding", "Patient", "default_site", "examine"]
+__all__ = ["FAILED", "OK", "SKIPPED", "WARNING", "Finding", "Patient", "default_site", "examine"]
 
 OK: Final = "ok"
 FAILED: Final = "failed"
 SKIPPED: Final = "skipped"
+WARNING: Final = "warning"
+"""What may be a fault or may be meant."""
 
 _PROBE_TIMEOUT: Final = 10.0
 """Seconds that a handshake may take: Caddy itself waits 5 for a daemon that restarts."""
@@ -39,8 +41,12 @@ _FEW_CONNECTIONS: Final = 1000
 """A daemon that can hold no more than so many WebSockets has hardly been given that limit on purpose."""
 
 
+_FEW_CLIENTS: Final = 5
+"""Up to so many connections, it means nothing that most of them have one address."""
+
+
 class Finding(NamedTuple):
-    """What came of one check: its status, what was seen, and what to do about it if it failed."""
+    """What came of one check: its status, what was seen, and what to do about a fault or a warning."""
 
     check: str
     status: str
@@ -82,6 +88,7 @@ def examine(patient: Patient) -> Iterator[Finding]:
     yield own.finding
     yield own.delivery(info)
     yield _foreign_origin(patient)
+    yield _addresses(info)
     yield _open_files(info)
     yield _versions(info)
     yield _caddy_version(patient)
@@ -310,6 +317,27 @@ def _foreign_origin(patient: Patient) -> Finding:
 
 def _unless_silent(info: Mapping[str, Any] | None, check: str, look: Callable[[Mapping[str, Any]], Finding]) -> Finding:
     return look(info) if info is not None else Finding(check, SKIPPED, "the daemon does not answer")
+
+
+def _addresses(info: Mapping[str, Any] | None) -> Finding:
+    """See that no address has most of the connections, as a proxy's has that Caddy does not trust."""
+    check = "addresses"
+
+    def look(info: Mapping[str, Any]) -> Finding:
+        busiest = info.get("busiest_address") or {"connections": 0, "of": 0}
+        connections, total = busiest["connections"], busiest["of"]
+        if total <= _FEW_CLIENTS or connections * 2 <= total:
+            return Finding(check, OK, "no address has more than half of the connections, or there are few")
+        limit = info.get("limits", {}).get("max_connections_per_address")
+        seen = f"{busiest['address']} has {connections} of {total} connections"
+        advice = (
+            "If it is a proxy or a CDN in front of Caddy, name it in Caddy's TRUSTED_PROXIES: until then all visitors"
+            " have its address, and share its limits. If it is visitors behind one router, raise"
+            " --max-connections-per-address if they need more."
+        )
+        return Finding(check, WARNING, seen + (f"; one address may have {limit}" if limit else ""), advice)
+
+    return _unless_silent(info, check, look)
 
 
 def _open_files(info: Mapping[str, Any] | None) -> Finding:

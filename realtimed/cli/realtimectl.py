@@ -225,17 +225,33 @@ def broadcast(
         typer.echo(f"queued for {clients}, offset {receipt.offset}, epoch {visible(receipt.epoch)}{repeated}")
 
 
+_LIMIT: Final = typer.Option(
+    "--limit", "-n", metavar="NUMBER", min=1, max=10**9, help="No more than so many.", show_default=False
+)
+_COUNT: Final = typer.Option("--count", help="Print only how many there are.", show_default=False)
+
+
 @_command
 def channels(
     daemon: _Daemon,
     prefix: Annotated[str, typer.Argument(metavar="PREFIX", help="Only names that begin so.", show_default=False)] = "",
+    limit: Annotated[int | None, _LIMIT] = None,
+    count: Annotated[bool, _COUNT] = False,
 ) -> None:
     """List the channels that have subscribers.
 
-    The offset is that of the newest message; it begins at 1 in every epoch. HISTORY is how many messages are kept.
-    """
+    \b
+      realtimectl channels chat:
+      realtimectl channels chat: --count
+
+    The offset is that of the newest message; it begins at 1 in every epoch. HISTORY is how many messages are kept. With
+    --limit they are those that have been there for longest.
+    """  # noqa: D301
     with daemon.client() as client:
-        found = client.channels(prefix)
+        if count:
+            _print_count(daemon, client.count_channels(prefix), limit)
+            return
+        found = client.channels(prefix, limit=limit)
     if daemon.json:
         print_json({name: each._asdict() for name, each in found.items()})
     else:
@@ -272,13 +288,34 @@ def history(
 
 
 @_command
-def clients(daemon: _Daemon) -> None:
+def clients(
+    daemon: _Daemon,
+    channel: Annotated[
+        str | None,
+        typer.Option(metavar="CHANNEL", help="Only those that are subscribed to it.", show_default=False),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Only those that come from there.", show_default=False)
+    ] = None,
+    limit: Annotated[int | None, _LIMIT] = None,
+    count: Annotated[bool, _COUNT] = False,
+) -> None:
     """List the connected clients, the longest connected first.
 
+    \b
+      realtimectl clients --channel news
+      realtimectl clients --address 203.0.113.7 --count
+      realtimectl clients --address 203.0.113.7 --json | jq -r '.[].id' | xargs -n 1 realtimectl disconnect
+
     PENDING is how many bytes wait for a client that reads slowly.
-    """
+    """  # noqa: D301
     with daemon.client() as client:
-        found = sorted(client.clients(), key=lambda each: each.connected_since)
+        if count:
+            _print_count(daemon, client.count_clients(channel=channel, address=address), limit)
+            return
+        found = sorted(
+            client.clients(channel=channel, address=address, limit=limit), key=lambda each: each.connected_since
+        )
     if daemon.json:
         print_json([each._asdict() for each in found])
     else:
@@ -287,6 +324,14 @@ def clients(daemon: _Daemon) -> None:
             for each in found
         ]
         print_table(("CLIENT", "PROTOCOL", "ADDRESS", "CONNECTED", "PENDING", "CHANNELS"), rows)
+
+
+def _print_count(daemon: _Daemon, count: int, limit: int | None) -> None:
+    count = count if limit is None else min(count, limit)
+    if daemon.json:
+        print_json({"count": count})
+    else:
+        typer.echo(count)
 
 
 @_command
@@ -444,7 +489,8 @@ def doctor(
     """Look at every part between a PHP page and a browser, and say what to do about what is wrong.
 
     Give it the environment that Caddy has (SERVER_ADDRESS, ALLOWED_ORIGINS), and run it as root if it says so. It
-    opens a few WebSockets and broadcasts on a channel of its own. Exit status 0 only if all is well.
+    opens a few WebSockets and broadcasts on a channel of its own. Exit status 0 only if nothing failed; warnings may
+    be meant.
 
     \b
       realtimectl doctor

@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 import anyio
 
 import realtimed.control.calls as calls
-from realtimed.control.calls import Call, ChannelInfo, ChannelMessage, ClientInfo, History, Position, Receipt
+from realtimed.control.calls import Call, ChannelInfo, ChannelMessage, ClientInfo, History, Pages, Position, Receipt
 from realtimed.control.connection import DEFAULT_TIMEOUT, Deadline, Feed, Line, Steps, Wait, check_timeout, socket_path
 from realtimed.errors import RefusedError, RequestTimeoutError
 
@@ -80,13 +80,23 @@ class AsyncClient:
         """See `Client.history`."""
         return await self._call(calls.history(channel, count))
 
-    async def channels(self, prefix: str = "") -> dict[str, ChannelInfo]:
+    async def channels(self, prefix: str = "", *, limit: int | None = None) -> dict[str, ChannelInfo]:
         """See `Client.channels`."""
-        return await self._call(calls.channels(prefix))
+        return dict(await self._pages(calls.channels(prefix, limit)))
 
-    async def clients(self) -> list[ClientInfo]:
+    async def count_channels(self, prefix: str = "") -> int:
+        """See `Client.count_channels`."""
+        return await self._call(calls.count_channels(prefix))
+
+    async def clients(
+        self, *, channel: str | None = None, address: str | None = None, limit: int | None = None
+    ) -> list[ClientInfo]:
         """See `Client.clients`."""
-        return await self._call(calls.clients())
+        return await self._pages(calls.clients(channel, address, limit))
+
+    async def count_clients(self, *, channel: str | None = None, address: str | None = None) -> int:
+        """See `Client.count_clients`."""
+        return await self._call(calls.count_clients(channel, address))
 
     async def disconnect(self, client_id: str, code: int = calls.NOT_ALLOWED, reason: str | None = None) -> bool:
         """See `Client.disconnect`."""
@@ -134,6 +144,11 @@ class AsyncClient:
     async def _call(self, call: Call[_T]) -> _T:
         async with self._my_turn() as deadline:
             return await _run(self._line.call(call, deadline))
+
+    async def _pages(self, pages: Pages[_T]) -> list[_T]:
+        while (call := pages.next()) is not None:
+            pages.take(await self._call(call))
+        return pages.found
 
     @asynccontextmanager
     async def _my_turn(self) -> AsyncIterator[Deadline]:

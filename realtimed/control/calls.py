@@ -23,12 +23,15 @@ __all__ = [
     "ChannelMessage",
     "ClientInfo",
     "History",
+    "Pages",
     "Position",
     "Receipt",
     "broadcast",
     "broadcast_many",
     "channels",
     "clients",
+    "count_channels",
+    "count_clients",
     "disconnect",
     "goodbye",
     "history",
@@ -48,6 +51,9 @@ IN_FLIGHT: Final = 512
 
 HISTORY_SHOWN: Final = 100
 """How many messages of a channel's history are asked for unless the caller says."""
+
+_PAGE: Final = 1000
+"""Members of a page of clients or channels that are asked for. The daemon may send fewer."""
 
 _COUNT_LIMIT: Final = 2**32
 """No history is that long; larger numbers are a mistake, and those of 64 bits and more cannot be sent."""
@@ -175,16 +181,21 @@ def broadcast_many(
     return Call("broadcast_many", (names, _message(message), *keys), read, bool(keys))
 
 
-def channels(prefix: str) -> Call[dict[str, ChannelInfo]]:
-    """Ask for the channels whose names begin with `prefix`."""
+def channels(prefix: str, limit: int | None = None) -> Pages[tuple[str, ChannelInfo]]:
+    """Ask for the channels whose names begin with `prefix`, and for no more than `limit` of them."""
 
-    def read(result: object) -> dict[str, ChannelInfo]:
-        return {
-            name: ChannelInfo(_field(each, "subscribers", int), *_position(each), _field(each, "history", int))
-            for name, each in _map(result).items()
-        }
+    def read(result: object) -> list[tuple[str, ChannelInfo]]:
+        return [
+            (name, ChannelInfo(_field(each, "subscribers", int), *_position(each), _field(each, "history", int)))
+            for name, each in _field(result, "channels", dict).items()
+        ]
 
-    return Call("channels", (_text("prefix", prefix),), read)
+    return Pages("channels", {"prefix": _text("prefix", prefix)}, limit, read)
+
+
+def count_channels(prefix: str) -> Call[int]:
+    """Ask how many channels there are whose names begin with `prefix`."""
+    return Call("channels", ({"prefix": _text("prefix", prefix), "count": True},), _count)
 
 
 def history(channel: str, count: int) -> Call[History]:
@@ -201,9 +212,23 @@ def history(channel: str, count: int) -> Call[History]:
     return Call("history", (_text("channel", channel), count), read)
 
 
-def clients() -> Call[list[ClientInfo]]:
-    """Ask who is connected."""
-    return Call("clients", (), lambda result: [_client(each) for each in _list(result)])
+def clients(channel: str | None, address: str | None, limit: int | None = None) -> Pages[ClientInfo]:
+    """Ask who is connected: of all, or of those on a channel or from an address, no more than `limit`."""
+
+    def read(result: object) -> list[ClientInfo]:
+        return [_client(each) for each in _field(result, "clients", list)]
+
+    return Pages("clients", _client_filters(channel, address), limit, read)
+
+
+def count_clients(channel: str | None, address: str | None) -> Call[int]:
+    """Ask how many clients there are, of all or of those on a channel or from an address."""
+    return Call("clients", ({**_client_filters(channel, address), "count": True},), _count)
+
+
+def _client_filters(channel: str | None, address: str | None) -> dict[str, object]:
+    given = {"channel": channel, "address": address}
+    return {name: _text(name, value) for name, value in given.items() if value is not None}
 
 
 def disconnect(client_id: str, code: int, reason: str | None) -> Call[bool]:
@@ -260,6 +285,53 @@ def published(notification: Notification) -> ChannelMessage | None:
 def goodbye(error: object) -> ProtocolError:
     """Return what to raise for an error that belongs to no request, the daemon's last words on a connection."""
     return ProtocolError(f"the daemon ended the connection: {_refusal(error)}")
+
+
+class Pages(Generic[_T]):
+    """The calls that ask for a list page by page, and what they have `found`.
+
+        while (call := pages.next()) is not None:
+            pages.take(…the result of the call…)
+
+    What is there all the time is found once; what comes or goes between two pages may be missing.
+    """
+
+    def __init__(
+        self, method: str, filters: dict[str, object], limit: int | None, read: Callable[[object], list[_T]]
+    ) -> None:
+        if limit is not None and not 0 < limit < _COUNT_LIMIT:
+            raise ValueError(f"limit must be from 1 to {_COUNT_LIMIT - 1}, not {limit}")
+        self.found: list[_T] = []
+        self._method = method
+        self._filters = filters
+        self._left = limit
+        self._read = read
+        self._after: int | None = None
+        self._over = False
+
+    def next(self) -> Call[tuple[list[_T], int | None]] | None:
+        """Return the call for the next page, or None if there is no more to ask for."""
+        if self._over or self._left == 0:
+            return None
+        limit = _PAGE if self._left is None else min(_PAGE, self._left)
+        place = {} if self._after is None else {"after": self._after}
+        return Call(self._method, ({**self._filters, "limit": limit, **place},), self._page)
+
+    def take(self, page: tuple[list[_T], int | None]) -> None:
+        """Take a page, which is the result of the call that was returned last."""
+        found, self._after = page
+        self.found += found
+        self._over = self._after is None
+        if self._left is not None:
+            self._left = max(self._left - len(found), 0)
+
+    def _page(self, result: object) -> tuple[list[_T], int | None]:
+        after = _map(result).get("next")
+        if after is not None and not isinstance(after, int):
+            raise ProtocolError(f"the daemon's answer has no usable 'next': {quoted(after)}")
+        if after is not None and self._after is not None and after <= self._after:
+            raise ProtocolError(f"the daemon's pages do not go on: behind {self._after} comes {after}")
+        return self._read(result), after
 
 
 class Batch(Generic[_T]):
@@ -381,6 +453,10 @@ def _client(result: object) -> ClientInfo:
         connected_since=float(_field(result, "connected_since", (int, float))),
         pending=_field(result, "pending", int),
     )
+
+
+def _count(result: object) -> int:
+    return _field(result, "count", int)
 
 
 def _refusal(error: object) -> RefusedError:

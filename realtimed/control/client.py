@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 import realtimed.control.calls as calls
-from realtimed.control.calls import Call, ChannelInfo, ChannelMessage, ClientInfo, History, Position, Receipt
+from realtimed.control.calls import Call, ChannelInfo, ChannelMessage, ClientInfo, History, Pages, Position, Receipt
 from realtimed.control.connection import DEFAULT_TIMEOUT, Deadline, Feed, Line, Steps, Wait, check_timeout, socket_path
 from realtimed.errors import RefusedError, RequestTimeoutError
 
@@ -98,8 +98,9 @@ class Client:
     ) -> list[Receipt]:
         """Send `message` to all clients that watch any of `channels`; return a receipt for each channel, in order.
 
-        A client that watches several of them gets it once for each. If one channel is refused, nothing is sent. `key`
-        and `retry` are as for `broadcast`; a key is one for this list of channels, in this order.
+        A client that watches several of them gets it once for each. If one channel is refused, nothing is sent, and so
+        it is if there are more than 5,000. `key` and `retry` are as for `broadcast`; a key is one for this list of
+        channels, in this order.
         """
         return self._call(calls.broadcast_many(channels, message, key, retry=retry))
 
@@ -126,13 +127,30 @@ class Client:
         """
         return self._call(calls.history(channel, count))
 
-    def channels(self, prefix: str = "") -> dict[str, ChannelInfo]:
-        """Return the channels that have subscribers and whose names begin with `prefix`."""
-        return self._call(calls.channels(prefix))
+    def channels(self, prefix: str = "", *, limit: int | None = None) -> dict[str, ChannelInfo]:
+        """Return the channels that have subscribers and whose names begin with `prefix`, `limit` of them at most.
 
-    def clients(self) -> list[ClientInfo]:
-        """Return who is connected."""
-        return self._call(calls.clients())
+        However many there are, they come page by page; the timeout is for each page. What comes or goes meanwhile may
+        be among them or not.
+        """
+        return dict(self._pages(calls.channels(prefix, limit)))
+
+    def count_channels(self, prefix: str = "") -> int:
+        """Return how many channels have subscribers and names that begin with `prefix`."""
+        return self._call(calls.count_channels(prefix))
+
+    def clients(
+        self, *, channel: str | None = None, address: str | None = None, limit: int | None = None
+    ) -> list[ClientInfo]:
+        """Return who is connected, the first to come first: all, or those on a channel or from an address.
+
+        `limit` is how many at most. They come page by page, as `channels` do.
+        """
+        return self._pages(calls.clients(channel, address, limit))
+
+    def count_clients(self, *, channel: str | None = None, address: str | None = None) -> int:
+        """Return how many clients are connected: of all, or of those on a channel or from an address."""
+        return self._call(calls.count_clients(channel, address))
 
     def disconnect(self, client_id: str, code: int = calls.NOT_ALLOWED, reason: str | None = None) -> bool:
         """Close a client's WebSocket with a close code (RFC 6455 section 7.4) and a reason.
@@ -195,6 +213,11 @@ class Client:
     def _call(self, call: Call[_T]) -> _T:
         with self._my_turn() as deadline:
             return _run(self._line.call(call, deadline))
+
+    def _pages(self, pages: Pages[_T]) -> list[_T]:
+        while (call := pages.next()) is not None:
+            pages.take(self._call(call))
+        return pages.found
 
     @contextmanager
     def _my_turn(self) -> Iterator[Deadline]:

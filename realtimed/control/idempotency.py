@@ -7,57 +7,113 @@ just try again: the first command that arrives is carried out, and those that re
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Final, TypeAlias
+from collections.abc import Callable, Sequence
+from sys import getsizeof
+from typing import Final, NamedTuple, TypeAlias
 
 from realtimed.errors import RefusedError
 from realtimed.hub import Receipt
 
-__all__ = ["KEY_LIMIT", "Answered"]
+__all__ = ["KEY_LIMIT", "Answered", "Channels", "checked_key"]
 
 KEY_LIMIT: Final = 200
 """Characters of a key: enough for any identifier, and a bound for what is remembered of it."""
 
 _REMEMBERED: Final = 100_000
-"""Keys that are remembered at most: some 50 MB. Beyond that the oldest is forgotten before its time."""
+"""Keys that are remembered at most. Beyond that the oldest is forgotten before its time."""
 
-_Channels: TypeAlias = str | tuple[str, ...]
+_FORGOTTEN_AT_ONCE: Final = 8000
+"""Keys forgotten for one new key: some milliseconds. They take more memory than any new key does."""
+
+_KEY_COST: Final = 470
+"""Bytes that a key takes beside its text and its names: its places in the table, tuples, a list, a float."""
+
+_RECEIPT_COST: Final = 170
+"""Bytes that a receipt takes, its epoch and offset included."""
+
+_PLACE_COST: Final = 16
+"""Bytes that a channel and its receipt take as elements of a tuple and a list."""
+
+Channels: TypeAlias = str | tuple[str, ...]
+"""A channel, or a list of channels, which is another thing even if it has only one."""
+
+
+class _Entry(NamedTuple):
+    time: float
+    receipts: Sequence[Receipt]
+    cost: int
 
 
 class Answered:
-    """The receipts of broadcasts that had a key, for `age` seconds; `clock` returns seconds."""
+    """The receipts of broadcasts that had a key, for `age` seconds and in at most `limit` bytes of memory.
 
-    # Invariant: `_receipts` is in the order of time, and holds (time, receipts) for the channels and the key of each
-    # command.
+    Beyond the limit the oldest are forgotten first, but never the newest. `clock` returns seconds.
+    """
 
-    def __init__(self, age: float, clock: Callable[[], float]) -> None:
+    # Invariants: `_entries`, by channels and key, is in the order of time. `bytes` is the sum of their costs, and
+    # `_under_way` has the channels and keys of commands that have begun to publish and not ended.
+
+    def __init__(self, age: float, clock: Callable[[], float], limit: int = 2**63) -> None:
         self.age = age
+        self.limit = limit
+        self.bytes = 0
         self._clock = clock
-        self._receipts: OrderedDict[tuple[_Channels, str], tuple[float, list[Receipt]]] = OrderedDict()
+        self._entries: OrderedDict[tuple[Channels, str], _Entry] = OrderedDict()
+        self._under_way: set[tuple[Channels, str]] = set()
 
     def __len__(self) -> int:
-        return len(self._receipts)
+        return len(self._entries)
 
-    def once(
-        self, channels: _Channels, key: object, publish: Callable[[], list[Receipt]]
-    ) -> tuple[list[Receipt], bool]:
-        """Return what `publish` returned for these channels and this key, and whether that was earlier.
+    def known(self, channels: Channels, key: object) -> Sequence[Receipt] | None:
+        """Return the receipts of the command with these channels and this key, or None if it is new.
 
-        Raises `RefusedError` for what is no key, and what `publish` raises; then nothing is remembered.
+        Raises `RefusedError` for what is no key.
         """
-        if not isinstance(key, str) or not 1 <= len(key) <= KEY_LIMIT:
-            raise RefusedError("invalid_params", f"an idempotency key is a str of 1 to {KEY_LIMIT} characters")
-        self._forget_old()
-        known = self._receipts.get((channels, key))
-        if known is not None:
-            return known[1], True
-        receipts = publish()
-        self._receipts[channels, key] = self._clock(), receipts
-        if len(self._receipts) > _REMEMBERED:
-            self._receipts.popitem(last=False)
-        return receipts, False
+        entry = self._entries.get((channels, checked_key(key)))
+        return entry.receipts if entry is not None and entry.time > self._clock() - self.age else None
 
-    def _forget_old(self) -> None:
+    def is_under_way(self, channels: Channels, key: str) -> bool:
+        """Return whether a command with these channels and this key is just being carried out."""
+        return (channels, key) in self._under_way
+
+    def begin(self, channels: Channels, key: str) -> None:
+        """Note that a command is being carried out. `end` follows, whatever happens."""
+        self._under_way.add((channels, key))
+
+    def end(self, channels: Channels, key: str) -> None:
+        """Note that a command is no longer being carried out."""
+        self._under_way.discard((channels, key))
+
+    def remember(self, channels: Channels, key: str, receipts: Sequence[Receipt]) -> None:
+        """Remember what a command was answered."""
+        cost = _cost(channels, key, receipts)
+        old = self._entries.pop((channels, key), None)
+        self.bytes += cost - (old.cost if old is not None else 0)
+        self._entries[channels, key] = _Entry(self._clock(), receipts, cost)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Forget what is too old or too much, a bounded number at a time."""
         oldest = self._clock() - self.age
-        while self._receipts and next(iter(self._receipts.values()))[0] <= oldest:
-            self._receipts.popitem(last=False)
+        for _ in range(_FORGOTTEN_AT_ONCE):
+            if len(self._entries) < 2:
+                return
+            first = next(iter(self._entries.values()))
+            if first.time > oldest and len(self._entries) <= _REMEMBERED and self.bytes <= self.limit:
+                return
+            self._entries.popitem(last=False)
+            self.bytes -= first.cost
+
+
+def checked_key(key: object) -> str:
+    """Return what is a key, or raise `RefusedError`."""
+    if not isinstance(key, str) or not 1 <= len(key) <= KEY_LIMIT:
+        raise RefusedError("invalid_params", f"an idempotency key is a str of 1 to {KEY_LIMIT} characters")
+    return key
+
+
+def _cost(channels: Channels, key: str, receipts: Sequence[Receipt]) -> int:
+    """Return how many bytes of memory an entry takes."""
+    names = (channels,) if isinstance(channels, str) else channels
+    of_names = sum(map(getsizeof, names))
+    return _KEY_COST + getsizeof(key) + of_names + len(names) * _PLACE_COST + len(receipts) * _RECEIPT_COST

@@ -1,26 +1,29 @@
-"""The daemon's end of the control socket: commands in, answers out.
+"""The daemon's end of the control socket: commands in, answers out. What the commands do is in `commands`.
 
-All commands that have arrived are carried out together and answered in one write; meanwhile nothing else runs, so
-the publications of one read share a round of the fan-out. A connection is read no further while its answers wait to be
-read, while the fan-out is behind, or while too much waits for slow clients: that is how publishers feel back-pressure.
+Commands that have arrived together are carried out in one go and answered in one write, for some milliseconds at most;
+meanwhile nothing else runs, so their publications share a round of the fan-out. Nothing more is carried out or read on
+a connection while its answers wait to be read, while the fan-out is behind, or while too much waits for slow clients:
+that is how publishers feel back-pressure.
+
+What a connection holds counts (see `Connection.burden`), and so does the sum over all of them, in `Service.answers`.
+When that is above its limit, nobody is read, and those that hold most are ended.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, ClassVar, Final, Protocol
+from collections.abc import Generator, Sequence
+from time import perf_counter
+from typing import ClassVar, Final
 
 import trio
 
-from realtimed.channel import check_channel_name, encode_message
-from realtimed.config import Config
-from realtimed.control.idempotency import Answered
+from realtimed.control.answers import Work
+from realtimed.control.commands import carry_out, shown
+from realtimed.control.service import Service
 from realtimed.control.wire import (
-    BadBytesError,
+    VALUES_LIMIT,
     Decoder,
     Message,
     Notification,
@@ -30,18 +33,23 @@ from realtimed.control.wire import (
     encode_notification,
     encode_response,
 )
-from realtimed.errors import RefusedError, quoted
-from realtimed.frames import CloseCode, Publication, WireFormat, check_close
-from realtimed.hub import Hub, Joined, Position, Receipt
+from realtimed.errors import ProtocolError, RefusedError
+from realtimed.frames import CloseCode, Publication, WireFormat
+from realtimed.hub import Joined
 from realtimed.logs import Event
 from realtimed.stream import QueuedStream
 
-__all__ = ["Client", "Connection", "Service"]
+__all__ = ["Connection"]
 
 _READ_BYTES: Final = 64 * 2**10
-_HISTORY_SHOWN: Final = 100
 _PARAMS_ROOM: Final = 2**20
 """Bytes a command may have beside its message: names of channels, above all."""
+
+_SLICE_SECONDS: Final = 0.003
+"""For how long commands are carried out before everyone else gets their turn."""
+
+_ANSWERS_BYTES: Final = 64 * 2**10
+"""Bytes of answers that are put together before they are written, and the next command waits until they are read."""
 
 _FIRST_COMMAND: Final = 1.0
 """Seconds that a daemon which is about to end waits for the first command of a connection."""
@@ -49,52 +57,9 @@ _FIRST_COMMAND: Final = 1.0
 log = logging.getLogger(__name__)
 
 
-class Client(Protocol):
-    """A connected WebSocket, for those who ask who is there or want to end it."""
-
-    def describe(self) -> dict[str, object]:
-        """Return what the ``clients`` command shows."""
-
-    def close(self, code: int, reason: str) -> bool:
-        """Say goodbye and end the connection. Returns at once, whether it was not ending already."""
-
-
 class _AsNotification:
     def encode(self, publication: Publication) -> bytes:
         return encode_notification("message", (publication.channel, publication.message, publication.offset))
-
-
-@dataclass
-class Service:
-    """What commands work on; one for all connections."""
-
-    hub: Hub
-    clients: Mapping[str, Client]
-    config: Config
-    stats: Callable[[], dict[str, object]]
-    info: Callable[[], dict[str, object]]
-    room: Callable[[], Awaitable[None]]
-    at_once: Callable[[Callable[[], None]], None]
-    answered: Answered
-    connections: set[Connection] = field(default_factory=set)
-    commands: int = 0
-    stopping: bool = False
-    refused: dict[str, int] = field(default_factory=dict)
-    """Refused commands, by the code of the error."""
-
-    def note_refusal(self, code: str) -> None:
-        """Count a command that is refused."""
-        self.refused[code] = self.refused.get(code, 0) + 1
-
-    def stop(self) -> None:
-        """Let every connection end once it has answered what has been sent to it.
-
-        One that has just been made is given the time to send its first command, or whoever opens a connection for each
-        command would meet with errors whenever the daemon restarts.
-        """
-        self.stopping = True
-        for connection in self.connections:
-            connection.stop()
 
 
 class Connection:
@@ -102,11 +67,17 @@ class Connection:
 
     form: ClassVar[WireFormat] = _AsNotification()
 
+    # Invariants: `_work` is the command whose steps are being taken. `_counted` is how many bytes `Service.answers`
+    # counts for this connection beside what its stream has waiting, and `_commands` how many it has given.
+
     def __init__(self, stream: QueuedStream, service: Service) -> None:
         self.stream = stream
         self._service = service
-        self._hub = service.hub
-        self._decoder = Decoder(service.config.max_message + _PARAMS_ROOM)
+        self._hub = service.context.hub
+        self._decoder = Decoder(service.config.max_message + _PARAMS_ROOM, VALUES_LIMIT)
+        self._work: Work | None = None
+        self._counted = 0
+        self._commands = 0
         self._nursery: trio.Nursery
         self._is_new = True
         self._credentials = stream.peer()[1] or (0, -1, -1)
@@ -124,6 +95,8 @@ class Connection:
                     log.debug(Event("publisher connected", **self._peer()))
                     self._check_access()
                     await self._serve()
+                    if self._service.stopping and (self.stream.channels or self.stream in self._hub.watchers):
+                        await self._service.hear_out(self)
                     with trio.move_on_after(self._service.config.close_timeout):
                         await self.stream.flush()
                 finally:
@@ -136,9 +109,17 @@ class Connection:
             self._hub.leave(self.stream)
             self._hub.watchers.leave(self.stream)
             self._service.connections.remove(self)
+            self._service.listening.discard(self)
             self.stream.shut()
+            self._count(0)
+            self._service.left.unpark_all()
             self.stream.detach()
             del self._nursery  # it leads back here
+
+    @property
+    def burden(self) -> int:
+        """How many bytes of memory may be free again without this connection."""
+        return self.stream.burden + self._counted
 
     def stop(self) -> None:
         """Take no more commands, but for one that has begun to arrive, or the first of all. Returns at once."""
@@ -155,10 +136,13 @@ class Connection:
 
     def slow(self, reason: str) -> None:
         """See `realtimed.stream.Owner`."""
+        self.end_now("slow", f"it does not read its answers: {reason}")
+
+    def end_now(self, code: str, reason: str) -> None:
+        """End the connection without a word to its publisher, unless it is ending already. Returns at once."""
         if self._nursery.cancel_scope.cancel_called:
             return  # it has been said
-        reason = f"it does not read its answers: {reason}"
-        log.warning(Event("publisher disconnected", code="slow", reason=reason, **self._peer()))
+        log.warning(Event("publisher disconnected", code=code, reason=reason, **self._peer()))
         self._nursery.cancel_scope.cancel()
 
     def broken(self) -> None:
@@ -173,36 +157,36 @@ class Connection:
 
     async def _serve(self) -> None:
         begun = math.inf  # when the command that is arriving in pieces began to
+        service, decoder = self._service, self._decoder
+        await service.answers.room()
         while True:
-            if self._service.stopping:
+            if service.stopping:
                 self.stop()
             try:
-                data = await self._receive(begun + self._service.config.command_timeout)
+                data = await self._receive(begun + service.config.command_timeout)
             except trio.BrokenResourceError:
                 return
             if data is None:
-                limit = f"{self._service.config.command_timeout:g} s"
+                limit = f"{service.config.command_timeout:g} s"
                 self._end("timeout", f"a command has begun and not ended; the limit, command-timeout, is {limit}")
                 return
             if not data:
                 return
             self._is_new = False
+            decoder.limit = service.config.max_message + _PARAMS_ROOM  # a reload may have changed it
+            decoder.receive(data)
             try:
-                messages = self._decoder.feed(data)
-            except BadBytesError as error:
-                self._carry_out(error.messages)
+                any_carried_out = await self._carry_out_all()
+            except ProtocolError as error:
                 self._end("protocol_error", str(error))
                 return
-            if len(self._service.connections) == 1:  # nobody else can publish in this turn
-                self._service.at_once(partial(self._carry_out, messages))
-            else:
-                self._carry_out(messages)
-            if not self._decoder.mid_message:
+            if not decoder.mid_message:
                 begun = math.inf
-            elif messages or begun == math.inf:
+            elif any_carried_out or begun == math.inf:
                 begun = trio.current_time()
-            await self.stream.flush()
-            await self._service.room()
+            paused_at = trio.current_time()
+            await self._pause()
+            begun += trio.current_time() - paused_at  # that was not the publisher's time
 
     async def _receive(self, deadline: float) -> bytes | None:
         """Return what has arrived, or None if nothing has by the deadline."""
@@ -219,32 +203,132 @@ class Connection:
         log.info(Event("publisher disconnected", code=code, reason=message, **self._peer()))
         self.stream.write(encode_response(None, {"code": code, "message": message}, None))
 
-    def _carry_out(self, messages: list[Message]) -> None:
-        answers: list[bytes] = []
-        work = self._result if self._forbidden is None else self._forbid
-        self._service.commands += len(messages)
-        for message in messages:
-            if answers and self.stream.channels:
-                # What this connection watches may be handed to it while a command is carried out. That comes later.
-                self._write(answers)
-                answers = []
-            try:
-                result = work(message)
-            except RefusedError as error:
-                self._service.note_refusal(error.code)
-                if isinstance(message, (Request, Oversized)) and message.id is not None:
-                    refusal = {"code": error.code, "message": error.message}
-                    answers.append(encode_response(message.id, refusal, None))
-                else:
-                    self._complain(error)
+    async def _pause(self) -> None:
+        """Wait until the answers have been read and more may be published."""
+        self._count(self._decoder.held)
+        await self.stream.flush()
+        await self._service.answers.room()
+        await self._service.room()
+
+    def _count(self, held: int) -> None:
+        """Have the service count so many bytes for this connection, beside what waits in its stream."""
+        change, self._counted = held - self._counted, held
+        self._service.answers.count(change)
+
+    async def _carry_out_all(self) -> bool:
+        """Carry out what has come in, and let others have their turn in between; return whether it was anything.
+
+        Raises `ProtocolError` for bytes that are not MessagePack-RPC, after all that came before them.
+        """
+        before = self._commands
+        while True:
+            if len(self._service.connections) == 1:  # nobody else can publish in this turn
+                self._service.at_once(self._carry_out)
             else:
-                if isinstance(message, Request):
-                    answers.append(encode_response(message.id, None, _shown(result)))
+                self._carry_out()
+            if self._work is not None:
+                await self._finish_work(self._work)
+            elif not self._decoder.pending:
+                return self._commands != before
+            await self._pause()
+            await trio.lowlevel.checkpoint()
+
+    def _carry_out(self) -> None:
+        """Carry out commands until there are none left, time is up, many answers wait, or one goes on in steps."""
+        until = perf_counter() + _SLICE_SECONDS
+        answers: list[bytes] = []
+        size = 0
+        carry_out_one = self._result if self._forbidden is None else self._forbid
+        try:
+            while size < _ANSWERS_BYTES and (message := self._decoder.next_message()) is not None:
+                self._commands += 1
+                self._service.commands += 1
+                if answers and self.stream.channels:
+                    # What this connection watches may be handed to it while a command is carried out: that comes later.
+                    self._write(answers)
+                    answers = []
+                try:
+                    result = carry_out_one(message)
+                    pieces = self._answered(message, result, until)
+                except RefusedError as error:
+                    result, pieces = None, self._refusal(message, error)
+                if pieces is None:
+                    return
+                answers += pieces
+                size += sum(map(len, pieces))
                 if isinstance(result, Joined):
                     # Before anything newer on that channel.
                     self.stream.write_frames(self._hub.replays.replay(answers, result.missed, self.form))
                     answers = []
-        self._write(answers)
+                    if result.missed:
+                        break  # what is replayed may be long
+                if perf_counter() > until:
+                    break
+        finally:
+            self._write(answers)
+
+    def _result(self, message: Message) -> object:
+        if isinstance(message, (Notification, Request)):
+            return carry_out(self._service.context, message.method, message.params, self.stream)
+        match message:
+            case Oversized(_, limit, "values"):
+                raise RefusedError(
+                    "message_too_large",
+                    f"the command has more than {limit} MessagePack values; that is the limit. Send several commands,"
+                    " each with fewer channels",
+                )
+            case Oversized(_, limit):
+                raise RefusedError(
+                    "message_too_large",
+                    f"the command has more than {limit} bytes; the limit of a message, max-message, is"
+                    f" {self._hub.max_message} bytes",
+                )
+            case Response():
+                raise RefusedError("invalid_params", "the daemon has asked nothing: this is a response")
+
+    def _answered(self, message: Message, result: object, until: float) -> list[bytes] | None:
+        """Return the pieces of the answer to a command, or None if it goes on in steps for longer than `until`."""
+        if not isinstance(result, Generator):
+            return [encode_response(message.id, None, shown(result))] if isinstance(message, Request) else []
+        assert isinstance(message, (Request, Notification)), "nothing else is a command"
+        work = Work(message, result, self._service.answer_limit)
+        if (work.publishes or not self._service.walks.locked()) and work.go_on(until):
+            return work.pieces
+        self._work = work
+        return None
+
+    async def _finish_work(self, work: Work) -> None:
+        """Take all other steps of a command, with turns for others in between, and write its answer."""
+        try:
+            if work.publishes:
+                with trio.CancelScope(shield=True):  # it is some turns of the event loop, and then all is published
+                    await self._take_steps(work)
+            else:
+                async with self._service.walks:
+                    await self._take_steps(work)
+        except RefusedError as error:
+            self._write(self._refusal(work.message, error))
+        else:
+            for piece in work.pieces:
+                self.stream.write(piece)
+        finally:
+            self._work = None
+            work.close()
+
+    async def _take_steps(self, work: Work) -> None:
+        over = False
+        while not over:
+            self._count(self._decoder.held + work.size)
+            await trio.lowlevel.checkpoint()
+            over = work.go_on(perf_counter() + _SLICE_SECONDS)
+
+    def _refusal(self, message: Message, error: RefusedError) -> list[bytes]:
+        """Count a refused command, and return the answer to it, if it gets one."""
+        self._service.note_refusal(error.code)
+        if isinstance(message, (Request, Oversized)) and message.id is not None:
+            return [encode_response(message.id, {"code": error.code, "message": error.message}, None)]
+        self._complain(error)
+        return []
 
     def _write(self, answers: Sequence[bytes]) -> None:
         if answers:
@@ -277,131 +361,3 @@ class Connection:
 
     def _forbid(self, message: Message) -> object:
         raise RefusedError("not_allowed", self._forbidden or "")
-
-    def _result(self, message: Message) -> object:
-        if isinstance(message, (Notification, Request)):
-            if message.method == "broadcast" and len(message.params) == 2:  # first, and without matching of patterns
-                return self._hub.publish(*message.params)
-            return self._other(message.method, message.params)
-        match message:
-            case Oversized(_, limit):
-                raise RefusedError(
-                    "message_too_large",
-                    f"the command has more than {limit} bytes; the limit of a message, max-message, is"
-                    f" {self._hub.max_message} bytes",
-                )
-            case Response():
-                raise RefusedError("invalid_params", "the daemon has asked nothing: this is a response")
-
-    def _other(self, method: str, params: list[object]) -> object:
-        match method, params:
-            case "broadcast", [channel, content, key]:
-                check_channel_name(channel)
-                return self._once(str(channel), key, lambda: [self._hub.publish(channel, content)])[0]
-            case "broadcast_many", [[*channels], content]:
-                return list(map(_shown, self._publish_on_all(channels, content)))
-            case "broadcast_many", [[*channels], content, key]:
-                for channel in channels:
-                    check_channel_name(channel)
-                names = tuple(map(str, channels))
-                return self._once(names, key, lambda: self._publish_on_all(channels, content))
-            case "channels", []:
-                return self._hub.describe_channels()
-            case "channels", [str(prefix)]:
-                return self._hub.describe_channels(prefix)
-            case "history", [channel]:
-                return self._history(channel, _HISTORY_SHOWN)
-            case "history", [channel, int(count)] if _is_count(count):
-                return self._history(channel, count)
-            case "clients", []:
-                return [client.describe() for client in self._service.clients.values()]
-            case "disconnect", [str(client)]:
-                return self._disconnect(client)
-            case "disconnect", [str(client), int(code)]:
-                return self._disconnect(client, code)
-            case "disconnect", [str(client), int(code), str(reason)]:
-                return self._disconnect(client, code, reason)
-            case "subscribe", [channel]:
-                return self._hub.subscribe(self.stream, channel)
-            case "subscribe", [channel, {"epoch": str(epoch), "offset": int(offset)}] if _is_count(offset):
-                return self._hub.subscribe(self.stream, channel, Position(epoch, offset))
-            case "unsubscribe", [channel]:
-                return {"unsubscribed": self._hub.unsubscribe(self.stream, channel)}
-            case "watch", [pattern]:
-                self._hub.watchers.add(self.stream, pattern)
-                return {"watched": True}
-            case "unwatch", [pattern]:
-                return {"unwatched": self._hub.watchers.remove(self.stream, pattern)}
-            case "stats", []:
-                return self._service.stats()
-            case "ping", []:
-                return "pong"
-            case "info", []:
-                return self._service.info()
-        if method in _PARAMS:
-            raise RefusedError("invalid_params", f"{method} takes {_PARAMS[method]}, not {quoted(params)}")
-        raise RefusedError("unknown_method", f"there is no method {quoted(method)}; there are {', '.join(_PARAMS)}")
-
-    def _publish_on_all(self, channels: Sequence[object], content: object) -> list[Receipt]:
-        """Publish on all channels, or on none if one of them is wrong."""
-        encode_message(content, self._hub.max_message)
-        for channel in channels:
-            check_channel_name(channel)
-        return [self._hub.publish(channel, content) for channel in channels]
-
-    def _once(
-        self, channels: str | tuple[str, ...], key: object, publish: Callable[[], list[Receipt]]
-    ) -> list[dict[str, object]]:
-        """Publish unless that was done with the same key before."""
-        receipts, repeated = self._service.answered.once(channels, key, publish)
-        return [_shown(receipt) | ({"repeated": True} if repeated else {}) for receipt in receipts]
-
-    def _history(self, channel: object, count: int) -> dict[str, object]:
-        position, publications = self._hub.recent(channel, count)
-        return {
-            "epoch": position.epoch,
-            "offset": position.offset,
-            "messages": [(publication.offset, publication.message) for publication in publications],
-        }
-
-    def _disconnect(
-        self, id: str, code: int = CloseCode.NOT_ALLOWED, reason: str = "disconnected by an administrator"
-    ) -> dict[str, object]:
-        try:
-            check_close(code, reason)
-        except ValueError as error:
-            raise RefusedError("invalid_params", str(error)) from None
-        client = self._service.clients.get(id)
-        return {"disconnected": int(client is not None and client.close(code, reason))}
-
-
-_PARAMS: Final = {
-    "broadcast": "[channel, message, key?]",
-    "broadcast_many": "[[channel, …], message, key?]",
-    "channels": "[prefix?]",
-    "history": "[channel, count?]",
-    "clients": "[]",
-    "disconnect": "[client id, code?, reason?]",
-    "subscribe": "[channel, {epoch, offset}?]",
-    "unsubscribe": "[channel]",
-    "watch": "[pattern]",
-    "unwatch": "[pattern]",
-    "stats": "[]",
-    "ping": "[]",
-    "info": "[]",
-}
-
-
-def _is_count(value: int) -> bool:
-    """Return whether this is a whole number from 0, and no truth value, which is an int as well."""
-    return type(value) is int and value >= 0
-
-
-def _shown(result: object) -> Any:
-    """Return a result as it is said over the socket."""
-    if isinstance(result, Receipt):
-        return {"recipients": result.recipients, "epoch": result.epoch, "offset": result.offset}
-    if isinstance(result, Joined):
-        recovered = {} if result.recovered is None else {"recovered": result.recovered}
-        return {"epoch": result.epoch, "offset": result.offset, **recovered}
-    return result

@@ -6,10 +6,13 @@ The form is the published one for streams:
     response      [1, id, error, result]
     notification  [2, method, params]       (no answer)
 
-`Decoder` never keeps more than one command of `limit` bytes. A request that is larger is not buffered: the
-decoder skips it as it arrives and reports it as `Oversized`, so that its sender can be told and the commands behind
-it are not lost. Only bytes that are not MessagePack, or not RPC, are a `ProtocolError`; after one, the decoder is of
-no further use and the connection has to end.
+Nothing is built before all of a command is there and is known to be within its limits: bytes, values, depth. Where a
+command ends is found by a walk over the headers of its values, which allocates nothing, whatever they announce. Of
+whole commands msgpack's `skip` does that, of one that comes in pieces `Walker`, which goes on where it stopped.
+
+A command beyond a limit is not buffered: the decoder skips it as it arrives and reports it as `Oversized`, so that its
+sender can be told and the commands behind it are not lost. Only bytes that are not MessagePack, or not RPC, or nested
+too deeply, are a `ProtocolError`; after one, the decoder is of no further use and the connection has to end.
 
 A str that is not UTF-8 arrives with its bad bytes as lone surrogates (PEP 383), to be refused by whoever wants text:
 a publisher in a language whose strings have no encoding gets an error for that command and keeps its connection.
@@ -19,15 +22,19 @@ Source: https://github.com/msgpack-rpc/msgpack-rpc/blob/master/spec.md
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final, NamedTuple, TypeAlias
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgpack
 
+from realtimed.control.walker import DEPTH_LIMIT, TOO_DEEP, Walker
 from realtimed.errors import ProtocolError, quoted
 
 __all__ = [
     "ID_LIMIT",
+    "VALUES_LIMIT",
+    "BadBytesError",
     "Decoder",
     "Message",
     "Notification",
@@ -47,6 +54,22 @@ _HTTP_BEGINS: Final = frozenset(b"CDGHOPT")
 
 ID_LIMIT: Final = 2**32
 """Ids are 32-bit unsigned numbers; a client starts again at 0 when it reaches this one."""
+
+VALUES_LIMIT: Final = 8192
+"""MessagePack values in a command, the command itself among them: what a command with 5,000 channels needs, and more.
+An empty array takes a byte on the way and 56 in memory."""
+
+_HEAD: Final = 24
+"""Bytes of a command that hold its kind and its id, in whatever form these are written."""
+
+_SHORTEST: Final = 4
+"""Bytes of the shortest command there is: a notification without a name."""
+
+_SMALL_FEED: Final = 4096
+"""Bytes up to which a feed leaves the memory of the unpacker that looked at it as small as it was."""
+
+_WALKED_AT_ONCE: Final = 4096
+"""Values that are walked over in one go, before other tasks get their turn: a millisecond or two."""
 
 
 class Request(NamedTuple):
@@ -76,15 +99,21 @@ class Notification(NamedTuple):
 
 
 class Oversized(NamedTuple):
-    """A command of more than `limit` bytes, which is being skipped. `id` is None for a notification."""
+    """A command of more than `limit` of its `unit`: bytes or values. It is skipped. `id` is None for a notification."""
 
     id: int | None
     limit: int
+    unit: str = "bytes"
 
 
 Message: TypeAlias = Request | Response | Notification | Oversized
 
 _packer = msgpack.Packer()
+_unpack: Final = partial(
+    msgpack.unpackb,
+    strict_map_key=False,  # a map with numbers as keys is MessagePack, if not what any method wants
+    unicode_errors="surrogateescape",
+)
 
 
 def encode_request(id: int, method: str, params: Sequence[object]) -> bytes:
@@ -105,27 +134,43 @@ def encode_notification(method: str, params: Sequence[object]) -> bytes:
 class Decoder:
     """Turns what a stream delivers, in pieces of any size, into messages.
 
-    `limit` is the largest command in bytes that is decoded; it has room for at least a kind and an id. However the
-    stream is cut into pieces, the same messages come out of it, and the work is in proportion to its bytes. Only a
-    command that is both too large and wrong is called the one or the other, as it happens.
+    `limit` is the largest command in bytes, with room for at least a kind and an id; `max_values` is how many values it
+    may have, None for any number. Both may change at any time and count for the command at hand. However the stream
+    is cut into pieces, the same messages come out of it, and the work is in proportion to its bytes. Only a command
+    that is wrong in several ways is called the one or the other, as it happens.
     """
 
-    # Invariants: `_unpacker` has been fed `_fed` bytes, and `_partial` is the part of them that belongs to the command
-    # it is in the middle of: at most `limit` bytes, and none while `_skipping` is set, which stands inside an
-    # oversized command. `_walker` has walked over `_partial`, to know by the lengths announced there what it becomes.
+    # Invariants: `_data` is what was received last, of which all before `_at` has been dealt with. If `_ahead` is not
+    # None, `_scout` has been fed what is behind that place, and its own count of bytes is so much behind ours; if it
+    # is None and there is a scout, nothing is left in that of what it was fed. In the middle of a command that is not
+    # whole, `_walker` is there and stands at `_at`; what it has walked over is in `_partial`, no more than `limit`
+    # bytes when they came, unless `_skipping`: then the command has been reported as oversized and is not kept.
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, max_values: int | None = None) -> None:
         self.limit = limit
-        self._unpacker = self._new_unpacker()
-        self._fed = 0
+        self.max_values = max_values
+        self._data = b""
+        self._at = 0
+        self._scout: Any = None
+        self._ahead: int | None = None
         self._partial = bytearray()
-        self._walker = _Skipper(limit)
-        self._skipping: _Skipper | None = None
+        self._walker: Walker | None = None
+        self._skipping = False
 
     @property
     def mid_message(self) -> bool:
-        """Whether a message has begun and not ended."""
-        return bool(self._partial) or self._skipping is not None
+        """Whether a message has begun and not ended, of all that was looked at."""
+        return self._walker is not None
+
+    @property
+    def held(self) -> int:
+        """How many bytes are held: of a command that is not whole, and of what was received and not looked at."""
+        return len(self._partial) + self.pending
+
+    @property
+    def pending(self) -> int:
+        """How many bytes of what was received have not been looked at."""
+        return len(self._data) - self._at
 
     def feed(self, data: bytes) -> list[Message]:
         """Take `data` from the stream and return all messages that are now complete, in order.
@@ -134,74 +179,110 @@ class Decoder:
         then in the exception's `messages` attribute (see `BadBytesError`), for they are not to be lost.
         """
         messages: list[Message] = []
+        self.receive(data)
         try:
-            while data:
-                data = self._decode(data, messages) if self._skipping is None else self._skip(self._skipping, data)
+            while self._at < len(self._data):
+                message = self.next_message()
+                if message is not None:
+                    messages.append(message)
         except ProtocolError as error:
             raise BadBytesError(str(error), messages) from error.__cause__
         return messages
 
-    def _new_unpacker(self) -> msgpack.Unpacker:
-        return msgpack.Unpacker(
-            max_buffer_size=0,  # none of msgpack's own: what it holds is bounded here, by the size of a command
-            max_str_len=self.limit,
-            max_bin_len=self.limit,
-            max_ext_len=self.limit,
-            max_array_len=self.limit,
-            max_map_len=self.limit,
-            strict_map_key=False,  # a map with numbers as keys is MessagePack, if not what any method wants
-            unicode_errors="surrogateescape",
-        )
+    def receive(self, data: bytes) -> None:
+        """Take `data` from the stream. Take all that is in it with `next_message` before there is more."""
+        if self._at < len(self._data):
+            data = self._data[self._at :] + data
+            self._scout = None
+        self._data = data
+        self._at = 0
+        self._ahead = None
 
-    def _decode(self, data: bytes, messages: list[Message]) -> bytes:
-        """Decode what is complete and keep what is not; return what lies behind an oversized command."""
-        began = -len(self._partial)  # where the command at hand begins, counted from the start of `data`
-        cause: Exception | None = None
-        self._unpacker.feed(data)
-        try:
-            for value in self._unpacker:
-                end = self._unpacker.tell() - self._fed
-                if end - began > self.limit:
-                    head = bytes(self._partial[:_HEAD]) + data[: max(end, 0)] if began < 0 else data[began:end]
-                    messages.append(_report(head[:_HEAD], self.limit))
-                else:
-                    messages.append(_classify(value))
-                began = end
-        except (ValueError, TypeError) as error:  # no MessagePack, an unhashable key in a map, or a length over `limit`
-            cause = error
-        self._fed += len(data)
-        if began >= 0:
-            self._partial.clear()
-            self._walker = _Skipper(self.limit)
-        unfinished = data[max(began, 0) :]
-        if not unfinished:
-            return b""
-        self._partial += unfinished
-        rest = self._walker.feed(unfinished)
-        try:
-            return self._let_go(rest, messages, cause) if cause is not None or self._walker.oversized else b""
-        finally:
-            del cause  # it leads back to this frame, and from there to all that is waiting for the result
+    def next_message(self) -> Message | None:
+        """Return the next message of what was received. Each is built only when it is asked for.
 
-    def _let_go(self, rest: bytes, messages: list[Message], cause: Exception | None) -> bytes:
-        """Report the command at hand as oversized, and skip what is to come of it; return what lies behind it."""
-        partial, skipper = bytes(self._partial), self._walker
+        None means that there is none yet: if something is `pending`, ask again when other tasks have had their turn.
+
+        Raises `ProtocolError` when the bytes are not MessagePack-RPC.
+        """
+        walker, size = self._walker, len(self._data)
+        message = None
+        if walker is None and size - self._at >= _SHORTEST:
+            message = self._take_whole()
+        if message is None and self._at < size:
+            if walker is None:
+                walker = self._walker = Walker()
+                self._scout = self._ahead = None  # it would not follow
+            message = self._go_on(walker)
+        if self._at == size:
+            self._data = b""
+            self._at = 0
+        return message
+
+    def _take_whole(self) -> Message | None:
+        """Return the command that begins at `_at`, unless it is not whole, or not MessagePack."""
+        began = self._at
+        scout = self._scout
+        if self._ahead is None:
+            if scout is None:
+                # Its buffer has no limit of its own, and needs none: it holds what was received just now.
+                scout = self._scout = msgpack.Unpacker(max_buffer_size=0, read_size=_SMALL_FEED)
+            scout.feed(self._data[began:])
+            self._ahead = began - scout.tell()
+        try:
+            scout.skip()
+        except (msgpack.OutOfData, ValueError):
+            return None
+        end = self._at = scout.tell() + self._ahead
+        if end == len(self._data) > _SMALL_FEED:
+            self._scout = self._ahead = None
+        if end - began > self.limit:
+            return _report(self._data[began : began + _HEAD], self.limit, "bytes")
+        command = self._data[began:end]
+        # A value takes a byte at least, so few commands need be looked at again.
+        if self.max_values is not None and len(command) > self.max_values:
+            walker = Walker()
+            walker.feed(command, 0, self.max_values + 1)
+            if walker.wrong:
+                raise ProtocolError(walker.wrong)
+            if walker.values > self.max_values:
+                return _report(command[:_HEAD], self.max_values, "values")
+        return _build(command)
+
+    def _go_on(self, walker: Walker) -> Message | None:
+        """Walk on over a command that comes in pieces; return it with the last one, or a report if it is too much."""
+        data, began = self._data, self._at
+        end = self._at = walker.feed(data, began, _WALKED_AT_ONCE)
+        done = walker.done
+        if done:
+            self._walker = None
+        if self._skipping:
+            self._skipping = not done
+        else:
+            report = self._excess(walker, began)
+            if report is not None:
+                self._partial.clear()
+                self._skipping = not done
+                return report
+            self._partial += data[began:end]
+        if walker.wrong:
+            raise ProtocolError(walker.wrong)
+        if not done or not self._partial:
+            return None
+        command = bytes(self._partial)
         self._partial.clear()
-        self._unpacker = self._new_unpacker()
-        self._fed = 0
-        if not skipper.oversized:
-            raise ProtocolError(f"not MessagePack, or nested too deeply: {quoted(partial[:16])}") from cause
-        messages.append(_report(partial[:_HEAD], self.limit))
-        return self._end_or_go_on(skipper, rest)
+        return _build(command)
 
-    def _skip(self, skipper: _Skipper, data: bytes) -> bytes:
-        return self._end_or_go_on(skipper, skipper.feed(data))
-
-    def _end_or_go_on(self, skipper: _Skipper, rest: bytes) -> bytes:
-        if skipper.malformed:
-            raise ProtocolError("not MessagePack: there is the byte 0xc1, which has no meaning")
-        self._skipping = None if skipper.done else skipper
-        return rest
+    def _excess(self, walker: Walker, began: int) -> Oversized | None:
+        """Return a report if the command at hand is too much; the newest part of it begins at the place `began`."""
+        if walker.size > self.limit:
+            limit, unit = self.limit, "bytes"
+        elif self.max_values is not None and walker.values + walker.owed > self.max_values:
+            limit, unit = self.max_values, "values"
+        else:
+            return None
+        head = bytes(self._partial[:_HEAD]) + self._data[began : began + _HEAD]
+        return _report(head[:_HEAD], limit, unit)
 
 
 class BadBytesError(ProtocolError):
@@ -212,6 +293,15 @@ class BadBytesError(ProtocolError):
         self.messages = messages
 
 
+def _build(command: bytes) -> Message:
+    """Return the message of a whole command, or raise `ProtocolError`."""
+    try:
+        value = _unpack(command)
+    except (ValueError, TypeError) as error:  # no MessagePack, an unhashable key in a map, or nested beyond reason
+        raise ProtocolError(f"not MessagePack, or nested too deeply: {quoted(command[:16])}") from error
+    return _classify(value)
+
+
 def _classify(value: object) -> Message:
     """Check that a decoded value is RPC, or raise `ProtocolError`."""
     # By hand, as every command passes here and matching patterns takes five times as long. `type(…) is int` leaves out
@@ -220,12 +310,15 @@ def _classify(value: object) -> Message:
         if len(value) == 3:
             kind, method, params = value
             if kind == _NOTIFICATION and type(method) is str and type(params) is list:
+                _check_depth(params, 2)
                 return Notification(method, params)
         elif len(value) == 4:
             kind, id, method, params = value
             if kind == _REQUEST and _valid_id(id) and type(method) is str and type(params) is list:
+                _check_depth(params, 2)
                 return Request(id, method, params)
             if kind == _RESPONSE and (id is None or _valid_id(id)):
+                _check_depth((method, params), 1)
                 return Response(id, method, params)
     is_http = type(value) is int and value in _HTTP_BEGINS
     http = "; if it was an HTTP request: this socket is not for browsers" if is_http else ""
@@ -239,116 +332,34 @@ def _valid_id(id: object) -> bool:
     return type(id) is int and 0 <= id < ID_LIMIT
 
 
-# The first byte of a value → how many bytes of length follow it, or how long its payload is. What a first byte says
-# by itself (fixint, fixstr, fixarray, fixmap) is read in `_Skipper`.
-_SIZED: Final = {
-    0xC4: 1, 0xC5: 2, 0xC6: 4,  # bin
-    0xC7: 1, 0xC8: 2, 0xC9: 4,  # ext, with one more byte for its type
-    0xD9: 1, 0xDA: 2, 0xDB: 4,  # str
-    0xDC: 2, 0xDD: 4,  # array
-    0xDE: 2, 0xDF: 4,  # map
-}  # fmt: skip
-_FIXED: Final = {
-    0xC0: 0, 0xC2: 0, 0xC3: 0,  # nil, false, true
-    0xCA: 4, 0xCB: 8,  # float
-    0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8,  # uint
-    0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8,  # int
-    0xD4: 2, 0xD5: 3, 0xD6: 5, 0xD7: 9, 0xD8: 17,  # fixext
-}  # fmt: skip
+def _check_depth(values: Iterable[object], depth: int) -> None:
+    """Raise `ProtocolError` if what is in an array that is nested `depth` deep is nested too deeply."""
+    while True:
+        inner: list[object] = []
+        for each in values:
+            if type(each) is list:
+                inner += each
+            elif type(each) is dict:
+                inner += each.values()
+        if not inner:
+            return
+        depth += 1
+        if depth > DEPTH_LIMIT:
+            raise ProtocolError(TOO_DEEP)
+        values = inner
 
 
-class _Skipper:
-    """Walks over one MessagePack value without keeping it, only to find where it ends.
-
-    `owed` is the number of values still to come and `payload` the bytes still to come of the one at hand. The value
-    ends when both are 0.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.owed = 1
-        self.payload = 0
-        self.walked = 0
-        self.malformed = False
-        self._cut = b""  # a value's first byte whose length has not arrived yet
-
-    @property
-    def done(self) -> bool:
-        return self.owed == 0 and self.payload == 0
-
-    @property
-    def oversized(self) -> bool:
-        return self.walked + self.payload + self.owed > self.limit  # an owed value is a byte at least
-
-    def feed(self, data: bytes) -> bytes:
-        """Walk over `data`; return what lies behind the value's end."""
-        data = self._cut + data
-        self._cut = b""
-        at = 0
-        while not self.done and not self.malformed:
-            if self.payload:
-                step = min(self.payload, len(data) - at)
-                self.payload -= step
-                at += step
-                if self.payload:
-                    break
-                continue
-            step = self._header(data, at)
-            if step == 0:
-                self._cut = data[at:]
-                break
-            at += step
-        self.walked += at
-        return data[at:] if self.done else b""
-
-    def _header(self, data: bytes, at: int) -> int:
-        """Read the value that begins at `at`; return the bytes its header took, or 0 if more are needed."""
-        if at >= len(data):
-            return 0
-        first = data[at]
-        took, inside = 1, 0
-        if first <= 0x7F or first >= 0xE0:  # fixint
-            pass
-        elif first <= 0x8F:  # fixmap
-            inside = 2 * (first & 0x0F)
-        elif first <= 0x9F:  # fixarray
-            inside = first & 0x0F
-        elif first <= 0xBF:  # fixstr
-            self.payload = first & 0x1F
-        elif first in _FIXED:
-            self.payload = _FIXED[first]
-        elif first in _SIZED:
-            width = _SIZED[first]
-            if at + 1 + width > len(data):
-                return 0
-            took += width
-            length = int.from_bytes(data[at + 1 : at + took], "big")
-            if first >= 0xDC:
-                inside = length * (2 if first >= 0xDE else 1)
-            else:
-                self.payload = length + (1 if first <= 0xC9 and first >= 0xC7 else 0)
-        else:  # 0xC1 is never used
-            self.malformed = True
-            return 0
-        self.owed += inside - 1
-        return took
-
-
-_HEAD: Final = 16
-"""As many bytes of an oversized command are looked at, for its kind and its id."""
-
-
-def _report(head: bytes, limit: int) -> Oversized:
+def _report(head: bytes, limit: int, unit: str) -> Oversized:
     """Say which command, beginning with `head`, is oversized, or raise `ProtocolError` if it is no RPC."""
-    unpacker = msgpack.Unpacker()
+    unpacker = msgpack.Unpacker(read_size=_HEAD)
     unpacker.feed(head)
     try:
         parts, kind = unpacker.read_array_header(), unpacker.unpack()
         if (parts, kind) == (3, _NOTIFICATION):
-            return Oversized(None, limit)
+            return Oversized(None, limit, unit)
         id = unpacker.unpack() if (parts, kind) == (4, _REQUEST) else None
         if isinstance(id, int) and _valid_id(id):
-            return Oversized(id, limit)
-    except (ValueError, msgpack.OutOfData):
+            return Oversized(id, limit, unit)
+    except (ValueError, TypeError, msgpack.OutOfData):
         pass  # the error below says it
-    raise ProtocolError(f"more than {limit} bytes that are no MessagePack-RPC request: {quoted(head)}")
+    raise ProtocolError(f"more than {limit} {unit} that are no MessagePack-RPC request: {quoted(head)}")

@@ -1,12 +1,18 @@
-"""Fuzzers: each is a module with an invariant in its first line, a function `check`, and `SEEDS` to begin with."""
+"""Fuzzers: each is a module with an invariant in its first line, a function `check`, and `SEEDS` to begin with.
+
+Each input has a budget of processor time as well, see `tests.budget`.
+"""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-__all__ = ["TARGETS", "corpus", "kept_in"]
+from tests.budget import within_budget
+
+__all__ = ["TARGETS", "checker", "corpus", "kept_in"]
 
 TARGETS: Final = ("wire", "protocols", "inbound", "handshake", "control")
 
@@ -20,3 +26,13 @@ def corpus(target: str) -> list[bytes]:
     """Return a target's seeds, and the inputs kept in its corpus: each reaches something that no other does."""
     seeds: tuple[bytes, ...] = importlib.import_module(f"tests.fuzz.{target}").SEEDS
     return [*seeds, *(file.read_bytes() for file in sorted(kept_in(target).iterdir()))]
+
+
+def checker(target: str, *, slower: float = 1) -> Callable[[bytes], None]:
+    """Return what raises if a target's invariant does not hold for an input, or it exceeds its budget."""
+    check: Callable[[bytes], None] = importlib.import_module(f"tests.fuzz.{target}").check
+
+    def check_in_time(data: bytes) -> None:
+        within_budget(lambda: check(data), len(data), slower=slower)
+
+    return check_in_time

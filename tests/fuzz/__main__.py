@@ -2,7 +2,8 @@
 
 Guided by coverage: with atheris where it is installed, otherwise by a loop of our own that keeps an input which reaches
 a line of realtimed by a way that none took before. Both begin with the corpus and the seeds. An input that breaks
-the invariant is written to a file, and ends the run with status 1.
+the invariant, or takes more processor time than `tests.budget` allows, is written to a file, and ends the run with
+status 1.
 
 What was found is kept in two steps: `python -m tests.fuzz TARGET --keep DIR`, then `--minimise DIR`, which leaves in
 the target's corpus those inputs, out of the corpus and of DIR, that reach something which no other reaches.
@@ -26,15 +27,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
-from tests.fuzz import TARGETS, corpus, kept_in
-from tests.fuzz.mutations import mutated
+from tests.budget import LARGEST
+from tests.fuzz import TARGETS, checker, corpus, kept_in
+from tests.fuzz.mutations import mutated, repeated
 from tests.stack import ROOT
 
 _SHOWN_EVERY: Final = 10.0
 """Seconds between two lines of progress."""
 
-_LONGEST: Final = 4096
-"""Bytes of an input."""
+_REPEATED: Final = 16
+"""One input in so many that atheris makes has a run of bytes repeated; it does not come upon that by itself."""
+
+_SLOWER: Final = 5
+"""How much slower code may be that is instrumented by atheris."""
 
 _HANG: Final = 20
 """Seconds that one input may take."""
@@ -54,9 +59,9 @@ class _Budget:
         self._size = size
         self.inputs = self.bytes = 0
 
-    def load(self) -> None:
-        """Import the target."""
-        self._check = importlib.import_module(f"tests.fuzz.{self._target}").check
+    def load(self, *, slower: float = 1) -> None:
+        """Import the target, whose code is so many times slower than it would be by itself."""
+        self._check = checker(self._target, slower=slower)
 
     def feed(self, data: bytes) -> None:
         """Check the invariant for one input; one that breaks it is written to a file."""
@@ -88,14 +93,21 @@ class _Budget:
 def _fuzz_with_atheris(budget: _Budget, target: str, found: Path) -> None:
     atheris: Any = importlib.import_module("atheris")
     with atheris.instrument_imports(include=["realtimed", "wsproto", "trio_websocket", "h11"]):
-        budget.load()
+        budget.load(slower=_SLOWER)
     arguments = [
-        f"-max_len={_LONGEST}", f"-timeout={_HANG}", f"-rss_limit_mb={_MEMORY_LIMIT}", "-len_control=0", "-verbosity=0",
+        f"-max_len={LARGEST}", f"-timeout={_HANG}", f"-rss_limit_mb={_MEMORY_LIMIT}", "-len_control=0", "-verbosity=0",
         str(found),
     ]  # fmt: skip
     for number, data in enumerate(corpus(target)):
         (found / f"seed-{number}").write_bytes(data)
-    atheris.Setup([sys.argv[0], *arguments], budget.feed)
+
+    def mutate(data: bytes, max_size: int, seed: int) -> bytes:
+        source = random.Random(seed)
+        if source.randrange(_REPEATED):
+            return bytes(atheris.Mutate(data, max_size))
+        return repeated(data, source)[:max_size]
+
+    atheris.Setup([sys.argv[0], *arguments], budget.feed, custom_mutator=mutate)
     atheris.Fuzz()
 
 
@@ -127,11 +139,13 @@ def _steps(check: Callable[[bytes], None], data: bytes) -> set[tuple[str, int, i
 
 def _fuzz_without(budget: _Budget, target: str) -> None:
     budget.load()
+    check = importlib.import_module(f"tests.fuzz.{target}").check
     inputs, source, reached = corpus(target), random.Random(), set[tuple[str, int, int]]()
     pending = list(inputs)
     while True:
-        data = pending.pop() if pending else mutated(source.choice(inputs), inputs, source)[:_LONGEST]
-        steps = _steps(budget.feed, data)
+        data = pending.pop() if pending else mutated(source.choice(inputs), inputs, source)[:LARGEST]
+        budget.feed(data)
+        steps = _steps(check, data)  # once more: what is traced takes many times as long
         if not steps <= reached:
             reached |= steps
             inputs.append(data)

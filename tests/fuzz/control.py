@@ -11,6 +11,7 @@ from typing import Final
 import msgpack
 
 from realtimed.control.wire import (
+    VALUES_LIMIT,
     BadBytesError,
     Decoder,
     Message,
@@ -19,6 +20,7 @@ from realtimed.control.wire import (
     encode_notification,
     encode_request,
 )
+from tests.budget import uncharged
 from tests.fuzz.harness import cut, publisher_hears
 
 __all__ = ["SEEDS", "check"]
@@ -47,8 +49,13 @@ def check(data: bytes) -> None:
     how, sent = data[0] if data else 0, data[1:]
     pieces = cut(sent, how)
     heard = publisher_hears(pieces)
+    with uncharged():
+        _judge(pieces, heard)
+
+
+def _judge(pieces: list[bytes], heard: bytes) -> None:
     # In the same pieces, since a command that is both too large and wrong is the one or the other by how it arrives.
-    decoder, messages, broken = Decoder(200 + 2**20), list[Message](), False
+    decoder, messages, broken = Decoder(200 + 2**20, VALUES_LIMIT), list[Message](), False
     try:
         for piece in pieces:
             messages += decoder.feed(piece)

@@ -19,6 +19,14 @@ __all__ = ["SEEDS", "check"]
 _REFUSALS: Final = {400, 408, 426, 431, 503}
 _MAGIC: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
+_ROOM: Final = 15_700
+"""Bytes that a header's value may have beside the rest of a handshake."""
+
+
+def _with(line: bytes) -> bytes:
+    return b"\x00" + REQUEST.removesuffix(b"\r\n") + line + b"\r\n\r\n"
+
+
 SEEDS: Final = (
     b"\x00" + REQUEST,
     b"\x01"
@@ -29,6 +37,14 @@ SEEDS: Final = (
     b"\x00" + REQUEST.removesuffix(b"\r\n") + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\nhello",
     b"\x03\x16\x03\x01\x02\x00\r\n\r\n",
     b"\x00GET / HTTP/1.1\r\nHost: x\r\nCookie: a=b\r\n\r\n",
+    # Patterns with two repeats side by side take quadratic time for these.
+    _with(b"X: a" + b" " * _ROOM + b"b"),
+    _with(b"X:" + b" " * _ROOM + b"\0"),
+    b"\x00" + REQUEST.replace(b"websocket\r", b"websocket, " + b" " * _ROOM + b", x\r"),
+    b"\x00GET / HTTP/1.1\r\nHost: x\r\nCookie: a" + b" " * _ROOM + b"b\r\n\r\n",
+    _with(b"X-Forwarded-For: " + b" ," * (_ROOM // 2)),
+    _with(b"a:\r\n" * (_ROOM // 4)),
+    b"\x00" + REQUEST.replace(b"/ws", b"/%ff" * (_ROOM // 4)),
 )
 
 

@@ -15,6 +15,7 @@ from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessa
 
 from realtimed.frames import CloseCode
 from realtimed.protocols import PROTOCOLS
+from tests.budget import uncharged
 from tests.clients import REQUEST, subscribe
 from tests.echo_daemon import Echo
 from tests.fuzz.frames import CLOSE, TEXT, Expected, expected, measured, messages_of
@@ -55,6 +56,11 @@ def check(data: bytes) -> None:
     offer = f"Sec-WebSocket-Protocol: {name}\r\n\r\n".encode() if name else b"\r\n"
     with mock.patch.dict(PROTOCOLS, {"echo": _Echo}):
         heard = websocket_hears([REQUEST.removesuffix(b"\r\n") + offer, *cut(sent, how)])
+    with uncharged():
+        _judge(name, sent, heard)
+
+
+def _judge(name: str, sent: bytes, heard: bytes) -> None:
     head, end, frames = heard.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 101 "), head
     assert end

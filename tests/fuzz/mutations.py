@@ -6,7 +6,12 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-__all__ = ["mutated", "mutations"]
+from tests.budget import LARGEST
+
+__all__ = ["mutated", "mutations", "repeated"]
+
+_REPEATED: Final = 30
+"""One input in so many has a run of bytes repeated thousands of times."""
 
 _EDGES: Final = (b"\x00", b"\x7f", b"\x80", b"\xff", b"\x7d", b"\x7e", b"\x00\x7e", b"\xff\xff", b"\x7f\xff\xff\xff")
 
@@ -41,4 +46,13 @@ def mutated(data: bytes, corpus: Sequence[bytes], source: random.Random) -> byte
                 other = source.choice(corpus)
                 start = source.randrange(len(other) + 1)
                 changed[at:end] = other[start : start + source.randint(1, 64)]
-    return bytes(changed)
+    return bytes(changed)[:LARGEST] if source.randrange(_REPEATED) else repeated(changed, source)
+
+
+def repeated(data: bytes | bytearray, source: random.Random) -> bytes:
+    """Return `data` with a run of its bytes, or of blanks, repeated until it is as large as an input may be."""
+    at = source.randrange(len(data) + 1)
+    run = bytes(data[at : at + source.randint(1, 16)]) if source.randrange(3) else b" "
+    run = run or b"\0"
+    times = max(LARGEST - len(data), 0) // len(run)
+    return (bytes(data[:at]) + run * times + bytes(data[at:]))[:LARGEST]

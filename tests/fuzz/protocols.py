@@ -1,8 +1,8 @@
 """Whatever a client says is answered by events, or by silence or a Close in the plain protocol, as a model says.
 
-An input is lines of a conversation; one that begins with a zero byte is a binary message. The model reads JSON with
-Python's own parser. Where the two parsers differ by intention (numbers out of range, lone surrogates, NaN), only the
-form of the answer is checked.
+An input is up to 200 lines of a conversation; one that begins with a zero byte is a binary message. The model reads
+JSON with Python's own parser. Where the two parsers differ by intention (numbers out of range, lone surrogates, NaN),
+only the form of the answer is checked.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ SEEDS: Final = (
 
 _CHANNEL: Final = re.compile(r"[A-Za-z0-9_\-=@,.;:/]{1,200}")
 _MAX_CHANNELS: Final = 3
+_LINES: Final = 200
+"""Twice as many as a client may send at once."""
+
 _EVENTS: Final = {"subscribed", "unsubscribed", "pong", "error", "message"}
 _CODES: Final = {"invalid_message", "invalid_channel", "too_many_channels"}
 
@@ -42,7 +45,7 @@ _CODES: Final = {"invalid_message", "invalid_channel", "too_many_channels"}
 def check(data: bytes) -> None:
     """Raise if the invariant does not hold."""
     lines: list[str | bytes] = [
-        line[1:] if line[:1] == b"\0" else line.decode("utf-8", "ignore") for line in data.split(b"\n")
+        line[1:] if line[:1] == b"\0" else line.decode("utf-8", "ignore") for line in data.split(b"\n", _LINES)[:_LINES]
     ]
     for protocol, judge in ((Plain, _judge_plain), (RealtimeV1, _judge_v1)):
         hub, listener = _hub(), Listener(form=protocol.form)

@@ -1,6 +1,6 @@
 """However a stream is cut, the decoder gives what MessagePack has in it, or a `ProtocolError`, and nothing else.
 
-An input is a byte for the limit, a byte for how the stream is cut, and the stream. Where no command is too large, an
+An input is a byte for the limits, a byte for how the stream is cut, and the stream. Where no command is too large, an
 unpacker without limits has to agree on every command.
 """
 
@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 import msgpack
 
+from realtimed.control.walker import DEPTH_LIMIT
 from realtimed.control.wire import (
     BadBytesError,
     Decoder,
@@ -19,11 +20,14 @@ from realtimed.control.wire import (
     encode_request,
     encode_response,
 )
+from tests.budget import uncharged
 
 __all__ = ["SEEDS", "check"]
 
 _LIMITS: Final = (2**20, 32, 64, 256, 1000)
 """All have room for a request's kind and id, as any that is of use."""
+
+_VALUES: Final = (None, 16, 8192)
 
 SEEDS: Final = (
     b"\x00\x00" + encode_request(7, "broadcast", ["news", "hello"]) + encode_notification("ping", []),
@@ -32,6 +36,8 @@ SEEDS: Final = (
     b"\x02\x01\x94\x00\xce\xff\xff\xff\xff\xa9broadcast\xdd\xff\xff\xff\xff",
     b"\x00\x02" + encode_response(None, {"code": "x", "message": "y"}, None) + encode_response(5, None, True),
     b"\x00\x00\x94\x00\x07\xa9broadcast\x92\xa4news\xa3a\xffb\xc1",
+    b"\x0a\x00" + encode_request(9, "m", [[[[[5]]], {"a": {"b": []}}]]) + b"\x94\x00\x07\xa1m" + b"\xdc\x1f\xff" * 9,
+    b"\x05\x07" + encode_request(9, "m", [0] * 20) + encode_request(10, "m", [0] * 9),
 )
 
 
@@ -45,14 +51,18 @@ class _Outcome(NamedTuple):
 
 def check(data: bytes) -> None:
     """Raise if the invariant does not hold."""
-    limit = _LIMITS[data[0] % len(_LIMITS)] if data else 1
+    first = data[0] if data else 0
+    limit, max_values = _LIMITS[first % len(_LIMITS)], _VALUES[first // len(_LIMITS) % len(_VALUES)]
     stream = data[2:]
     size = max(data[1] + 1, len(stream) // 256) if len(data) > 1 else 1
-    whole = _decoded(stream, limit, len(stream) or 1)
-    in_pieces = _decoded(stream, limit, size)
+    whole = _decoded(stream, limit, max_values, len(stream) or 1)
+    in_pieces = _decoded(stream, limit, max_values, size)
     assert _agree(whole, in_pieces), f"in pieces of {size}: {in_pieces}; whole: {whole}"
-    if len(stream) <= limit and not any(message.startswith("Oversized") for message in whole.messages):
-        expected = _unpacked(stream)
+    if len(stream) <= min(limit, max_values or limit) and not any(
+        message.startswith("Oversized") for message in whole.messages
+    ):
+        with uncharged():
+            expected = _unpacked(stream)
         assert whole.messages == expected, f"{whole.messages}, not {expected}"
 
 
@@ -66,16 +76,23 @@ def _agree(one: _Outcome, other: _Outcome) -> bool:
     return shorter.wrong and longer.messages[:same] == shorter.messages and bool(rest) and "Oversized" in rest[0]
 
 
-def _decoded(stream: bytes, limit: int, size: int) -> _Outcome:
-    decoder = Decoder(limit)
+def _decoded(stream: bytes, limit: int, max_values: int | None, size: int) -> _Outcome:
+    decoder = Decoder(limit, max_values)
     messages: list[Message] = []
     for at in range(0, len(stream), size):
         try:
             messages += decoder.feed(stream[at : at + size])
         except BadBytesError as error:
-            return _Outcome([repr(each) for each in messages + error.messages], unfinished=False, wrong=True)
-    assert all(each.limit == limit for each in messages if isinstance(each, Oversized))
-    return _Outcome([repr(each) for each in messages], decoder.mid_message, wrong=False)
+            return _Outcome(list(map(_shown, messages + error.messages)), unfinished=False, wrong=True)
+    limits = {"bytes": limit, "values": max_values}
+    assert all(each.limit == limits[each.unit] for each in messages if isinstance(each, Oversized))
+    assert decoder.held <= limit
+    return _Outcome(list(map(_shown, messages)), decoder.mid_message, wrong=False)
+
+
+def _shown(message: Message) -> str:
+    """Return a message as it is compared: a command beyond both limits may be reported for either."""
+    return f"Oversized(id={message.id})" if isinstance(message, Oversized) else repr(message)
 
 
 def _unpacked(stream: bytes) -> list[str]:
@@ -94,9 +111,19 @@ def _unpacked(stream: bytes) -> list[str]:
                     commands.append(f"Notification(method={method!r}, params={params!r})")
                 case _:
                     break
+            if _depth(value) > DEPTH_LIMIT:
+                commands.pop()
+                break
     except (ValueError, TypeError):
         pass  # no MessagePack, or an unhashable key: what came before counts
     return commands
+
+
+def _depth(value: object) -> int:
+    """Return how deep arrays and maps are nested in a value; what is empty counts for nothing."""
+    if not value or not isinstance(value, (list, dict)):
+        return 0
+    return 1 + max(map(_depth, value.values() if isinstance(value, dict) else value))
 
 
 def _is_id(value: object) -> bool:

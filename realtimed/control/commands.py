@@ -1,0 +1,298 @@
+"""The commands of the control socket: one table of their names, their parameters in words, and what carries them out.
+
+They know no connection and no bytes, and may be called by whoever has a `Context`. A command that sends messages to the
+one who gave it needs a `Caller` to send them to; all others do without. What may take long is done in `Steps`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from realtimed.channel import Subscriber, check_channel_name, encode_message
+from realtimed.control.idempotency import Answered, checked_key
+from realtimed.control.listing import Client, Steps, Whole, list_channels, list_clients
+from realtimed.errors import RefusedError, quoted
+from realtimed.frames import CloseCode, check_close
+from realtimed.hub import Hub, Joined, Position, Receipt
+
+__all__ = ["CHANNELS_LIMIT", "COMMANDS", "Caller", "Command", "Context", "carry_out", "shown"]
+
+CHANNELS_LIMIT: Final = 5000
+"""Channels that one ``broadcast_many`` may name."""
+
+_HISTORY_SHOWN: Final = 100
+
+_STEP: Final = 64
+"""Channels that are published on in one step: a fraction of a millisecond."""
+
+_PAGES: Final = (
+    'ask for a page of it with {"limit": …, "after": …}, for how many there are with {"count": true}, or for'
+)
+
+Caller: TypeAlias = Subscriber
+"""Whoever gave a command, and may be sent messages for it."""
+
+
+@dataclass
+class Context:
+    """What commands work on."""
+
+    hub: Hub
+    clients: Mapping[str, Client]
+    stats: Callable[[], dict[str, object]]
+    info: Callable[[], dict[str, object]]
+    answered: Answered
+
+
+_Run: TypeAlias = Callable[[Context, Caller | None, list[object]], object]
+
+
+class Command(NamedTuple):
+    """A command: its parameters in words, and a function that returns its result, or the steps to it.
+
+    The function returns `NotImplemented` for parameters that the command does not take, and raises `RefusedError` for
+    what it cannot do; steps raise it before anything is done. What has steps and `publishes` has to take all of them,
+    whatever becomes of who wants the result; of all others one at a time should be carried out, as they may take
+    memory in proportion to what there is. `shorter` says how to ask for less, if the result may be large.
+    """
+
+    params: str
+    run: _Run
+    publishes: bool = False
+    shorter: str = ""
+
+
+def carry_out(context: Context, method: str, params: list[object], caller: Caller | None = None) -> object:
+    """Carry out a command and return its result, or the `Steps` to it.
+
+    Raises `RefusedError`; then nothing was done.
+    """
+    if method == "broadcast" and len(params) == 2:  # first, and without matching of patterns
+        return context.hub.publish(params[0], params[1])
+    command = COMMANDS.get(method)
+    if command is None:
+        raise RefusedError("unknown_method", f"there is no method {quoted(method)}; there are {', '.join(COMMANDS)}")
+    result = command.run(context, caller, params)
+    if result is NotImplemented:
+        raise RefusedError("invalid_params", f"{method} takes {command.params}, not {quoted(params)}")
+    return result
+
+
+def shown(result: object) -> Any:
+    """Return a result as it is said over the socket."""
+    if isinstance(result, Receipt):
+        return {"recipients": result.recipients, "epoch": result.epoch, "offset": result.offset}
+    if isinstance(result, Joined):
+        recovered = {} if result.recovered is None else {"recovered": result.recovered}
+        return {"epoch": result.epoch, "offset": result.offset, **recovered}
+    return result
+
+
+def _broadcast(context: Context, _: Caller | None, params: list[object]) -> object:
+    match params:
+        case [channel, content]:
+            return context.hub.publish(channel, content)
+        case [channel, content, key]:
+            check_channel_name(channel)
+            name, key = str(channel), checked_key(key)
+            known = context.answered.known(name, key)
+            if known is not None:
+                return _again(known)[0]
+            receipt = context.hub.publish(name, content)
+            context.answered.remember(name, key, [receipt])
+            return receipt
+    return NotImplemented
+
+
+def _broadcast_many(context: Context, _: Caller | None, params: list[object]) -> object:
+    match params:
+        case [list() as channels, content]:
+            pass
+        case [list() as channels, content, key]:
+            checked_key(key)
+        case _:
+            return NotImplemented
+    if len(channels) > CHANNELS_LIMIT:
+        raise RefusedError(
+            "too_many_channels",
+            f"broadcast_many names {len(channels)} channels; the limit is {CHANNELS_LIMIT} a command",
+        )
+    payload = encode_message(content, context.hub.max_message)
+    return _publish_on_all(context, channels, content, payload, *params[2:])
+
+
+def _publish_on_all(
+    context: Context, channels: list[object], content: object, payload: bytes, key: object = None
+) -> Steps:
+    """Publish on all channels, or on none if one of them is wrong, unless that was done with the same key before."""
+    for start in range(0, len(channels), _STEP):
+        for channel in channels[start : start + _STEP]:
+            check_channel_name(channel)
+        yield ()
+    if key is None:
+        for start in range(0, len(channels), _STEP):
+            yield [shown(context.hub.publish(each, content, payload)) for each in channels[start : start + _STEP]]
+        return Whole({})
+    names, key, answered = tuple(map(str, channels)), checked_key(key), context.answered
+    while answered.is_under_way(names, key):  # for another connection; that takes a few turns
+        yield ()
+    receipts = answered.known(names, key)
+    if receipts is not None:
+        for start in range(0, len(receipts), _STEP):
+            yield _again(receipts[start : start + _STEP])
+        return Whole({})
+    receipts = []
+    answered.begin(names, key)
+    try:
+        for start in range(0, len(names), _STEP):
+            receipts += [context.hub.publish(each, content, payload) for each in names[start : start + _STEP]]
+            yield [shown(receipt) for receipt in receipts[start:]]
+        answered.remember(names, key, receipts)
+    finally:
+        answered.end(names, key)
+    return Whole({})
+
+
+def _again(receipts: Sequence[Receipt]) -> list[dict[str, object]]:
+    return [shown(receipt) | {"repeated": True} for receipt in receipts]
+
+
+def _channels(context: Context, _: Caller | None, params: list[object]) -> object:
+    match params:
+        case []:
+            return list_channels(context.hub)
+        case [str(prefix)]:
+            return list_channels(context.hub, prefix)
+        case [{**options}]:
+            return list_channels(context.hub, options=options)
+    return NotImplemented
+
+
+def _clients(context: Context, _: Caller | None, params: list[object]) -> object:
+    match params:
+        case []:
+            return list_clients(context.hub, context.clients)
+        case [{**options}]:
+            return list_clients(context.hub, context.clients, options)
+    return NotImplemented
+
+
+def _history(context: Context, _: Caller | None, params: list[object]) -> object:
+    match params:
+        case [channel]:
+            count = _HISTORY_SHOWN
+        case [channel, int(count)] if _is_count(count):
+            pass
+        case _:
+            return NotImplemented
+    return _recent(context, channel, count)
+
+
+def _recent(context: Context, channel: object, count: int) -> Steps:
+    position, publications = context.hub.recent(channel, count)
+    offset, payloads = publications.first, publications.payloads()
+    for payload in payloads:
+        yield [(offset, payload.decode() if isinstance(payload, bytes) else bytes(payload))]
+        offset += 1
+    return Whole({"epoch": position.epoch, "offset": position.offset}, "messages")
+
+
+def _disconnect(context: Context, _: Caller | None, params: list[object]) -> object:
+    code: int = CloseCode.NOT_ALLOWED
+    reason = "disconnected by an administrator"
+    match params:
+        case [str(id)]:
+            pass
+        case [str(id), int(code)]:
+            pass
+        case [str(id), int(code), str(reason)]:
+            pass
+        case _:
+            return NotImplemented
+    try:
+        check_close(code, reason)
+    except ValueError as error:
+        raise RefusedError("invalid_params", str(error)) from None
+    client = context.clients.get(id)
+    return {"disconnected": int(client is not None and client.close(code, reason))}
+
+
+def _subscribe(context: Context, caller: Caller | None, params: list[object]) -> object:
+    match params:
+        case [channel]:
+            return context.hub.subscribe(_listening(caller), channel)
+        case [channel, {"epoch": str(epoch), "offset": int(offset)}] if _is_count(offset):
+            return context.hub.subscribe(_listening(caller), channel, Position(epoch, offset))
+    return NotImplemented
+
+
+def _unsubscribe(context: Context, caller: Caller | None, params: list[object]) -> object:
+    match params:
+        case [channel]:
+            return {"unsubscribed": context.hub.unsubscribe(_listening(caller), channel)}
+    return NotImplemented
+
+
+def _watch(context: Context, caller: Caller | None, params: list[object]) -> object:
+    match params:
+        case [pattern]:
+            context.hub.watchers.add(_listening(caller), pattern)
+            return {"watched": True}
+    return NotImplemented
+
+
+def _unwatch(context: Context, caller: Caller | None, params: list[object]) -> object:
+    match params:
+        case [pattern]:
+            return {"unwatched": context.hub.watchers.remove(_listening(caller), pattern)}
+    return NotImplemented
+
+
+def _listening(caller: Caller | None) -> Caller:
+    if caller is None:
+        raise RefusedError("invalid_params", "this command needs a connection on which messages can be sent")
+    return caller
+
+
+def _stats(context: Context, _: Caller | None, params: list[object]) -> object:
+    return NotImplemented if params else context.stats()
+
+
+def _ping(_: Context, __: Caller | None, params: list[object]) -> object:
+    return NotImplemented if params else "pong"
+
+
+def _info(context: Context, _: Caller | None, params: list[object]) -> object:
+    return NotImplemented if params else context.info()
+
+
+def _is_count(value: int) -> bool:
+    """Return whether this is a whole number from 0, and no truth value, which is an int as well."""
+    return type(value) is int and value >= 0
+
+
+COMMANDS: Final[Mapping[str, Command]] = {
+    "broadcast": Command("[channel, message, key?]", _broadcast),
+    "broadcast_many": Command("[[channel, …], message, key?]", _broadcast_many, publishes=True),
+    "channels": Command(
+        "[prefix?] or [{limit?, after?, prefix?, count?}]",
+        _channels,
+        shorter=f'{_PAGES} less of it with {{"prefix": …}}',
+    ),
+    "history": Command("[channel, count?]", _history, shorter="ask for fewer messages: history [channel, count]"),
+    "clients": Command(
+        "[] or [{limit?, after?, channel?, address?, count?}]",
+        _clients,
+        shorter=f'{_PAGES} less of it with {{"channel": …}} or {{"address": …}}',
+    ),
+    "disconnect": Command("[client id, code?, reason?]", _disconnect),
+    "subscribe": Command("[channel, {epoch, offset}?]", _subscribe),
+    "unsubscribe": Command("[channel]", _unsubscribe),
+    "watch": Command("[pattern]", _watch),
+    "unwatch": Command("[pattern]", _unwatch),
+    "stats": Command("[]", _stats),
+    "ping": Command("[]", _ping),
+    "info": Command("[]", _info),
+}

@@ -1,0 +1,209 @@
+"""Lists of clients and of channels: filtered, counted, a page at a time. Pure: it knows neither trio nor a socket.
+
+A list is in the order in which its members came. All of it is walked over in steps, between which others have their
+turn. What is there from the first step of the first page to the last one of the last page is in it exactly once; what
+comes or goes meanwhile may be in it or not.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+
+from realtimed.channel import Channel
+from realtimed.errors import RefusedError, quoted
+from realtimed.hub import Hub
+
+__all__ = ["Client", "Steps", "Whole", "collected", "list_channels", "list_clients"]
+
+_M = TypeVar("_M")
+
+_PAGE: Final = 1000
+"""Members of a page unless the caller says."""
+
+_PAGE_BYTES: Final = 2**20
+"""A page ends when its members take about as many bytes, so that it is no larger than any answer may be."""
+
+_STEP: Final = 256
+_DESCRIBED_STEP: Final = 16
+"""How many are looked at in one step, and how many are described: a fraction of a millisecond."""
+
+_CHANNEL_BYTES: Final = 80
+_CLIENT_BYTES: Final = 160
+"""About what a member takes in an answer beside names."""
+
+
+class Client(Protocol):
+    """A connected WebSocket, for those who ask who is there or want to end it."""
+
+    @property
+    def rank(self) -> int:
+        """How many clients have been let in before it."""
+
+    @property
+    def address(self) -> str:
+        """Who is there, as far as is known."""
+
+    @property
+    def channels(self) -> AbstractSet[Channel]:
+        """What it is subscribed to."""
+
+    def describe(self) -> dict[str, object]:
+        """Return what the ``clients`` command shows."""
+
+    def close(self, code: int, reason: str) -> bool:
+        """Say goodbye and end the connection. Returns at once, whether it was not ending already."""
+
+
+class Whole(NamedTuple):
+    """What is around the elements of a result: a map that has them by `name` beside other `fields`.
+
+    With `pairs` they are a map themselves, each key followed by its value; otherwise a list. If `name` is "", they are
+    the whole result; if it is None there are none.
+    """
+
+    fields: Mapping[str, object]
+    name: str | None = ""
+    pairs: bool = False
+
+
+Steps: TypeAlias = Generator[Sequence[object], None, Whole]
+"""A result in the making: yields some of its elements, or none, whenever others may have their turn."""
+
+
+def collected(steps: Steps) -> object:
+    """Take all steps at once and return the result: for whoever need not let others have their turn."""
+    elements: list[object] = []
+    while True:
+        try:
+            elements += next(steps)
+        except StopIteration as end:
+            whole: Whole = end.value
+            break
+    result = dict(zip(elements[::2], elements[1::2], strict=True)) if whole.pairs else elements
+    if whole.name == "":
+        return result
+    return {**whole.fields, whole.name: result} if whole.name is not None else dict(whole.fields)
+
+
+@dataclass
+class _Wanted:
+    """What the parameters ask for: everything at once, a page, or a number."""
+
+    limit: int = 2**63
+    after: int = -1
+    count: bool = False
+    filters: dict[str, str] = field(default_factory=dict)
+    paged: bool = False
+
+
+def _wanted(options: Mapping[object, object] | None, filters: Sequence[str]) -> _Wanted:
+    """Read the options of a list. Raises `RefusedError` for what they cannot be."""
+    wanted = _Wanted()
+    if options is None:
+        return wanted
+    wanted.paged, wanted.limit = True, _PAGE
+    known = ("limit", "after", "count", *filters)
+    for name, value in options.items():
+        if name == "limit" and type(value) is int and value > 0:
+            wanted.limit = value
+        elif name == "after" and type(value) is int and value >= 0:
+            wanted.after = value
+        elif name == "count" and type(value) is bool:
+            wanted.count = value
+        elif name in filters and isinstance(value, str):
+            wanted.filters[str(name)] = value
+        elif name in known:
+            raise RefusedError(
+                "invalid_params",
+                f"{name} cannot be {quoted(value)}: limit is a number from 1, after one from 0, count true or false,"
+                " and everything else a str",
+            )
+        else:
+            raise RefusedError("invalid_params", f"there is no option {quoted(name)}; there are {', '.join(known)}")
+    return wanted
+
+
+def list_channels(hub: Hub, prefix: str = "", options: Mapping[object, object] | None = None) -> Steps:
+    """List the channels that have subscribers: name and description of each, one behind the other."""
+    wanted = _wanted(options, ["prefix"])
+    prefix = wanted.filters.get("prefix", prefix)
+
+    def fits(channel: Channel) -> bool:
+        return channel.count > 0 and channel.name.startswith(prefix)
+
+    def describe(channel: Channel) -> tuple[Sequence[object], int]:
+        return (channel.name, channel.describe()), len(channel.name) + _CHANNEL_BYTES
+
+    listing = _Listing[Channel]("channels", attrgetter("number"), fits, describe, pairs=True)
+    return (yield from listing.walk(list(hub.channels.values()), wanted))
+
+
+def list_clients(hub: Hub, clients: Mapping[str, Client], options: Mapping[object, object] | None = None) -> Steps:
+    """List the connected clients."""
+    wanted = _wanted(options, ["channel", "address"])
+    channel, address = wanted.filters.get("channel"), wanted.filters.get("address")
+
+    def fits(member: tuple[str, Client]) -> bool:
+        id, client = member
+        return (
+            clients.get(id) is client  # it has not left meanwhile
+            and (address is None or client.address == address)
+            and (channel is None or hub.channels.get(channel) in client.channels)
+        )
+
+    def describe(member: tuple[str, Client]) -> tuple[Sequence[object], int]:
+        client = member[1]
+        return (client.describe(),), _CLIENT_BYTES + sum(len(each.name) + 3 for each in client.channels)
+
+    listing = _Listing[tuple[str, Client]]("clients", lambda member: member[1].rank, fits, describe)
+    return (yield from listing.walk(list(clients.items()), wanted))
+
+
+@dataclass
+class _Listing(Generic[_M]):
+    """How members of a kind are listed, under the `name` that they have in a page.
+
+    `number` grows from member to member, `fits` chooses them, and `describe` returns the elements for one of them and
+    about how many bytes they take.
+    """
+
+    name: str
+    number: Callable[[_M], int]
+    fits: Callable[[_M], bool]
+    describe: Callable[[_M], tuple[Sequence[object], int]]
+    pairs: bool = False
+
+    def walk(self, members: list[_M], wanted: _Wanted) -> Steps:
+        """Walk over the members behind `wanted.after`. The list is used up."""
+        if wanted.after >= 0:
+            del members[: bisect_right(members, wanted.after, key=self.number)]
+        found = last = size = 0
+        elements: list[object] = []
+        for looked_at, member in enumerate(members, 1):
+            if self.fits(member):
+                if not wanted.count:
+                    if found == wanted.limit or (wanted.paged and size > _PAGE_BYTES):
+                        break
+                    more, bytes = self.describe(member)
+                    elements += more
+                    size += bytes
+                    last = self.number(member)
+                found += 1
+            if looked_at % _STEP == 0 or len(elements) >= _DESCRIBED_STEP:
+                yield elements
+                elements = []
+        else:
+            last = -1
+        if wanted.count:
+            return Whole({"count": found}, None)
+        yield elements
+        return (
+            Whole({"next": last if last >= 0 else None}, self.name, self.pairs)
+            if wanted.paged
+            else Whole({}, "", self.pairs)
+        )
