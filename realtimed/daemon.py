@@ -117,6 +117,7 @@ class Daemon:
             self.answers,
             self._room,
             self.fan_out.at_once,
+            settle=self.fan_out.settle,
         )
         self.websocket_addresses: list[Address] = []
         self.http_listener: SocketListener[trio.SocketStream] | None = None

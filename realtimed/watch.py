@@ -89,6 +89,9 @@ class Watchers:
     def __len__(self) -> int:
         return len(self._watching)
 
+    def __contains__(self, watcher: Watcher) -> bool:
+        return watcher in self._watching
+
     @property
     def idle(self) -> bool:
         """Whether everything has been shown."""

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
@@ -303,6 +304,42 @@ async def test_6_4_5_at_a_socket_of_systemd_new_connections_wait_for_the_next_da
             await early.stream.send_all(encode_request(7, "ping", []))
             async with running_daemon(runtime_dir, sockets=sockets):
                 assert (await early.answer()).id == 7
+
+
+@pytest.mark.parametrize("command", [("watch", "*"), ("subscribe", "news")])
+async def test_6_4_6_those_who_listen_are_closed_last(runtime_dir: Path, command: tuple[str, str]) -> None:
+    heard = answered = 0
+    with trio.fail_after(PATIENCE):
+        async with (
+            running_daemon(runtime_dir) as daemon,
+            publisher(daemon.control_socket) as listener,
+            publisher(daemon.control_socket) as sender,
+        ):
+            await listener.call(*command)
+
+            async def send() -> None:
+                with suppress(trio.BrokenResourceError):  # what the daemon does not take any more
+                    await sender.stream.send_all(encode_request(1, "broadcast", ["news", "x" * 1000]) * 20_000)
+
+            async def count() -> None:
+                nonlocal answered
+                told, unpacker = False, msgpack.Unpacker()
+                async for data in sender.stream:
+                    unpacker.feed(data)
+                    answered += sum(1 for _ in unpacker)
+                    if answered > 100 and not told:
+                        daemon.process.terminate()
+                        told = True
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send)
+                nursery.start_soon(count)
+                unpacker = msgpack.Unpacker()
+                async for data in listener.stream:
+                    unpacker.feed(data)
+                    heard += sum(1 for _ in unpacker)
+            assert await daemon.wait() == 0
+    assert heard == answered > 100
 
 
 # 6.5 Back-pressure

@@ -95,6 +95,8 @@ class Connection:
                     log.debug(Event("publisher connected", **self._peer()))
                     self._check_access()
                     await self._serve()
+                    if self._service.stopping and (self.stream.channels or self.stream in self._hub.watchers):
+                        await self._service.hear_out(self)
                     with trio.move_on_after(self._service.config.close_timeout):
                         await self.stream.flush()
                 finally:
@@ -107,6 +109,7 @@ class Connection:
             self._hub.leave(self.stream)
             self._hub.watchers.leave(self.stream)
             self._service.connections.remove(self)
+            self._service.listening.discard(self)
             self.stream.shut()
             self._count(0)
             self._service.left.unpark_all()

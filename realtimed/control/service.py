@@ -64,12 +64,24 @@ class Service:
     walks: trio.StrictFIFOLock = field(default_factory=trio.StrictFIFOLock)
     """Held by who carries out steps of a kind of which one is carried out at a time."""
     left: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
-    """Where to wait for a connection to be gone."""
+    """Where to wait for a connection to be gone, or to be done with its commands."""
+    settle: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+    """Waits until everything published so far has been handed to the sockets or to their backlogs."""
+    listening: set[Publisher] = field(default_factory=set)
+    """Those of the connections that have no commands left and stay to hear what the others publish."""
 
     @property
     def answer_limit(self) -> int:
         """How many bytes of memory one answer may take."""
         return max(min(ANSWER_LIMIT, self.config.max_answers_total // 4), _ANSWER_LEAST)
+
+    async def hear_out(self, connection: Publisher) -> None:
+        """Wait, when the daemon stops, until no connection has commands left and all they published is handed on."""
+        self.listening.add(connection)
+        self.left.unpark_all()
+        while len(self.connections) > len(self.listening):
+            await self.left.park()
+        await self.settle()
 
     def note_refusal(self, code: str) -> None:
         """Count a command that is refused."""

@@ -140,11 +140,11 @@ class Decoder:
     that is wrong in several ways is called the one or the other, as it happens.
     """
 
-    # Invariants: `_data` is what was received last, of which all before `_at` has been dealt with. `_scout` has been
-    # fed what is behind that place if `_ahead` is not None: so much its own count of bytes is behind ours. In the
-    # middle of a command that is not whole, `_walker` is there and stands at `_at`; what it has walked over is in
-    # `_partial`, at most `limit` bytes when they came, unless `_skipping`: then the command has been reported as
-    # oversized, and nothing of it is kept.
+    # Invariants: `_data` is what was received last, of which all before `_at` has been dealt with. If `_ahead` is not
+    # None, `_scout` has been fed what is behind that place, and its own count of bytes is so much behind ours; if it
+    # is None and there is a scout, nothing is left in that of what it was fed. In the middle of a command that is not
+    # whole, `_walker` is there and stands at `_at`; what it has walked over is in `_partial`, no more than `limit`
+    # bytes when they came, unless `_skipping`: then the command has been reported as oversized and is not kept.
 
     def __init__(self, limit: int, max_values: int | None = None) -> None:
         self.limit = limit
@@ -191,7 +191,10 @@ class Decoder:
 
     def receive(self, data: bytes) -> None:
         """Take `data` from the stream. Take all that is in it with `next_message` before there is more."""
-        self._data = self._data[self._at :] + data if self._at < len(self._data) else data
+        if self._at < len(self._data):
+            data = self._data[self._at :] + data
+            self._scout = None
+        self._data = data
         self._at = 0
         self._ahead = None
 
@@ -209,6 +212,7 @@ class Decoder:
         if message is None and self._at < size:
             if walker is None:
                 walker = self._walker = Walker()
+                self._scout = self._ahead = None  # it would not follow
             message = self._go_on(walker)
         if self._at == size:
             self._data = b""
@@ -228,7 +232,6 @@ class Decoder:
         try:
             scout.skip()
         except (msgpack.OutOfData, ValueError):
-            self._scout = self._ahead = None
             return None
         end = self._at = scout.tell() + self._ahead
         if end == len(self._data) > _SMALL_FEED:
