@@ -42,7 +42,6 @@ from realtimed.stream import QueuedStream
 
 __all__ = ["Connection"]
 
-_READ_BYTES: Final = 64 * 2**10
 _PARAMS_ROOM: Final = 2**20
 """Bytes a command may have beside its message: names of channels, above all."""
 
@@ -192,10 +191,10 @@ class Connection:
     async def _receive(self, deadline: float) -> bytes | None:
         """Return what has arrived, or None if nothing has by the deadline."""
         if deadline == math.inf:
-            return await self.stream.receive_some(_READ_BYTES)
+            return await self.stream.receive_some(self._service.read_bytes)
         # Not `trio.fail_at`: from Python 3.12 on its exception leads back to itself, and stays.
         with trio.CancelScope(deadline=deadline):
-            return await self.stream.receive_some(_READ_BYTES)
+            return await self.stream.receive_some(self._service.read_bytes)
         return None
 
     def _end(self, code: str, message: str) -> None:
