@@ -26,8 +26,8 @@ from tests.fuzz.harness import cut, publisher_hears
 __all__ = ["SEEDS", "check"]
 
 _CODES: Final = {
-    "answer_too_large", "invalid_channel", "invalid_params", "invalid_pattern", "invalid_utf8", "message_too_large", "protocol_error",
-    "too_many_channels", "too_many_watchers", "unknown_method",
+    "answer_too_large", "invalid_channel", "invalid_params", "invalid_pattern", "invalid_utf8", "message_too_large",
+    "protocol_error", "too_many_channels", "too_many_watchers", "unknown_method",
 }  # fmt: skip
 
 SEEDS: Final = (
