@@ -481,7 +481,9 @@ def load(
         try:
             values[setting.name] = setting.read(value)
         except ValueError as error:
-            given = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+            given = value
+            if isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value):
+                given = " ".join(value)
             wrong.append(f"{named}: {error}, got {quoted(given)}")
 
     for key, value in _read_file(file).items() if file is not None else ():

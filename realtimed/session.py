@@ -298,7 +298,8 @@ class Session:
         if peer and not ip_address(peer.partition("%")[0]).is_loopback:
             return peer
         try:
-            return str(ip_address(forwarded_for(head))) if head is not None else peer
+            # An address's zone may be as long as it likes.
+            return str(ip_address(forwarded_for(head).partition("%")[0])) if head is not None else peer
         except ValueError:
             return peer
 

@@ -40,7 +40,9 @@ CHROMIUM_OPTIONS = (
     "--disable-sync",
 )
 
-ON_BAD_INPUT = re.compile(r"_(bad|garbage|hostile|invalid|malformed|mistakes?|nonsense|refused|wrong)(_|$)")
+ON_BAD_INPUT = re.compile(
+    r"_(bad|garbage(?!_collector)|hostile|invalid|malformed|mistakes?|nonsense|refused|wrong)(_|$)"
+)
 """Names of tests that have a budget of processor time; see `tests.budget`."""
 
 AUTOMATIC = {"many_open_files", "heeded_interrupts", "autojump_clock", "mock_clock", "request"}

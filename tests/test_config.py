@@ -64,6 +64,7 @@ def test_values_are_read(name: str, text: object, value: Any) -> None:
         ("websocket", "localhost:http", "unix:PATH or HOST:PORT"),
         ("websocket", "localhost:65536", "a port of at most 65535"),
         ("websocket", [5], "unix:PATH or HOST:PORT"),
+        ("websocket", "localhost:" + "9" * 5000, "expected"),
         ("socket_mode", "rw", "octal number"),
         ("socket_mode", "0888", "octal number"),
         ("socket_mode", 432, "octal number"),
@@ -116,6 +117,28 @@ def test_the_file_is_named_when_it_is_wrong(tmp_path: Path) -> None:
         f"max_mesage in {file}: there is no such setting; did you mean max_message?",
         f"heartbeat in {file}: expected a number of seconds above 0, got 'never'",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("max_message = " + "[" * 10_000, "is nested too deeply"),
+        ("max_message = 0x" + "F" * 5000, "max_message in "),
+        ("max_message = [0x" + "F" * 5000 + "]", "got [0xff"),
+        ("max_message = " + "9" * 5000, "is not valid TOML"),
+        ("heartbeat = [0x" + "F" * 5000 + "]", "expected a number of seconds above 0, got [0xff"),
+        ("[[channels]]\nmatch = 'a'\nhistory_size = 0x" + "F" * 5000, "history_size in "),
+        ("[[channels]]\nmatch = 0x" + "F" * 5000, "expected a table [[channels]] with match"),
+    ],
+    ids=["deep", "int", "[int]", "digits", "[number]", "a rule's int", "a rule's pattern"],
+)
+def test_what_python_cannot_show_ends_in_a_sentence_too(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "realtimed.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigurationError) as wrong:
+        load(file=file)
+    assert says in str(wrong.value)
+    assert len(str(wrong.value)) < 500
 
 
 def test_a_pattern_that_no_channel_can_match_is_refused(tmp_path: Path) -> None:

@@ -6,16 +6,26 @@ Never in a traceback, a hang, or in characters that steer a terminal.
 from __future__ import annotations
 
 import os
+import shlex
 import socket
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
+from typer.testing import CliRunner
 
+from realtimed.cli.realtimectl import app
 from realtimed.config import SETTINGS, load
+from realtimed.control.wire import encode_response
 from realtimed.errors import ConfigurationError, quoted
+from tests.fake_daemon import Behaviour, FakeDaemon, Peer
+from tests.stack import ROOT
 
 PATIENCE: Final = 20
 """Seconds after which a program hangs."""
@@ -64,9 +74,7 @@ def test_texts_as_settings(setting: object) -> None:
             except ConfigurationError as error:
                 [line, *_] = sentences(error)
                 name = each.option if options else each.variable
-                assert line.startswith(f"{name}: expected ") or line.removeprefix("max-").startswith(
-                    (each.name.replace("_", "-"), "http ", "socket ", "backlog ")
-                ), line
+                assert line.startswith(f"{name}: expected ") or each.name.replace("_", "-") in line
                 refused += 1
     assert refused > 5
 
@@ -129,7 +137,7 @@ def test_not_everything_that_is_wrong_is_said(tmp_path: Path) -> None:
     assert refusal(lambda: load(file=file))[-1] == "and 950 more"
 
 
-@pytest.mark.parametrize("variable", ["REALTIME_SOCKETT", "REALTIME_SOCKE\udcff", "REALTIME_SOCKE\x1b[31m"], ids=ascii)
+@pytest.mark.parametrize("variable", ["REALTIME_SOCKETT", "REALTIME_SOCKE\udcff", "REALTIME_SOCKET\x1b"], ids=ascii)
 def test_names_of_variables(variable: str) -> None:
     [line] = refusal(lambda: load(environ={variable: "x"}))
     assert line.endswith(": there is no such variable; did you mean REALTIME_SOCKET?")
@@ -185,8 +193,8 @@ def nested(depth: int) -> object:
 @pytest.mark.parametrize(
     "value",
     [
-        nested(100_000), [0] * 10**7, ["x" * 10**7] * 3, {number: [number] * 1000 for number in range(1000)}, 1 << 10**7,
-        -(1 << 10**7), [1 << 10**7], "x" * 10**7, b"x" * 10**7,
+        nested(100_000), [0] * 10**7, ["x" * 10**7] * 3, {number: [number] * 1000 for number in range(1000)},
+        1 << 10**7, -(1 << 10**7), [1 << 10**7], "x" * 10**7, b"x" * 10**7,
     ],
     ids=lambda each: type(each).__name__,
 )  # fmt: skip
@@ -196,3 +204,357 @@ def test_a_large_value_is_quoted_in_no_time(value: object) -> None:
     assert time.process_time() - began < 0.05
     assert len(shown) < 70
     assert shown.endswith("…")
+
+
+# The programs.
+
+REALTIMED: Final = [sys.executable, "-m", "realtimed"]
+REALTIMECTL: Final = [sys.executable, "-m", "realtimed.cli.realtimectl"]
+
+
+@dataclass(frozen=True)
+class Done:
+    status: int
+    out: bytes
+    err: bytes
+
+
+def run(
+    command: Sequence[str | bytes | Path],
+    environment: Mapping[str, str | bytes] | None = None,
+    *,
+    redirections: str = "",
+    input: bytes = b"",
+) -> Done:
+    """Run a program that ends by itself; see that it hangs in nothing and shows neither a traceback nor an escape."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("REALTIME_", "LISTEN_"))}
+    announcement = "LISTEN_PID=$$ " if "LISTEN_FDS" in (environment or {}) else ""
+    shell = ["sh", "-c", f'{announcement}exec "$@" {redirections}', "sh"]
+    done = subprocess.run(
+        [*shell, *command],
+        env={**own, **(environment or {})},
+        cwd=ROOT,
+        input=input,
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    for said in (done.stdout, done.stderr):
+        assert b"Traceback" not in said
+        assert b"Exception" not in said
+        assert b"\x1b" not in said
+    assert len(done.stderr) < 3000 or b"No such command" in done.stderr
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def realtimed(directory: Path, *options: str | bytes, **environment: str | bytes) -> bytes:
+    """Return the one line with which a daemon that does not start says why; before it may stand warnings of the log."""
+    where: list[str | bytes | Path] = ["--socket", directory / "s", "--websocket", f"unix:{directory}/w"]
+    done = run([*REALTIMED, *where, *options], environment)
+    assert (done.status, done.out) == (2, b"")
+    *warnings, line = done.err.removesuffix(b"\n").split(b"\n")
+    assert all(b" WARNING service manager not notified " in each for each in warnings), done
+    assert line.startswith(b"realtimed: ")
+    return line.removeprefix(b"realtimed: ")
+
+
+@pytest.mark.parametrize(
+    ("socket_at", "sentence"),
+    [
+        (b"", b"--socket: expected a path, got ''"),
+        (b"/nonexistent/s", b"cannot listen at unix:/nonexistent/s: No such file or directory"),
+        (b"/nonexistent\xff/s", rb"cannot listen at unix:/nonexistent\udcff/s: No such file or directory"),
+        (b"/nonexistent\x1b[31m\n/s", rb"cannot listen at unix:/nonexistent\x1b[31m\n/s: No such file or directory"),
+        (b"/dev/null", b"cannot listen at unix:/dev/null: there is something that is not a socket; move it away"),
+        (b"/" * 108, b"cannot listen at unix:/"),
+        (b"/" + b"x" * 108, b"--socket: expected a path of at most 107 bytes"),
+    ],
+)
+def test_paths_of_sockets(socket_at: bytes, sentence: bytes, runtime_dir: Path) -> None:
+    """The service manager is told as well, and is not there."""
+    assert realtimed(runtime_dir, "--socket", socket_at, NOTIFY_SOCKET="/nonexistent").startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    "host", [b"a" * 70, b"a..b", b"\xff", "\u202e".encode(), b"999.999.999.999", b"[::1%nope]", b"nonexistent.invalid"]
+)
+def test_names_of_hosts(host: bytes, runtime_dir: Path) -> None:
+    line = realtimed(runtime_dir, "--websocket", host + b":0")
+    assert line.startswith((b"--websocket: expected unix:PATH or HOST:PORT, got ", b"cannot listen at " + host + b":0"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [
+        ({"LISTEN_FDS": "x"}, "LISTEN_FDS: expected a number, got 'x'"),
+        ({"LISTEN_FDS": "-1"}, "LISTEN_FDS: expected a number, got '-1'"),
+        ({"LISTEN_FDS": ""}, "LISTEN_FDS: expected a number, got ''"),
+        ({"LISTEN_FDS": "²"}, "LISTEN_FDS: expected a number, got '²'"),
+        ({"LISTEN_FDS": "9" * 18}, "LISTEN_FDS: no 999999999999999999 sockets can be open"),
+        ({"LISTEN_FDS": "9" * 5000}, "LISTEN_FDS: expected a number, got '9999"),
+        ({"LISTEN_FDS": "1", "LISTEN_FDNAMES": "\x1b[31m"}, r"LISTEN_FDNAMES: file descriptor 3, called '\x1b[31m',"),
+        ({"LISTEN_FDS": "1", "LISTEN_FDNAMES": "x" * 10_000}, "LISTEN_FDNAMES: file descriptor 3, called 'xxx"),
+        ({"LISTEN_FDS": "1"}, "LISTEN_FDNAMES: file descriptor 3, called 'unknown', is not a socket"),
+        ({"LISTEN_FDS": "2", "LISTEN_FDNAMES": ":" * 10_000}, "LISTEN_FDNAMES: 10001 names for 2 sockets"),
+        ({"NOTIFY_SOCKET": "x\x1b"}, r"NOTIFY_SOCKET: expected a path or @NAME, got 'x\x1b'"),
+        ({"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": "9" * 5000}, "WATCHDOG_USEC: expected a number, got '999"),
+        ({"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": "-1"}, "WATCHDOG_USEC: expected a number, got '-1'"),
+        ({"REALTIME_CONFIG_FILE": "x", "REALTIME_SOCKETT": "x"}, "REALTIME_SOCKETT: there is no such variable"),
+    ],
+    ids=ascii,
+)
+def test_variables(environment: dict[str, str], sentence: str, runtime_dir: Path) -> None:
+    assert realtimed(runtime_dir, **environment).decode().startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"NOTIFY_SOCKET": "/" + "x" * 200},
+        {"NOTIFY_SOCKET": "@"},
+        {"NOTIFY_SOCKET": "/dev/null"},
+        {"NOTIFY_SOCKET": b"/\xff\x1b[31m"},
+        {"NOTIFY_SOCKET": "/nonexistent", "WATCHDOG_USEC": "0"},
+        {"NOTIFY_SOCKET": "/nonexistent", "WATCHDOG_USEC": "9" * 18},
+        {"COLUMNS": "x", "LINES": "-1", "TERM": "\x1b", "TZ": "nope", "LC_ALL": "nope", "JOURNAL_STREAM": "x"},
+    ],
+    ids=ascii,
+)
+def test_variables_that_hinder_nobody(environment: dict[str, str | bytes], runtime_dir: Path) -> None:
+    """The daemon serves, and says what it could not tell."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("REALTIME_", "LISTEN_"))}
+    where: list[str | bytes | Path] = ["--socket", runtime_dir / "s", "--websocket", f"unix:{runtime_dir}/w"]
+    with subprocess.Popen(
+        [*REALTIMED, *where], env={**own, **environment}, cwd=ROOT, stderr=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stderr is not None
+            said = b""
+            while b" INFO ready " not in said:
+                line = process.stderr.readline()
+                assert line, said
+                said += line
+            process.terminate()
+            said += process.stderr.read()
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
+    assert b"Traceback" not in said
+    assert b"\x1b" not in said
+
+
+LARGE: Final = "1e308"
+
+
+@pytest.mark.parametrize("extreme", [LARGE, "1e-300"])
+def test_seconds_beyond_all_clocks(extreme: str, runtime_dir: Path) -> None:
+    """All settings of time at once: none makes a timer overflow."""
+    timers = [each.option for each in SETTINGS.values() if each.metavar == "SECONDS"]
+    options = [argument for option in timers for argument in (option, extreme)]
+    silence = ["--heartbeat", "1e307" if extreme == LARGE else "1e-301", "--drain", "0"]
+    where: list[str | bytes | Path] = ["--socket", runtime_dir / "s", "--websocket", f"unix:{runtime_dir}/w"]
+    with subprocess.Popen([*REALTIMED, *where, *options, *silence], cwd=ROOT, stderr=subprocess.PIPE) as process:
+        try:
+            assert process.stderr is not None
+            said = b""
+            while b" INFO ready " not in said:
+                line = process.stderr.readline()
+                assert line, said
+                said += line
+            process.terminate()
+            said += process.stderr.read()
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
+    assert b"Traceback" not in said
+
+
+@pytest.mark.parametrize("arguments", [["--check"], ["--help"], ["--version"]])
+@pytest.mark.parametrize("redirections", [">/dev/full", ">/dev/full 2>/dev/full", ">&-", ">&- 2>&- <&-", "2>/dev/full"])
+def test_output_of_realtimed_that_goes_nowhere(arguments: list[str], redirections: str) -> None:
+    done = run([*REALTIMED, *arguments], redirections=redirections)
+    full = redirections.startswith(">/dev/full")
+    assert done.status == full
+    assert done.err == (
+        b"realtimed: standard output: No space left on device\n" if redirections == ">/dev/full" else b""
+    )
+
+
+@pytest.mark.parametrize("redirections", ["2>/dev/full", "2>&-", ">&- 2>&- <&-"])
+def test_errors_that_go_nowhere(redirections: str) -> None:
+    for command in (
+        [*REALTIMED, "--check", "--max-message", "x"],
+        [*REALTIMED, "--nope"],
+        [*REALTIMECTL, "--nope"],
+        [*REALTIMECTL, "--socket", "/nonexistent", "ping"],
+        [*REALTIMECTL, "--timeout", "x", "ping"],
+    ):
+        assert run(command, redirections=redirections).status in (1, 2, 3)
+
+
+def test_a_start_without_open_files(runtime_dir: Path) -> None:
+    where: list[str | bytes | Path] = ["--socket", runtime_dir / "s", "--websocket", f"unix:{runtime_dir}/w"]
+    command = shlex.join(map(str, [*REALTIMED, *where]))
+    done = run(["sh", "-c", f"ulimit -n 5; exec {command}"])
+    assert done.status == 1
+    assert done.err.endswith(b"\nrealtimed: cannot start: Too many open files\n")
+
+
+HOSTILE: Final = [b"", b"-1\xff\x1b[31m\n", b"x" * 100_000, b"9" * 5000]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--socket", ..., "ping"],
+        ["--timeout", ..., "ping"],
+        ["broadcast", ..., "x"],
+        ["broadcast", "news", "x", "--key", ...],
+        ["tail", ...],
+        ["tail", "news", "--since", ...],
+        ["history", "news", "--count", ...],
+        ["disconnect", ...],
+        ["disconnect", "c", "--code", ...],
+        ["disconnect", "c", "--reason", ...],
+        ["top", "--count", ...],
+        ["top", "--interval", ...],
+        ["channels", ...],
+        ["doctor", "--url", ...],
+        ["doctor", "--origin", ..., "--url", "http://127.0.0.1:1"],
+        ["doctor", "--php-user", ..., "--url", "http://127.0.0.1:1"],
+        ["doctor", "--caddy-user", ..., "--url", "http://127.0.0.1:1"],
+        ["doctor", "--caddy", ..., "--url", "http://127.0.0.1:1"],
+        [...],
+    ],
+    ids=lambda each: " ".join("…" if part is ... else part for part in each),
+)
+def test_arguments_of_realtimectl(arguments: list[Any], runtime_dir: Path) -> None:
+    """Where no daemon is: what is right comes to nothing with status 3, or 1 from the doctor."""
+    for hostile in HOSTILE:
+        given: list[str | bytes | Path] = [hostile if each is ... else each for each in arguments]
+        where: list[str | bytes | Path] = [] if "--socket" in given else ["--socket", runtime_dir / "s"]
+        done = run([*REALTIMECTL, *where, *given])
+        assert done.status in (1, 2, 3), (given, done)
+        assert done.err or done.out
+
+
+# What stands in the daemon's place.
+
+
+def silent(peer: Peer) -> None:
+    peer.wait_until_it_hangs_up()
+
+
+def saying(data: bytes) -> Behaviour:
+    def behaviour(peer: Peer) -> None:
+        peer.request()
+        peer.sock.sendall(data)
+        peer.wait_until_it_hangs_up()
+
+    return behaviour
+
+
+def hanging_up(_: Peer) -> None:
+    """Accept, and no more."""
+
+
+def hanging_up_in_the_answer(peer: Peer) -> None:
+    peer.request()
+    peer.sock.sendall(b"\x94\x01\x00\xc0\xda\xff\xff")
+
+
+def without_end(peer: Peer) -> None:
+    peer.request()
+    with suppress(OSError):
+        peer.sock.sendall(b"\x94\x01\x00\xc0\xdb\xff\xff\xff\xff")
+        while True:
+            peer.sock.sendall(bytes(2**16))
+
+
+def in_drops(peer: Peer) -> None:
+    peer.request()
+    with suppress(OSError):
+        peer.sock.sendall(b"\x94\x01\x00\xc0\xda\xff\xff")
+        while True:
+            peer.sock.sendall(b"x")
+            time.sleep(0.01)
+
+
+def refusing(error: object) -> Behaviour:
+    def behaviour(peer: Peer) -> None:
+        request = peer.request()
+        peer.sock.sendall(encode_response(request.id, error, None))
+        peer.wait_until_it_hangs_up()
+
+    return behaviour
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        silent,
+        hanging_up,
+        hanging_up_in_the_answer,
+        without_end,
+        in_drops,
+        saying(b"HTTP/1.1 400 Bad Request\r\n\r\n"),
+        saying(b"\x91" * 100_000),
+        saying(b"\xdd\xff\xff\xff\xff"),
+        saying(b"\x94\x00\x00\xa4ping\x90"),
+        saying(b"\x94\x01\xcd\xff\xff\xc0\xc0"),
+        refusing("\x1b[31m"),
+        refusing({"code": "\x1b[31m\n", "message": "\x1b[31m\n"}),
+        refusing({"code": 1, "message": None}),
+    ],
+)
+@pytest.mark.parametrize("arguments", [["stats"], ["tail", "news"]])
+def test_peers_of_realtimectl(behaviour: Behaviour, arguments: list[str], runtime_dir: Path) -> None:
+    path = runtime_dir / "s"
+    with FakeDaemon(path, behaviour):
+        done = run([*REALTIMECTL, "--socket", path, "--timeout", "0.5", *arguments])
+    assert done.status in (1, 3)
+    assert done.out == b""
+    assert done.err.startswith(b"realtimectl: ")
+    assert done.err.count(b"\n") == 1
+
+
+RESULTS: Final[list[object]] = [
+    None, -1, 2**63, float("nan"), "\x1b[31m", b"\xff", [], {}, [[]], {1: 2}, {"\x1b[31m": "\x1b[31m"},
+    {"started": 1e300}, {"started": float("nan")}, {"started": "\x1b"}, {"limits": {"\x1b": {}}},
+    {"uptime": "x", "closed": 5},
+    {"recipients": "x", "epoch": 1, "offset": None}, {"epoch": "\x1b", "offset": -1, "messages": [[2**63, "\x1b"]]},
+    {"epoch": "e", "offset": 1, "messages": 5}, {"epoch": "e", "offset": 1, "messages": [[1]]},
+    {"\x1b[31m": {"subscribers": 1, "epoch": "\x1b[31m", "offset": 1, "history": 1}},
+    [{"id": "\x1b", "channels": 5}], [{"id": "c", "channels": [5], "address": 1, "connected": "x"}],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["stats"], ["info"], ["broadcast", "news", "x"], ["channels"], ["clients"], ["history", "news"],
+     ["disconnect", "c-1"], ["top", "--count", "1", "--interval", "0.1"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_results_that_realtimectl_shows(arguments: list[str], runtime_dir: Path) -> None:
+    """Whatever the result is: it is shown without an escape, or is not what the command can show."""
+
+    def always(result: object) -> Behaviour:
+        def behaviour(peer: Peer) -> None:
+            for request in peer.requests():
+                peer.answer(request, result)
+
+        return behaviour
+
+    for number, result in enumerate(RESULTS):
+        path = runtime_dir / str(number)
+        with FakeDaemon(path, always(result)):
+            done = in_process(["--socket", str(path), "--timeout", "5", *arguments])
+        assert done.status in (0, 1, 3), (result, done)
+        assert done.status == 0 or done.err.startswith(b"realtimectl: "), (result, done)
+
+
+def in_process(arguments: list[str]) -> Done:
+    """Run `realtimectl` in this process, which takes no time to start; what it raises is raised here."""
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert "\x1b" not in done.output
+    return Done(done.exit_code, done.stdout.encode(), done.stderr.encode())

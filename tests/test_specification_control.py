@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -454,6 +455,98 @@ async def test_6_5_4_what_many_wait_for_counts_once(runtime_dir: Path) -> None:
             assert not stats["closed"]
 
 
+async def test_6_5_5_nothing_is_carried_out_while_answers_wait_to_be_read(runtime_dir: Path) -> None:
+    with trio.fail_after(PATIENCE):
+        async with (
+            running_daemon(runtime_dir) as daemon,
+            publisher(daemon.control_socket) as bad,
+            publisher(daemon.control_socket) as asking,
+        ):
+            for _ in range(20):
+                await asking.call("broadcast", "news", "x" * 65_000)
+            before = (await asking.call("stats"))["commands"]
+            await bad.stream.send_all(b"".join(encode_request(id, "history", ["news"]) for id in range(100)))
+            while not (held := (await asking.call("stats"))["answers_bytes"]):
+                pass
+            for _ in range(100):
+                stats = await asking.call("stats")
+            assert stats["commands"] - before < 110, (
+                "of the hundred, those that the kernel has room for were carried out"
+            )
+            assert held <= stats["answers_bytes"] < 2 * MIB
+            for id in range(100):
+                answer = await bad.answer()
+                assert answer.id == id
+                assert len(answer.result["messages"]) == 20  # type: ignore[index]
+
+
+async def test_6_5_6_those_that_hold_most_are_ended(runtime_dir: Path) -> None:
+    begun = encode_request(1, "broadcast", ["news", "x" * 900_000])[:-1]
+    with trio.fail_after(PATIENCE):
+        async with AsyncExitStack() as stack:
+            daemon = await stack.enter_async_context(running_daemon(runtime_dir, "--max-answers-total", "4M"))
+            asking = await stack.enter_async_context(publisher(daemon.control_socket))
+            small = await stack.enter_async_context(publisher(daemon.control_socket))
+            await small.stream.send_all(begun[:1000])
+            large = [await stack.enter_async_context(publisher(daemon.control_socket)) for _ in range(8)]
+            for each in large:
+                with suppress(trio.BrokenResourceError):
+                    await each.stream.send_all(begun)
+            while (stats := await asking.call("stats"))["publishers"] > 6:
+                pass
+            assert 3 * MIB < stats["answers_bytes"] <= 4 * MIB
+            await small.stream.send_all(begun[1000:] + b"x")
+            assert (await small.answer()).id == 1, "it held less"
+        assert "publisher disconnected code=too_much reason='it holds 9" in daemon.log
+        assert "the limit, max-answers-total, is 4194304" in daemon.log
+
+
+async def test_6_5_6_a_reload_changes_the_limit_for_open_connections(runtime_dir: Path) -> None:
+    path = runtime_dir / "realtimed.toml"
+    path.write_text('max_answers_total = "16M"\n')
+    begun = encode_request(1, "broadcast", ["news", "x" * 900_000])[:-1]
+    with trio.fail_after(PATIENCE):
+        async with AsyncExitStack() as stack:
+            daemon = await stack.enter_async_context(running_daemon(runtime_dir, "--config", str(path)))
+            asking = await stack.enter_async_context(publisher(daemon.control_socket))
+            for _ in range(8):
+                each = await stack.enter_async_context(publisher(daemon.control_socket))
+                await each.stream.send_all(begun)
+            while (stats := await asking.call("stats"))["answers_bytes"] < 7_000_000:
+                pass
+            assert stats["publishers"] == 9
+            path.write_text('max_answers_total = "4M"\n')
+            daemon.process.send_signal(signal.SIGHUP)
+            while (stats := await asking.call("stats"))["publishers"] > 6:
+                pass
+            assert stats["answers_bytes"] <= 4 * MIB
+
+
+async def test_6_5_7_an_answer_that_is_too_large_is_refused_and_says_what_to_do(open_peers: Opening) -> None:
+    peers = await open_peers(max_answers_total=8 * MIB, history_size=100)
+    sender = await peers.publisher()
+    for _ in range(40):
+        await sender.call("broadcast", "large", "x" * 65_000)
+    with pytest.raises(
+        RefusedError, match=r"more than 2097152 bytes.* max-answers-total.* history \[channel, count\]"
+    ) as no:
+        await sender.call("history", "large")
+    assert no.value.code == "answer_too_large"
+    assert len((await sender.call("history", "large", 20))["messages"]) == 20
+    for number in range(90):
+        browser = await peers.browser()
+        for place in range(100):
+            await browser.say("subscribe", f"{number}-{place}-".ljust(200, "x"))
+    whole = 90 * 100
+    with trio.fail_after(PATIENCE):
+        while (await sender.call("channels", {"count": True}))["count"] < whole:
+            pass
+    with pytest.raises(RefusedError, match=r'"limit": …, "after": ….*"prefix": …') as no:
+        await sender.call("channels")
+    assert no.value.code == "answer_too_large"
+    assert len((await sender.call("channels", {"limit": 5}))["channels"]) == 5
+
+
 # 6.6 Messages
 
 
@@ -561,6 +654,23 @@ def test_6_7_6_the_newest_hundred_thousand_keys_are_known() -> None:
     assert len(answered) == 100_000
     assert answered.known("news", "1") == receipts
     assert answered.known("news", "0") is None
+
+
+def test_6_7_6_keys_take_a_bounded_amount_of_memory() -> None:
+    answered = Answered(300, lambda: 0.0, MIB)
+    for number in range(10_000):
+        answered.remember("news", str(number), [Receipt(0, "e", 1)])
+    assert answered.bytes <= MIB
+    assert 1000 < len(answered) < 2000
+    assert answered.known("news", "9999") is not None
+    assert answered.known("news", "5000") is None
+    many = tuple(str(number) for number in range(5000))
+    answered.remember(many, "k", [Receipt(0, "e", 1)] * 5000)
+    assert answered.bytes > MIB
+    assert answered.known(many, "k") is not None, "the newest is known, whatever it takes"
+    assert len(answered) == 1
+    answered.remember("news", "small", [Receipt(0, "e", 1)])
+    assert (answered.known(many, "k"), len(answered)) == (None, 1)
 
 
 async def test_6_7_7_a_restart_forgets_the_keys(runtime_dir: Path) -> None:

@@ -533,3 +533,11 @@ async def test_6_12_11_too_many_subscriptions(open_peers: Opening, channel: str)
     assert (await refusal(sender, "subscribe", f"{channel}-3")).code == "too_many_subscriptions"
     await sender.call("unsubscribe", channel)
     assert (await sender.call("subscribe", f"{channel}-3"))["offset"] == 0
+
+
+async def test_6_12_12_answer_too_large(open_peers: Opening) -> None:
+    sender = await (await open_peers(max_answers_total="4M")).publisher()
+    for _ in range(20):
+        await sender.call("broadcast", "large", "x" * 60_000)
+    assert (await refusal(sender, "history", "large")).code == "answer_too_large"
+    assert await sender.call("ping") == "pong"

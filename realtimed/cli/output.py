@@ -45,8 +45,11 @@ def some(names: Sequence[str], shown: int = 3) -> str:
 
 
 def date(seconds: float) -> str:
-    """Return a moment, in seconds since 1970, as local time."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    """Return a moment, in seconds since 1970, as local time; if it is beyond all calendars, as that number."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    except (OverflowError, ValueError, OSError):
+        return str(seconds)
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -76,9 +79,11 @@ def print_map(values: dict[str, Any], *, json: bool) -> None:
         elif isinstance(value, list):
             lines.append((name, visible(" ".join(map(str, value)) or None)))
         else:
-            lines.append((name, date(value) if name == "started" else visible(value)))
+            is_date = name == "started" and isinstance(value, (int, float))
+            lines.append((name, date(value) if is_date else visible(value)))
+    lines = [(visible(name), value) for name, value in lines]
     width = max((len(name) for name, _ in lines), default=0)
-    typer.echo("\n".join(f"{visible(name):{width}}  {value}" for name, value in lines))
+    typer.echo("\n".join(f"{name:{width}}  {value}" for name, value in lines))
 
 
 def line(message: ChannelMessage) -> str:

@@ -504,7 +504,7 @@ def doctor(
         raise typer.BadParameter(str(error), param_hint="SERVER_ADDRESS") from None
     if not re.fullmatch(r"https?://[^\s/?#@]+/?", site):
         raise typer.BadParameter(
-            f"expected http://HOST or https://HOST, with or without a port, got {site!r}",
+            f"expected http://HOST or https://HOST, with or without a port, got {quoted(site)}",
             param_hint="--url" if url is not None else "SERVER_ADDRESS",
         )
     site = site.removesuffix("/")

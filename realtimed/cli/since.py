@@ -12,6 +12,7 @@ import typer
 
 from realtimed.control.calls import ChannelMessage, Position
 from realtimed.control.client import Client
+from realtimed.errors import quoted
 
 __all__ = ["Since", "following", "parse_since"]
 
@@ -30,7 +31,7 @@ def parse_since(text: str, channels: Sequence[str]) -> Since:
         return int(text)
     place = re.fullmatch(r"([0-9A-Za-z]+):([0-9]{1,18})", text)
     if place is None:
-        raise typer.BadParameter(f"expected EPOCH:OFFSET, a number, or all; not {text!r}", param_hint="--since")
+        raise typer.BadParameter(f"expected EPOCH:OFFSET, a number, or all; not {quoted(text)}", param_hint="--since")
     if len(set(channels)) > 1:
         raise typer.BadParameter("EPOCH:OFFSET is a place in one channel; several are given", param_hint="--since")
     return Position(place[1], int(place[2]))

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
 
 import typer
 
 from realtimed.cli.output import print_json, visible
 from realtimed.control.client import Client
-from realtimed.errors import ProtocolError
+from realtimed.errors import ProtocolError, quoted
 
 __all__ = ["Sample", "difference", "top"]
+
+_LARGEST: Final = 2.0**64
+"""No counter is larger; with this bound no rate overflows."""
 
 _HEAD_EVERY = 20
 """Lines between two heads of the plain form."""
@@ -48,40 +51,63 @@ def difference(before: dict[str, Any], after: dict[str, Any]) -> Sample | None:
 
     Raises `ProtocolError` if the daemon does not count what is needed: it is another version.
     """
-    try:
-        seconds = float(after["uptime"] - before["uptime"])
-        if seconds <= 0:
-            return None
+    seconds = _number(after, "uptime") - _number(before, "uptime")
+    if seconds <= 0:
+        return None
 
-        def rate(name: str) -> float:
-            count: int = after[name] - before[name]
-            return round(count / seconds, 3)
+    def change(name: str) -> float:
+        return _number(after, name) - _number(before, name)
 
-        closed = {code: count - before["closed"].get(code, 0) for code, count in after["closed"].items()}
-        sends = after["sends"] - before["sends"]
-        return Sample(
-            seconds=round(seconds, 3),
-            connections=after["clients"],
-            connects=rate("connections"),
-            disconnects=round(sum(closed.values()) / seconds, 3),
-            handshakes_refused=rate("handshakes_refused"),
-            channels=after["channels"],
-            subscriptions=after["subscriptions"],
-            publishers=after["publishers"],
-            commands=rate("commands"),
-            commands_refused=rate("commands_refused"),
-            publications=rate("publications"),
-            deliveries=rate("deliveries"),
-            sends=rate("sends"),
-            deliveries_per_send=round((after["deliveries"] - before["deliveries"]) / sends, 3) if sends else 0.0,
-            sent_bytes=rate("sent_bytes"),
-            backlogged=after["backlogged"],
-            backlog_bytes=after["backlog_bytes"],
-            loop_lag=after["loop_lag"],
-            closed={code: count for code, count in closed.items() if count},
-        )
-    except KeyError as error:
-        raise ProtocolError(f"the daemon does not count {error}: it is of another version than realtimectl") from None
+    def rate(name: str) -> float:
+        return round(change(name) / seconds, 3)
+
+    def now(name: str) -> int:
+        return int(_number(after, name))
+
+    codes, codes_before = _map(after, "closed"), _map(before, "closed")
+    closed = {code: int(_number(codes, code)) - int(_number({code: 0, **codes_before}, code)) for code in codes}
+    sends = change("sends")
+    return Sample(
+        seconds=round(seconds, 3),
+        connections=now("clients"),
+        connects=rate("connections"),
+        disconnects=round(sum(closed.values()) / seconds, 3),
+        handshakes_refused=rate("handshakes_refused"),
+        channels=now("channels"),
+        subscriptions=now("subscriptions"),
+        publishers=now("publishers"),
+        commands=rate("commands"),
+        commands_refused=rate("commands_refused"),
+        publications=rate("publications"),
+        deliveries=rate("deliveries"),
+        sends=rate("sends"),
+        deliveries_per_send=round(change("deliveries") / sends, 3) if sends else 0.0,
+        sent_bytes=rate("sent_bytes"),
+        backlogged=now("backlogged"),
+        backlog_bytes=now("backlog_bytes"),
+        loop_lag=_number(after, "loop_lag"),
+        closed={code: count for code, count in closed.items() if count},
+    )
+
+
+def _number(statistics: Mapping[str, Any], name: str) -> float:
+    value = _counted(statistics, name)
+    if not isinstance(value, (int, float)) or not -_LARGEST <= value <= _LARGEST:
+        raise ProtocolError(f"the daemon counts {quoted(name)} as {quoted(value)}: that is no number")
+    return value
+
+
+def _map(statistics: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = _counted(statistics, name)
+    if not isinstance(value, dict) or not all(isinstance(each, str) for each in value):
+        raise ProtocolError(f"the daemon counts {quoted(name)} as {quoted(value)}: that is no map")
+    return value
+
+
+def _counted(statistics: Mapping[str, Any], name: str) -> object:
+    if name not in statistics:
+        raise ProtocolError(f"the daemon does not count {quoted(name)}: it is of another version than realtimectl")
+    return statistics[name]
 
 
 def top(client: Client, *, interval: float, count: int | None, json: bool) -> None:

@@ -471,7 +471,7 @@ def _field(value: object, name: str, kind: type[_T] | tuple[type[_T], ...]) -> _
 
 
 def _map(value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
         raise ProtocolError(f"the daemon's answer is not a map: {quoted(value)}")
     return value
 

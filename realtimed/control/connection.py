@@ -173,7 +173,7 @@ class _Connection:
 def _connect(path: str, deadline: Deadline) -> Steps[_Connection]:
     """Open a connection, or raise `NoDaemonError`."""
     if len(os.fsencode(path)) > _PATH_LIMIT:
-        raise NoDaemonError(f"no daemon can be at {path}: the path of a socket has at most {_PATH_LIMIT} bytes")
+        raise NoDaemonError(f"no daemon can be at {quoted(path)}: the path of a socket has at most {_PATH_LIMIT} bytes")
     if not path or "\0" in path:
         raise NoDaemonError(f"no daemon can be at {path!r}: that is not the path of a socket; see REALTIME_SOCKET")
     try:
