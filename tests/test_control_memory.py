@@ -163,7 +163,7 @@ def test_lists_of_more_than_an_answer_may_have(runtime_dir: Path) -> None:
             stack.enter_context(connect(daemon.websocket_socket)).sendall(
                 b"".join(text_frame(subscribe(name)) for name in names)
             )
-            while client.stats()["subscriptions"] < 100 * (number + 1) + 1:  # one after the other: this is no attack yet
+            while client.stats()["subscriptions"] < 100 * (number + 1) + 1:  # one by one: this is no attack yet
                 pass
         with connected(daemon) as sock:
             for method in (b"clients", b"channels"):
