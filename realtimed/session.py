@@ -13,11 +13,12 @@ import math
 import random
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from http import HTTPStatus
 from ipaddress import ip_address
-from typing import Final
+from operator import itemgetter
+from typing import Final, Protocol
 
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
@@ -33,7 +34,7 @@ from realtimed.hub import Hub
 from realtimed.logs import Event
 from realtimed.protocols import Conversation, ViolationError, choose
 from realtimed.request import forwarded_for, path, refusal, request_for_library, subprotocols
-from realtimed.stream import ClientStream
+from realtimed.stream import ClientStream, QueuedStream
 
 __all__ = ["Session", "Sessions", "heartbeat", "relief"]
 
@@ -68,7 +69,7 @@ thousands come or go, all others are served in between."""
 _RELIEF: Final = 0.9
 """To which part of `max-backlog-total` the slowest clients are disconnected once it is exceeded."""
 
-_RELIEF_SLICE: Final = 20
+_RELIEF_SLICE: Final = 8
 """Clients that are disconnected for that before other tasks get their turn."""
 
 _RELIEF_INTERVAL: Final = 1.0
@@ -507,7 +508,25 @@ def _expiry(max_age: float | None) -> float:
     return math.inf if max_age is None else trio.current_time() + max_age * random.uniform(_YOUNGEST, 1)
 
 
-async def relief(sessions: Sessions) -> None:
+class Listener(Protocol):
+    """Who is subscribed on the control socket, and may retain history that counts for clients."""
+
+    @property
+    def stream(self) -> QueuedStream:
+        """Its stream."""
+
+    @property
+    def closing(self) -> bool:
+        """Whether somebody has ended the connection."""
+
+    def slow(self, reason: str) -> None:
+        """See `realtimed.stream.Owner`."""
+
+    def broken(self) -> None:
+        """See `realtimed.stream.Owner`."""
+
+
+async def relief(sessions: Sessions, listeners: Callable[[], Iterable[Listener]]) -> None:
     """Whenever too much waits for all clients together, disconnect those that most waits for, at once.
 
     Publishers wait until that is done, and no longer: a client that does not read delays nobody else.
@@ -515,19 +534,29 @@ async def relief(sessions: Sessions) -> None:
     backlogs = sessions.backlogs
     while True:
         await backlogs.exceeded()
-        behind = [session for session in sessions.members.values() if session.stream.burden]
-        behind.sort(key=lambda session: session.stream.burden)
-        while behind and backlogs.held > backlogs.total_limit * _RELIEF:
-            for session in reversed(behind[-_RELIEF_SLICE:]):
-                if backlogs.held <= backlogs.total_limit * _RELIEF:
+        holding = [(_held_for(each), each) for each in (*sessions.members.values(), *listeners())]
+        holding = sorted((pair for pair in holding if pair[0]), key=itemgetter(0))
+        leaving = 0  # bytes of those that have been ended and are not gone
+        while holding and backlogs.held - leaving > backlogs.total_limit * _RELIEF:
+            for burden, each in reversed(holding[-_RELIEF_SLICE:]):
+                if backlogs.held - leaving <= backlogs.total_limit * _RELIEF:
                     break
-                session.slow(
-                    f"{session.stream.burden} bytes are waiting, and {backlogs.held} for all clients;"
-                    f" the limit, max-backlog-total, is {backlogs.total_limit}"
-                )
-            del behind[-_RELIEF_SLICE:]
+                if each.closing:  # its Close is behind all that waits
+                    each.broken()
+                else:
+                    each.slow(
+                        f"{burden} bytes are waiting, and {backlogs.held} for all clients;"
+                        f" the limit, max-backlog-total, is {backlogs.total_limit}"
+                    )
+                leaving += _held_for(each)
+            del holding[-_RELIEF_SLICE:]
             await trio.lowlevel.checkpoint()
             while backlogs.let_go():
                 await trio.lowlevel.checkpoint()
         if backlogs.held > backlogs.total_limit:
             await trio.sleep(_RELIEF_INTERVAL)
+
+
+def _held_for(holder: Session | Listener) -> int:
+    """Return how many bytes that count for clients may be free again without this connection."""
+    return holder.stream.burden if isinstance(holder, Session) else holder.stream.retained

@@ -61,6 +61,8 @@ class Work:
                 if self._answer is not None:
                     self.pieces = self._answer.finish(end.value)
                 return True
+            if elements is None:
+                return False
             if self._answer is not None:
                 self._answer.add(elements)
                 if self._answer.size > self._limit and self._command.shorter:

@@ -126,6 +126,11 @@ class Connection:
         """How many bytes of memory may be free again without this connection."""
         return self.stream.burden + self._counted
 
+    @property
+    def closing(self) -> bool:
+        """Whether somebody has ended the connection."""
+        return self._nursery.cancel_scope.cancel_called
+
     def stop(self) -> None:
         """Take no more commands, but for one that has begun to arrive, or the first of all. Returns at once."""
         if self._is_new:

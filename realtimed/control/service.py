@@ -11,6 +11,7 @@ import trio
 from realtimed.backlog import Backlogs
 from realtimed.config import Config
 from realtimed.control.commands import Context
+from realtimed.stream import QueuedStream
 
 __all__ = ["ANSWER_LIMIT", "WAITING_LIMIT", "Publisher", "Service", "shed_largest"]
 
@@ -40,6 +41,20 @@ _SHED_INTERVAL: Final = 1.0
 
 class Publisher(Protocol):
     """A connection, as it is known here."""
+
+    @property
+    def stream(self) -> QueuedStream:
+        """Its stream."""
+
+    @property
+    def closing(self) -> bool:
+        """Whether somebody has ended the connection."""
+
+    def slow(self, reason: str) -> None:
+        """See `realtimed.stream.Owner`."""
+
+    def broken(self) -> None:
+        """See `realtimed.stream.Owner`."""
 
     @property
     def burden(self) -> int:
