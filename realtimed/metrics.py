@@ -139,11 +139,13 @@ METRICS: Final[Mapping[str, tuple[str, Maker]]] = {
         _histogram(lambda reading: reading.round_times),
     ),
     "realtimed_unsent_publication_bytes": (
-        "Bytes of messages that wait for the next round now.",
+        "Bytes of memory for messages that wait for the next round or for watchers now.",
         _gauge("unsent_bytes"),
     ),
     "realtimed_backlogged_connections": ("Clients that something waits for now.", _gauge("backlogged")),
-    "realtimed_backlog_bytes": ("Bytes that wait for slow clients now.", _gauge("backlog_bytes")),
+    "realtimed_backlog_bytes": ("Bytes of memory for what waits for slow clients now.", _gauge("backlog_bytes")),
+    "realtimed_answers_bytes": ("Bytes of memory for what publishers hold now.", _gauge("answers_bytes")),
+    "realtimed_idempotency_key_bytes": ("Bytes of memory for idempotency keys now.", _gauge("keys_bytes")),
     "realtimed_event_loop_lag_seconds": (
         "How much later than due a task ran, measured once a second.",
         _histogram(lambda reading: reading.loop_lag),

@@ -14,7 +14,7 @@ PACKAGE = Path(realtimed.__file__).parent
 
 # Each storey may import from those before it, and from its own.
 STOREYS = (
-    {"errors", "config", "logs", "log_output", "histogram", "head"},
+    {"errors", "config", "logs", "log_output", "histogram", "head", "turns"},
     {"frames", "patterns", "history", "replays"},
     {"watch", "channel"},
     {"rounds", "backlog"},

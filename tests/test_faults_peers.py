@@ -114,3 +114,19 @@ async def test_subscribers_that_hang_up_with_full_sockets_end_nothing_but_themse
         nursery.cancel_scope.cancel()
     assert published >= 8 * leaving
     assert "Traceback" not in daemon.log
+
+
+async def test_every_connection_has_an_end_that_is_counted(runtime_dir: Path) -> None:
+    """Clients that hang up before they have the answer to their handshake, too."""
+    async with running_daemon(runtime_dir) as daemon, publisher(daemon.control_socket) as asking:
+        for _ in range(100):
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.connect(str(daemon.websocket_socket))
+                sock.sendall(REQUEST)
+        with trio.fail_after(20):
+            while (stats := await asking.call("stats"))["connections"] + stats["handshakes_refused"] < 100:
+                pass
+            while (stats := await asking.call("stats"))["clients"]:
+                pass
+        assert sum(stats["closed"].values()) == stats["connections"]
+        assert daemon.log.count("client closed") == stats["connections"]

@@ -582,3 +582,23 @@ async def test_who_waits_for_memory_goes_on_when_a_replay_of_others_has_ended() 
         assert backlogs.held == 0
         assert not [task for task in nursery.child_tasks if "room" in task.name]
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("lower", ["limit", "timeout"])
+async def test_lower_limits_hold_for_what_waits_already(mock_clock: MockClock, lower: str) -> None:
+    async with setting() as made:
+        made.backlogs.limit = 2**30
+        made.stream.write(b"x" * 2**20)  # more than the kernel takes
+        await wait_all_tasks_blocked()
+        if lower == "limit":
+            made.backlogs.limit = 10_000
+            wait = OVER_SECONDS
+        else:
+            made.backlogs.timeout = wait = 1.0
+        made.stream.limits_changed()
+        mock_clock.jump(wait - 0.01)
+        await wait_all_tasks_blocked()
+        assert made.owner.said == []
+        mock_clock.jump(0.02)
+        await wait_all_tasks_blocked()
+        assert len(made.owner.said) == 1

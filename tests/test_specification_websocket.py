@@ -917,6 +917,55 @@ async def test_7_16_handshakes_per_address_bounds_those_of_one_address(slow_goin
         assert "503" in await http_answer(path, handshake_of("198.51.100.1"))
 
 
+async def test_7_17_max_answers_total_bounds_what_publishers_hold(daemons: Daemons) -> None:
+    daemon = await trio.to_thread.run_sync(daemons.get, {"max_answers_total": 2**20})
+    unfinished = encode_request(1, "broadcast", ["news", "x" * 60_000])[:-1]
+    with trio.fail_after(PATIENCE):
+        async with AsyncExitStack() as stack:
+            for _ in range(40):
+                stream = await stack.enter_async_context(await trio.open_unix_socket(daemon.control_socket))
+                await stream.send_all(unfinished)
+            while daemon.log.count("the limit, max-answers-total, is 1048576") < 20:
+                await trio.lowlevel.checkpoint()
+        async with publisher(daemon.control_socket) as asking:
+            assert (await asking.call("stats"))["answers_bytes"] <= 2**20
+
+
+async def test_7_18_max_keys_bytes_bounds_keys(daemons: Daemons, channel: str) -> None:
+    daemon = await trio.to_thread.run_sync(daemons.get, {"max_keys_bytes": 10_000})
+    with trio.fail_after(PATIENCE):
+        async with publisher(daemon.control_socket) as sender:
+            for number in range(100):
+                await sender.call("broadcast", channel, "x", str(number))
+            assert (await sender.call("stats"))["keys_bytes"] <= 10_000
+            assert (await sender.call("broadcast", channel, "x", "99"))["repeated"]
+            assert "repeated" not in await sender.call("broadcast", channel, "x", "0")
+
+
+async def test_7_19_a_command_has_8192_values_nested_32_deep(shared: Daemon) -> None:
+    with trio.fail_after(PATIENCE):
+        async with publisher(shared.control_socket) as sender:
+            for values, code in ((8193, "message_too_large"), (8000, "invalid_params")):
+                assert (await sender.call("ping", *range(values)))["code"] == code
+            nested: list[Any] = []
+            for _ in range(32):
+                nested = [nested]
+            await sender.stream.send_all(encode_request(1, "ping", [nested]))
+            answer = await sender.answer()
+            assert isinstance(answer.error, dict)
+            assert answer.error["code"] == "protocol_error"
+
+
+async def test_7_20_a_broadcast_many_names_5000_channels(shared: Daemon, channel: str) -> None:
+    names = [channel] * 5001
+    with trio.fail_after(PATIENCE):
+        async with publisher(shared.control_socket) as sender:
+            refused = await sender.call("broadcast_many", names, "x")
+            assert refused["code"] == "too_many_channels"
+            assert "the limit is 5000 a command" in refused["message"]
+            assert len(await sender.call("broadcast_many", names[1:], "x")) == 5000
+
+
 def test_5_1_every_code_has_a_clause() -> None:
     document = Path(__file__).parent.parent.joinpath("docs", "protocol.md").read_text()
     documented = set(map(int, re.findall(r"^\| 5\.\d+ \| (\d{4}) ", document, re.MULTILINE)))
