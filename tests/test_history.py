@@ -348,7 +348,7 @@ def test_the_history_agrees_with_a_list_of_all_publications(seed: int) -> None:
         ring = rings[min(int(chance.expovariate(0.2)), len(rings) - 1)]
         offsets[ring] += 1
         payload = b"%5d" % number
-        history.keep(ring, offsets[ring], payload)
+        history.keep(ring, offsets[ring], payload, published=number)
         kept.append((clock.now, ring, offsets[ring], payload))
         mine = [entry for entry in kept if entry[1] is ring]
         if len(mine) > ring.size:
@@ -363,6 +363,7 @@ def test_the_history_agrees_with_a_list_of_all_publications(seed: int) -> None:
             for ring in rings:
                 mine = [entry for entry in kept if entry[1] is ring]
                 assert ring.payloads[ring.gone :] == [payload for *_, payload in mine]
+                assert list(ring.published[ring.gone :]) == [int(payload) for *_, payload in mine]
                 assert not mine or (ring.first, ring.began) == (mine[0][2], mine[0][0])
             assert (history.publications, history.bytes) == (len(kept), counted_bytes())
             for shelf in {ring.shelf for ring in rings}:
