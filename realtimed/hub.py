@@ -27,7 +27,7 @@ import msgspec
 
 from realtimed.channel import Channel, Subscriber, check_channel_name, encode_message
 from realtimed.errors import RefusedError
-from realtimed.frames import Publication
+from realtimed.frames import Publication, WireFormat
 from realtimed.history import Aged, History, Retention
 from realtimed.replays import Missed, Replays
 from realtimed.rounds import Batch, Entry, Round, send_each
@@ -86,15 +86,16 @@ class SavedChannel(NamedTuple):
 class Joined(NamedTuple):
     """What a subscriber learns: where the channel is, and what of it was missed.
 
-    `recovered` is None if nothing was asked for since a position, and then `missed` is the last publications that were
-    asked for; True if `missed` is all that was published since then, in order; False if it is not known any more, and
-    then `missed` is empty.
+    `recovered` is None if nothing was asked for; True if `missed` is all that was published since then, in order; False
+    if it is not known any more, and then `missed` is empty. If the last publications were asked for, they are `missed`,
+    and `last` is how many there are.
     """
 
     epoch: str
     offset: int
     recovered: bool | None
     missed: Missed
+    last: int | None = None
 
 
 class Hub:
@@ -203,7 +204,7 @@ class Hub:
         return Receipt(channel.count, channel.epoch, channel.offset)
 
     def subscribe(
-        self, subscriber: Subscriber, name: object, since: Position | None = None, *, last: int = 0
+        self, subscriber: Subscriber, name: object, since: Position | None = None, *, last: int | None = None
     ) -> Joined:
         """Let `subscriber` have all that is published on `name` from now on; a second time changes nothing.
 
@@ -219,7 +220,10 @@ class Hub:
         else:
             self.catch_up(subscriber)
         if since is None:
-            return Joined(channel.epoch, channel.offset, None, _ending(channel, self._latest(channel, last)))
+            kept = self._latest(channel, last or 0)
+            return Joined(
+                channel.epoch, channel.offset, None, _ending(channel, kept), kept if last is not None else None
+            )
         missed = self._since(channel, since)
         return Joined(channel.epoch, channel.offset, missed is not None, _ending(channel, missed or 0))
 
@@ -262,6 +266,15 @@ class Hub:
         if channel in subscriber.channels:  # if not, that was more than it may have waiting, and it has left
             self._remove(subscriber, channel)
         return True
+
+    def change_form(self, subscriber: Subscriber, form: WireFormat) -> None:
+        """Let publications look to `subscriber` like `form` from now on; what was published before is handed over."""
+        if subscriber.form is form:
+            return
+        self.catch_up(subscriber)
+        for channel in subscriber.channels:
+            channel.change_form(subscriber, form)
+        subscriber.form = form
 
     def leave(self, subscriber: Subscriber) -> None:
         """End all subscriptions of one who is gone. What was on its way to it is for the caller to consider."""

@@ -132,7 +132,7 @@ class RealtimeV1(Conversation):
                 if since is not None and last is not None:
                     raise RefusedError("invalid_message", "`since` and `last` exclude each other: give one of them")
                 position = Position(since.epoch, since.offset) if since is not None else None
-                joined = self.hub.subscribe(self.subscriber, name, position, last=last or 0)
+                joined = self.hub.subscribe(self.subscriber, name, position, last=last)
                 recovered = {} if joined.recovered is None else {"recovered": joined.recovered}
                 where = {"epoch": joined.epoch, "offset": joined.offset}
                 answer = _event("subscribed", channel=name, **_id(command), **where, **recovered)
