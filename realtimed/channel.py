@@ -21,7 +21,7 @@ class Subscriber(Protocol):
     """What the hub knows of a subscriber."""
 
     form: WireFormat
-    """How publications look to this subscriber. While it is subscribed to anything, only `Hub.change_form` writes it."""
+    """How publications look to this subscriber. While it has channels, only `Hub.change_form` writes it."""
 
     @property
     def channels(self) -> set[Channel]:

@@ -101,7 +101,7 @@ class Ring:
         return next(iter(self.readers.values())) if self.readers else self.first
 
     def at(self, offset: int) -> tuple[Kept, int]:
-        """Return payload and time of a publication that is kept, or retained for a reader; the time as `Publication`'s."""
+        """Return payload and time of publication of what is kept, or retained for a reader."""
         place = offset - self.first + self.gone
         return self.payloads[place], self.published[place]
 

@@ -101,7 +101,7 @@ class _Options:
 
 
 def _options(given: Mapping[object, object], *known: str) -> _Options:
-    """Read the options that are `known` to a command. Raises `RefusedError` for all others, and for what none can be."""
+    """Read the options that are `known` to a command. Raises `RefusedError` for others, and for what they cannot be."""
     options = _Options()
     for name, value in given.items():
         if name not in known:
