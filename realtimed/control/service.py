@@ -23,6 +23,11 @@ ANSWER_LIMIT: Final = 32 * 2**20
 _ANSWER_LEAST: Final = 2**20
 """Bytes that any answer may take, whatever that limit is: those that are told of what was done do not take more."""
 
+_READ_TOGETHER: Final = 2**20
+_READ_MOST: Final = 64 * 2**10
+_READ_LEAST: Final = 4 * 2**10
+"""Bytes that all connections may read in one turn of the event loop, and each of them."""
+
 _SHED_TO: Final = 0.9
 """To which part of `max-answers-total` connections are ended once it is exceeded."""
 
@@ -82,6 +87,11 @@ class Service:
         while len(self.connections) > len(self.listening):
             await self.left.park()
         await self.settle()
+
+    @property
+    def read_bytes(self) -> int:
+        """How much a connection reads at a time: less if they are many, since all of them may do so in one turn."""
+        return max(min(_READ_MOST, _READ_TOGETHER // len(self.connections)), _READ_LEAST)
 
     def note_refusal(self, code: str) -> None:
         """Count a command that is refused."""
