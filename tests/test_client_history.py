@@ -80,9 +80,10 @@ def test_a_message_has_the_same_time_whenever_it_comes(daemon: Daemon, connect: 
 def test_a_subscription_begins_with_the_last_messages(daemon: Daemon, connect: Opener, channel: str) -> None:
     epoch = publish(daemon, channel, *map(str, range(1, 8)))
     client = connect(daemon.control_socket)
-    other, new = channel + "-other", channel + "-new"
+    other = channel + "-other"
     publish(daemon, other, "other")
     for last, shown in ((3, 3), (100, 5), (0, 0), (None, 0)):
+        new = f"{channel}-new-{last}"
         with client.subscribe(channel, other, new, last=last) as subscription:
             assert subscription.recovered == {}
             assert subscription.positions[channel] == Position(epoch, 7)
@@ -422,7 +423,7 @@ def test_tail_shows_when_old_messages_were_published(own: Daemon) -> None:
         (1767225600.123, "2026-01-01 01:00:00.123"),
         (1767225599.9996, "2026-01-01 01:00:00.000"),
         (-0.001, "1970-01-01 00:59:59.999"),
-        (2.0**53, "9007199254740992.000"),
+        (2.0**63, "9223372036854775808.000"),
     ],
 )
 def test_a_moment_is_local_time_with_milliseconds(seconds: float, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
