@@ -49,7 +49,7 @@ for one byte. Up to that, nobody need look at what each publication becomes."""
 _ROUND_MEMBERS: Final = 50_000
 """How many subscriptions the channels of one round have together: sorting them out takes some milliseconds at most."""
 
-_PUBLICATION_BYTES: Final = 256
+_PUBLICATION_BYTES: Final = 288
 """What a publication takes on its way beside its message: itself, its place in the log, the objects of its bytes."""
 
 _LIVES: Final = 2**16
