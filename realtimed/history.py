@@ -18,13 +18,16 @@ from typing import Final, NamedTuple, TypeAlias
 
 from realtimed.patterns import Pattern
 
-__all__ = ["ENTRY_BYTES", "RING_BYTES", "Aged", "History", "Kept", "Retention", "Ring", "Shelf"]
+__all__ = ["ENTRY_BYTES", "EVICTED_BYTES", "RING_BYTES", "Aged", "History", "Kept", "Retention", "Ring", "Shelf"]
 
 Kept: TypeAlias = bytes | bytearray
 """A payload that is kept: `bytes` for text, and `bytearray` for what is not. The garbage collector knows neither."""
 
 ENTRY_BYTES: Final = 168
 """What one kept publication counts beside its payload: about what its objects take in CPython on a 64-bit machine."""
+
+EVICTED_BYTES: Final = 88
+"""What one counts beyond that which was dropped and is retained for readers: it lies in no column any more."""
 
 RING_BYTES: Final = 1024
 """What one channel counts that has a history: its name, its entry in the hub, its ring."""
@@ -39,6 +42,9 @@ _GONE_ALLOWED: Final = 16
 
 _GONE: Final[Kept] = bytearray()
 """What stands in the place of a payload that was dropped."""
+
+_NOTHING: Final[dict[int, tuple[Kept, int]]] = {}
+"""What is evicted of most rings: nobody writes to it."""
 
 
 class Retention(NamedTuple):
@@ -60,8 +66,8 @@ class Ring:
     """One channel's recent publications."""
 
     __slots__ = (
-        "count", "first", "gone", "name", "needed_to", "payloads", "published", "readers", "retained", "shelf", "size",
-        "times",
+        "count", "evicted", "first", "gone", "name", "needed_to", "payloads", "published", "readers", "retained",
+        "shelf", "size", "times",
     )  # fmt: skip
 
     # Invariants: there are `count` publications, consecutive ones, the first of which has the offset `first`; at most
@@ -71,10 +77,10 @@ class Ring:
     # backwards and decides what is too old. `published` are milliseconds since 1970 by the wall clock, which somebody
     # may set: they are only told.
     #
-    # A place that was dropped holds `_GONE`, unless a reader may still need it. `readers` are those that read at their
-    # own pace, each with `first` as it was when the reader began, in the order of beginning, so in that of offsets: no
-    # reader needs anything before its own. None needs anything behind the offset `needed_to`. `retained` is what
-    # the payloads cost that are kept for readers alone.
+    # `readers` are those that read at their own pace, each with `first` as it was when the reader began, in the order
+    # of beginning, so in that of offsets: no reader needs anything before its own. None needs anything behind the
+    # offset `needed_to`. What was dropped of that between is in `evicted`, payload and time of publication, by
+    # offset and in that order, as long as there are readers; `retained` is what it costs.
 
     def __init__(self, name: str, size: int, shelf: Shelf) -> None:
         self.name = name
@@ -88,6 +94,7 @@ class Ring:
         self.gone = 0
         self.readers: OrderedDict[object, int] | None = None
         self.needed_to = 0
+        self.evicted: dict[int, tuple[Kept, int]] = _NOTHING
         self.retained = 0
 
     @property
@@ -97,11 +104,13 @@ class Ring:
 
     @property
     def needed_from(self) -> int:
-        """The offset of the oldest publication that is kept, or that a reader may need."""
+        """The offset of the oldest publication that a reader may need."""
         return next(iter(self.readers.values())) if self.readers else self.first
 
     def at(self, offset: int) -> tuple[Kept, int]:
         """Return payload and time of publication of what is kept, or retained for a reader."""
+        if offset < self.first:
+            return self.evicted[offset]
         place = offset - self.first + self.gone
         return self.payloads[place], self.published[place]
 
@@ -285,6 +294,7 @@ class History:
         """Retain what is kept now, whatever is dropped, until `reader` has ended. Each reader begins once."""
         if ring.readers is None:
             ring.readers = OrderedDict()
+            ring.evicted = {}
         ring.readers[reader] = ring.first
         ring.needed_to = ring.first + ring.count - 1
 
@@ -296,9 +306,9 @@ class History:
             self._release(ring)
         else:
             ring.readers = None
+            ring.evicted = _NOTHING
             self.retained -= ring.retained
             ring.retained = 0
-            _close_up(ring, ring.gone)
 
     def aged(self, ring: Ring) -> list[Aged]:
         """Return a ring's publications, oldest first."""
@@ -319,10 +329,18 @@ class History:
             for offset, (age, payload, published) in enumerate(entries, newest - len(entries) + 1)
         ]
         everything.sort(key=itemgetter(0, 1))
-        for time, offset, payload, published, ring in everything:
-            self.keep(ring, offset, payload, published, time)
-        while self.expire(len(everything)):
-            pass
+        # A ring may be emptied, to make room, and then get more: what becomes of its channel shows at the end.
+        emptied, self.emptied = self.emptied, len
+        try:
+            for time, offset, payload, published, ring in everything:
+                self.keep(ring, offset, payload, published, time)
+            while self.expire(len(everything)):
+                pass
+        finally:
+            self.emptied = emptied
+        for ring in {ring for *_, ring in everything}:
+            if not ring.count:
+                emptied(ring.name)
 
     def expire(self, budget: int) -> bool:
         """Drop up to `budget` publications that are too old; return whether there may be more."""
@@ -379,17 +397,18 @@ class History:
         size = len(payloads[gone]) + ENTRY_BYTES
         self.bytes -= size
         if ring.readers and ring.first <= ring.needed_to:
-            ring.retained += size
-            self.retained += size
-        else:
-            payloads[gone] = _GONE
+            ring.evicted[ring.first] = payloads[gone], ring.published[gone]
+            ring.retained += size + EVICTED_BYTES
+            self.retained += size + EVICTED_BYTES
+        payloads[gone] = _GONE
         ring.gone = gone = gone + 1
         ring.first += 1
         ring.count -= 1
         ring.shelf.live -= 1
         self.publications -= 1
-        if gone > ring.count + _GONE_ALLOWED and not ring.readers:  # seldom, as all that is left has to move
-            _close_up(ring, gone)
+        if gone > ring.count + _GONE_ALLOWED:  # seldom, as all that is left has to move
+            del payloads[:gone], ring.times[:gone], ring.published[:gone]
+            ring.gone = 0
         if not ring.count:
             self.bytes -= RING_BYTES
             self.channels -= 1
@@ -398,23 +417,13 @@ class History:
 
     def _release(self, ring: Ring) -> None:
         """Let go of what no reader of a ring needs any more."""
-        base = ring.first - ring.gone
-        end = min(ring.needed_from - base, ring.gone)
         before = ring.retained
-        for place in range(end):
-            payload = ring.payloads[place]
-            if payload is not _GONE:
-                ring.retained -= len(payload) + ENTRY_BYTES
+        needed = ring.needed_from
+        while ring.evicted and (offset := next(iter(ring.evicted))) < needed:
+            ring.retained -= len(ring.evicted.pop(offset)[0]) + ENTRY_BYTES + EVICTED_BYTES
         self.retained -= before - ring.retained
-        _close_up(ring, end)
 
     def _forget_leaving(self, ring: Ring) -> None:
         self.joined(ring)
         if not ring.count:
             self.emptied(ring.name)
-
-
-def _close_up(ring: Ring, places: int) -> None:
-    """Take away the first `places` of a ring, which have been dropped."""
-    del ring.payloads[:places], ring.times[:places], ring.published[:places]
-    ring.gone -= places

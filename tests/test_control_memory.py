@@ -32,11 +32,16 @@ TEXT = "x" * 65_000
 @contextmanager
 def attacked(directory: Path, bound: int, *options: str) -> Iterator[Daemon]:
     """Run a daemon, and fail if it takes more memory than the bound and some slack, or if a bystander waits."""
-    with daemon_in_thread(directory, *options) as daemon:
+    with (
+        daemon_in_thread(directory, *options, module="tests.timed_daemon") as daemon,
+        Client(daemon.control_socket, timeout=PATIENCE) as asking,
+    ):
+        asking.stats()
         with Growth(daemon) as growth, Bystander(daemon) as bystander:
             yield daemon
         assert growth.most < bound + SLACK
-        assert bystander.ping_p99 < NOTICED
+        # Where the machine is busy otherwise, two turns of the event loop say what the daemon adds to it.
+        assert min(bystander.ping_p99, 2 * asking.stats()["turn_p99"]) < NOTICED
         assert "Traceback" not in daemon.log
 
 
@@ -158,8 +163,8 @@ def test_lists_of_more_than_an_answer_may_have(runtime_dir: Path) -> None:
             stack.enter_context(connect(daemon.websocket_socket)).sendall(
                 b"".join(text_frame(subscribe(name)) for name in names)
             )
-        while client.stats()["subscriptions"] < 40_001:
-            pass
+            while client.stats()["subscriptions"] < 100 * (number + 1) + 1:  # one by one: this is no attack yet
+                pass
         with connected(daemon) as sock:
             for method in (b"clients", b"channels"):
                 sock.sendall(encode_request(1, method.decode(), []))

@@ -11,6 +11,7 @@ import trio
 from realtimed.backlog import Backlogs
 from realtimed.config import Config
 from realtimed.control.commands import Context
+from realtimed.stream import QueuedStream
 
 __all__ = ["ANSWER_LIMIT", "WAITING_LIMIT", "Publisher", "Service", "shed_largest"]
 
@@ -28,6 +29,9 @@ _READ_MOST: Final = 64 * 2**10
 _READ_LEAST: Final = 4 * 2**10
 """Bytes that all connections may read in one turn of the event loop, and each of them."""
 
+_AT_A_TIME: Final = 2
+"""Connections that carry out long series of commands in one turn of the event loop."""
+
 _SHED_TO: Final = 0.9
 """To which part of `max-answers-total` connections are ended once it is exceeded."""
 
@@ -37,6 +41,20 @@ _SHED_INTERVAL: Final = 1.0
 
 class Publisher(Protocol):
     """A connection, as it is known here."""
+
+    @property
+    def stream(self) -> QueuedStream:
+        """Its stream."""
+
+    @property
+    def closing(self) -> bool:
+        """Whether somebody has ended the connection."""
+
+    def slow(self, reason: str) -> None:
+        """See `realtimed.stream.Owner`."""
+
+    def broken(self) -> None:
+        """See `realtimed.stream.Owner`."""
 
     @property
     def burden(self) -> int:
@@ -68,6 +86,8 @@ class Service:
     """Refused commands, by the code of the error."""
     walks: trio.StrictFIFOLock = field(default_factory=trio.StrictFIFOLock)
     """Held by who carries out steps of a kind of which one is carried out at a time."""
+    turns: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(_AT_A_TIME))
+    """Held by connections that carry out more than a few commands: in a turn of the event loop, so many of them do."""
     left: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
     """Where to wait for a connection to be gone, or to be done with its commands."""
     settle: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
