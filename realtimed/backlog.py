@@ -402,6 +402,11 @@ class Backlog:
             self.patience.deadline = min(self.patience.deadline, self.deadline)
         return self.live > FAR_OVER * limit
 
+    def limits_changed(self) -> None:
+        """See that the client is slow as soon as the limits say so that there are now."""
+        self.is_far_over()
+        self.patience.deadline = min(self.patience.deadline, self.deadline)
+
     def drop_unsent_frames(self) -> None:
         """Keep only the rest of the frame that is partly sent."""
         sent = self.sent

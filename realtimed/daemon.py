@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack, ExitStack, closing
 from functools import partial
 from typing import Final, TypeVar
 
@@ -140,7 +140,10 @@ class Daemon:
         Raises `ConfigurationError` if an address cannot be listened at; nothing is being served then.
         """
         # Signals first: whoever can connect may also believe that the daemon can be stopped.
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals, ExitStack() as stack:
+            for turns in (self.service.turns, self.sessions.turns):
+                trio.lowlevel.add_instrument(turns)
+                stack.callback(trio.lowlevel.remove_instrument, turns)
             await self._serve(signals, task_status)
 
     async def _serve(self, signals: AsyncIterator[int], task_status: trio.TaskStatus[None]) -> None:
@@ -344,6 +347,7 @@ class Daemon:
             max_inbound=self.config.max_inbound,
             rate=self.config.inbound_rate,
             burst=self.config.inbound_burst,
+            turns=self.sessions.turns,
         )
 
     def _publisher_stream(self, sock: socket.socket) -> QueuedStream:
@@ -400,7 +404,7 @@ class Daemon:
         """Drop what has become too old, for ever: a little at a time, so that it never holds anyone up."""
         while True:
             await trio.sleep(_EXPIRY_INTERVAL)
-            while self.history.expire(_EXPIRED_AT_ONCE):
+            while self.history.expire(_EXPIRED_AT_ONCE) or self.answered.forget():
                 await trio.lowlevel.checkpoint()
 
     async def _room(self) -> None:
@@ -457,6 +461,8 @@ class Daemon:
             backlogs.timeout, backlogs.total_limit = config.backlog_timeout, limit
             backlogs.check()
             backlogs.freed()  # publishers may be waiting for what there is now room for
+        for session in self.sessions.members.values():
+            session.stream.limits_changed()
         logging.getLogger().setLevel(config.log_level.upper())
 
     def _begin_drain(self) -> Drain:

@@ -52,7 +52,7 @@ _ROUND_MEMBERS: Final = 50_000
 _PUBLICATION_BYTES: Final = 288
 """What a publication takes on its way beside its message: itself, its place in the log, the objects of its bytes."""
 
-_LIVES: Final = 2**16
+_LIVES: Final = 2**18
 """Groups of channel names, by their hash, each of which counts how often one of its channels has been forgotten."""
 
 
@@ -154,8 +154,9 @@ class Hub:
         self._caught_up: dict[Subscriber, int] = {}
         self._taken: list[Entry] = []
         self._round: Round | None = None
-        self._lives = array("Q", bytes(8 * _LIVES))
+        self._lives = array("I", bytes(4 * _LIVES))
         self._life = secrets.token_hex(4)
+        self._epochs_of_their_own = 0
 
     @property
     def idle(self) -> bool:
@@ -186,7 +187,7 @@ class Hub:
             if channel.ring is not None:
                 self.channels[channel.name] = channel
             else:
-                self._lives[hash(channel.name) % _LIVES] += 1  # `_end_life` by hand
+                channel.epoch = self._epoch_of_its_own()
                 if not self.watchers:
                     return Receipt(0, channel.epoch, 1)
         channel.offset += 1
@@ -417,6 +418,11 @@ class Hub:
         of other clients out of it.
         """
         return f"{self._life}{self._lives[hash(name) % _LIVES]:x}"
+
+    def _epoch_of_its_own(self) -> str:
+        """Return an epoch that no other publication has: for a channel that is forgotten with its only one."""
+        self._epochs_of_their_own += 1
+        return f"{self._life}-{self._epochs_of_their_own:x}"
 
     def _end_life(self, name: str) -> None:
         """See that a channel which has had a publication, and is forgotten, gets another epoch if it comes back."""

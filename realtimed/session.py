@@ -35,6 +35,7 @@ from realtimed.logs import Event
 from realtimed.protocols import Conversation, ViolationError, choose
 from realtimed.request import forwarded_for, path, refusal, request_for_library, subprotocols
 from realtimed.stream import ClientStream, QueuedStream
+from realtimed.turns import Turns
 
 __all__ = ["Session", "Sessions", "heartbeat", "relief"]
 
@@ -60,6 +61,11 @@ _PINGS_AT_LEAST: Final = 4
 
 _LEFT_ALLOWED: Final = 5000
 """Parsers, of about 1.5 KB each, that may lie about until the garbage is collected. That may take half a second."""
+
+_PIECES_A_TURN: Final = 64
+_READERS_A_TURN: Final = 32
+"""How many pieces of a few frames the library is given at once in one turn of the event loop, and from how many clients
+it gets one in each turn when there are more."""
 
 _HANDSHAKES: Final = 8
 _DEPARTURES: Final = 8
@@ -148,6 +154,7 @@ class Session:
 
     def _depart(self) -> None:
         """Give back everything that the connection has taken."""
+        self._note_end(1006, "the peer has gone")  # if nobody has noted an end: it has not even had its answer
         self._hub.leave(self.stream)
         self._sessions.members.pop(self.id, None)
         self.stream.shut()
@@ -409,7 +416,7 @@ class Session:
 
     def _note_end(self, code: int, reason: str) -> bool:
         """Count and log why the connection ends; return whether this is the first reason."""
-        if self._closed is not None or self._websocket is None:
+        if self._closed is not None or self.id not in self._sessions.members:
             return False
         self._closed = (code, reason)
         self._sessions.closed[code] = self._sessions.closed.get(code, 0) + 1
@@ -440,6 +447,8 @@ class Sessions:
         """Set when the daemon is about to end: says goodbye to whoever joins nevertheless."""
         self.run = secrets.token_hex(2)
         """In every client's id: one that was noted before a restart means nobody after it."""
+        self.turns = Turns(_PIECES_A_TURN, _READERS_A_TURN)
+        """Pieces of what clients have sent."""
         self.handshakes = trio.Semaphore(_HANDSHAKES)
         """Held by those whose request has arrived."""
         self.departures = trio.Semaphore(_DEPARTURES)

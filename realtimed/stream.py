@@ -27,12 +27,17 @@ from realtimed.channel import Channel
 from realtimed.frames import CloseCode, Frame, InboundMeter, WireFormat
 from realtimed.head import HeadBuffer
 from realtimed.replays import Pieces
+from realtimed.turns import Turns
 
 __all__ = ["ClientStream", "Owner", "QueuedStream"]
 
 _RECEIVE_BYTES: Final = 4096
 _received: Final = memoryview(bytearray(64 * 2**10))
 _CLOSE_BYTE: Final = 0x88
+
+_FRAMES_A_PIECE: Final = 8
+"""About how many frames the library is given at once: it takes 20 µs for each."""
+
 _NO_FRAME: Final = b"\xff\xff"
 _SO_PEERGROUPS: Final = 59
 """The socket option that returns the peer's supplementary groups (socket(7)); Python has no name for it."""
@@ -97,6 +102,12 @@ class QueuedStream(trio.abc.Stream):
         """Give the stream the nursery its drain task runs in, and who is told of its troubles."""
         self._nursery = nursery
         self._owner = owner
+
+    def limits_changed(self) -> None:
+        """Apply `Backlogs.limit` and `Backlogs.timeout`, which may be lower now, to what waits already."""
+        backlog = self._backlog
+        if backlog is not None and not self._sealed:
+            backlog.limits_changed()
 
     def detach(self) -> None:
         """Forget nursery and owner, after `shut`."""
@@ -373,17 +384,27 @@ class ClientStream(QueuedStream):
     """
 
     __slots__ = (
-        "_gate", "_head", "_meter", "_rest", "_tokens", "_tokens_at", "answered", "burst", "cut_off",
-        "parser_is_through", "rate",
+        "_gate", "_head", "_inspected", "_meter", "_piece", "_rest", "_tokens", "_tokens_at", "_turns", "answered",
+        "burst", "cut_off", "parser_is_through", "rate",
     )  # fmt: skip
 
-    # `_head` and `_rest` are bytes the library has not received yet: the request, and what was read behind it. `_gate`
+    # `_head`, `_inspected` and `_rest` are bytes the library has not received yet: the request, what is many frames and
+    # is handed over in pieces of `_piece` bytes, and what was read behind the request and not been looked at. `_gate`
     # is there until the handshake has been answered: the library would take what a hasty client sends before it for
     # bad HTTP. `answered` is the HTTP status with which the library has answered the handshake, 0 before.
     # `parser_is_through` says that the library has been given what its parser ends with, `cut_off` that this was not a
     # Close of the peer.
 
-    def __init__(self, sock: socket.socket, backlogs: Backlogs, *, max_inbound: int, rate: float, burst: int) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        backlogs: Backlogs,
+        *,
+        max_inbound: int,
+        rate: float,
+        burst: int,
+        turns: Turns | None = None,
+    ) -> None:
         super().__init__(sock, backlogs)
         self.rate = rate
         self.burst = burst
@@ -391,7 +412,10 @@ class ClientStream(QueuedStream):
         self.cut_off = False
         self.parser_is_through = False
         self._head = b""
+        self._inspected = b""
+        self._piece = 0
         self._rest = b""
+        self._turns = turns or Turns(math.inf, 1)
         self._gate: trio.Event | None = trio.Event()
         self._meter = InboundMeter(max_inbound)
         self._tokens = float(burst)
@@ -461,8 +485,12 @@ class ClientStream(QueuedStream):
             return head
         if self._gate is not None:
             await self._gate.wait()
-        while not (self._sealed and self._meter.closing):
+        while self._inspected or not (self._sealed and self._meter.closing):
             data: bytes | None
+            if self._inspected:
+                if piece := await self._next_piece():
+                    return piece
+                continue
             if self._rest:
                 data, self._rest = self._rest, b""
             else:
@@ -484,13 +512,31 @@ class ClientStream(QueuedStream):
             is_pong = self._meter.is_pong(data)
             passed = self._inspect(data)
             if not self._sealed and not is_pong:
-                self.parser_is_through = self._meter.closing
-                return data[:passed]
+                self._inspected = data[:passed]
         return self._last_words()
+
+    async def _next_piece(self) -> bytes:
+        """Return the next piece of what has been inspected, when it is this stream's turn; b"" if it is sealed then."""
+        self._turns.spend(1)
+        if self._turns.used_up:
+            async with self._turns:
+                pass
+        if self._sealed:  # in the middle of a frame, perhaps, as far as the library knows
+            self._inspected = b""
+            self.cut_off = True
+            return b""
+        piece, self._inspected = self._inspected[: self._piece], self._inspected[self._piece :]
+        self.parser_is_through = self._meter.closing and not self._inspected
+        return piece
 
     def _last_words(self) -> bytes:
         """Return what ends the library's parser, or b"" if that has been said, or would be part of a frame."""
-        if self.parser_is_through or self.answered != HTTPStatus.SWITCHING_PROTOCOLS or not self._meter.between_frames:
+        if (
+            self.parser_is_through
+            or self.cut_off
+            or self.answered != HTTPStatus.SWITCHING_PROTOCOLS
+            or not self._meter.between_frames
+        ):
             return b""
         self.cut_off = self.parser_is_through = True
         self.seal()  # what the library answers is nobody's business
@@ -506,6 +552,9 @@ class ClientStream(QueuedStream):
         """Meter what came in; return how much of it the library may see."""
         before = self._meter.frames
         passed = self._meter.walk(data)
+        # The library takes all that it is given in one go, and hardly less for a frame of no bytes than for a message.
+        pieces = max((self._meter.frames - before) // _FRAMES_A_PIECE, 1)
+        self._piece = max(-(-passed // pieces), 1)
         if self._sealed:
             return passed
         self._tokens = min(self._tokens + (self.heard_at - self._tokens_at) * self.rate, self.burst)

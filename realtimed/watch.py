@@ -10,12 +10,12 @@ watched. What waits in the queue holds publishers up like what waits for a round
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
 
 from realtimed.errors import RefusedError
 from realtimed.frames import Publication, WireFormat
-from realtimed.patterns import Marks, Search, check_pattern
+from realtimed.patterns import Marks, Pattern, Search, check_pattern
 
 __all__ = ["Watcher", "Watchers"]
 
@@ -71,10 +71,10 @@ class Watchers:
     """
 
     # Invariants: `_watching` has those who watch something, each with a bit of its own; in `_marks` every pattern has
-    # the bits of those who watch it. `_known` has the bits of some names, as they follow from `_marks`, and `_search`
-    # is that for the name of the first publication in `_queue`, as far as it has come; with every change of `_marks`
-    # both are dropped. The first in the queue is publication number `_begin`; `queued_bytes` is the memory that all of
-    # them take. The queue is empty if nobody watches.
+    # the bits of those who watch it, but for the changes in `_changes`, which wait for the end of `_search`: that is
+    # the one for the name of the first publication in `_queue`, as far as it has come. `_known` has the bits of some
+    # names, as they follow from `_marks`. The first in the queue is publication number `_begin`; `queued_bytes` is the
+    # memory that all of them take. The queue is empty if nobody watches.
 
     def __init__(self, *, max_patterns: int) -> None:
         self.max_patterns = max_patterns
@@ -83,6 +83,7 @@ class Watchers:
         self._marks = Marks()
         self._known: dict[str, int] = {}
         self._search: Search | None = None
+        self._changes: list[tuple[Callable[[str, int], None], str, int]] = []
         self._queue: deque[Publication] = deque()
         self._begin = 0
 
@@ -118,8 +119,7 @@ class Watchers:
             )
         self._watching[watcher] = watching
         watching.patterns.add(pattern)
-        self._marks.add(pattern, watching.bit)
-        self._forget_names()
+        self._change(self._marks.add, pattern, watching.bit)
 
     def remove(self, watcher: Watcher, pattern: object) -> bool:
         """Let `watcher` no longer see what only `pattern` matches. Returns whether it did watch it.
@@ -134,8 +134,7 @@ class Watchers:
             self.leave(watcher)
             return True
         watching.patterns.remove(pattern)
-        self._marks.remove(pattern, watching.bit)
-        self._forget_names()
+        self._change(self._marks.remove, pattern, watching.bit)
         return True
 
     def leave(self, watcher: Watcher) -> None:
@@ -144,8 +143,7 @@ class Watchers:
         if watching is None:
             return
         for pattern in watching.patterns:
-            self._marks.remove(pattern, watching.bit)
-        self._forget_names()
+            self._change(self._marks.remove, pattern, watching.bit)
         if not self._watching:
             self._clear()
 
@@ -196,11 +194,27 @@ class Watchers:
         budget = search.step(budget)
         if not search.over:
             return None, budget
-        self._search = None
-        if len(self._known) >= _NAMES_KNOWN:
-            self._known.clear()
-        self._known[name] = search.bits
-        return search.bits, budget
+        bits = search.bits
+        if self._changes:
+            bits &= ~self._no_longer_watching(name, bits)
+            self._end_search()
+        else:
+            self._search = None
+            if len(self._known) >= _NAMES_KNOWN:
+                self._known.clear()
+            self._known[name] = bits
+        return bits, budget
+
+    def _no_longer_watching(self, name: str, bits: int) -> int:
+        """Return those of the bits whose watchers have stopped watching a name while it was searched for."""
+        changed = 0
+        for _, _, bit in self._changes:
+            changed |= bit
+        return sum(
+            each.bit
+            for each in self._watching.values()
+            if each.bit & bits & changed and not any(Pattern(text).matches(name) for text in each.patterns)
+        )
 
     def _write(self, seen: Sequence[tuple[int, int, Publication]]) -> None:
         """Hand each watcher what it watches of `seen`; those that see the same get the same bytes."""
@@ -223,13 +237,24 @@ class Watchers:
         used = sum(each.bit for each in self._watching.values())
         return ~used & (used + 1)
 
-    def _forget_names(self) -> None:
-        """Drop what is known of names, since a pattern has come or gone."""
-        self._known.clear()
+    def _change(self, change: Callable[[str, int], None], pattern: str, bit: int) -> None:
+        """Add a pattern to `_marks` or remove it: now, or when the search that is under way has ended.
+
+        Somebody who changes patterns all the time would otherwise keep every long search from its end.
+        """
+        self._changes.append((change, pattern, bit))
+        if self._search is None:
+            self._end_search()
+
+    def _end_search(self) -> None:
         self._search = None
+        for change, pattern, bit in self._changes:
+            change(pattern, bit)
+        self._changes.clear()
+        self._known.clear()
 
     def _clear(self) -> None:
         self._begin += len(self._queue)
         self._queue.clear()
         self.queued_bytes = 0
-        self._search = None
+        self._end_search()

@@ -16,6 +16,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -257,6 +258,21 @@ def _heads_of_spaces(daemon: Daemon, pace: Pace) -> Iterator[None]:
     yield
 
 
+def _fragments(daemon: Daemon, pace: Pace) -> Iterator[None]:
+    """Messages in as many frames as may come at once."""
+    frames = b"\x01\x80" + bytes(4) + b"\x00\x80\x00\x00\x00\x00" * 90
+    while not pace.over:
+        with crowd(daemon.websocket_socket, 200, "news") as clients:
+            pace.spend(200 * len(frames))
+            for client in clients:
+                client.sendall(frames)
+            for client in clients:
+                client.sendall(b"\x89\x80" + bytes(4))
+            for client in clients:
+                client.recv(100)
+    yield
+
+
 # The control socket.
 
 
@@ -339,6 +355,13 @@ def _one_name_many_times(daemon: Daemon, pace: Pace) -> Iterator[None]:
         yield
 
 
+def _many_publishers(daemon: Daemon, pace: Pace, command: bytes) -> Iterator[None]:
+    with ExitStack() as stack:
+        publishers = [stack.enter_context(_publisher(daemon)) for _ in range(100)]
+        pace.flood(publishers, command * 1000)
+        yield
+
+
 def _heavy_keys(daemon: Daemon, pace: Pace) -> Iterator[None]:
     with ExitStack() as stack:
         publisher = stack.enter_context(_publisher(daemon))
@@ -361,6 +384,21 @@ ATTACKS: Final = (
     Attack("clients that come, subscribe and go", _come_and_go, _HISTORY),
     Attack("handshakes", _fast_handshakes),
     Attack("handshakes full of spaces", _heads_of_spaces),
+    Attack("messages in many frames", _fragments, 30 * MIB),
+    Attack("100 that ping", partial(_many_publishers, command=encode_notification("ping", []))),
+    Attack("100 that make mistakes", partial(_many_publishers, command=encode_notification("pong", []))),
+    Attack(
+        "100 that count channels",
+        partial(_many_publishers, command=encode_request(1, "channels", [{"count": True}])),
+    ),
+    Attack(
+        "100 that broadcast to 50 names",
+        partial(
+            _many_publishers,
+            command=encode_request(1, "broadcast_many", [[f"c{number}" for number in range(50)], "x"]),
+        ),
+        _HISTORY,
+    ),
     Attack("commands with long answers", _long_answers, 128 * MIB + _HISTORY),
     Attack("lists of clients and channels", _lists_of_clients, 128 * MIB),
     Attack("watchers that do not read", _mute_watchers, 128 * MIB + _HISTORY),

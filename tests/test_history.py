@@ -692,3 +692,13 @@ def test_a_reader_keeps_what_it_may_need_and_nothing_of_what_comes_later() -> No
     assert lines[0] == lines[1][1:]
     assert hub.history.retained == 0
     assert not ring.evicted
+
+
+def test_what_is_published_to_nobody_changes_no_quiet_channels_epoch() -> None:
+    hub = make_hub(size=0)
+    names = [f"quiet-{number}" for number in range(100)]
+    positions = [watch_and_lose(hub, name) for name in names]
+    receipts = {hub.publish(f"busy-{number}", "x").epoch for number in range(60_000)}
+    receipts |= {hub.publish("busy", "x").epoch for _ in range(100)}
+    assert len(receipts) == 60_100
+    assert all(come_back(hub, name, position).recovered for name, position in zip(names, positions, strict=True))

@@ -343,3 +343,50 @@ async def test_a_reload_changes_the_limits_of_connections_that_are_open(runtime_
                 assert await asking.call("ping") == "pong"
             assert (await asking.call("watch", "c"))["code"] == "too_many_channels"
             assert "1048776 bytes" in (await asking.call("ping", large))["message"]
+
+
+def many_patterns(watchers: Watchers, number: int) -> Watching:
+    watcher = Watching()
+    for each in range(127):
+        watchers.add(watcher, f"*a*a*a*{number}-{each}*")
+    return watcher
+
+
+def test_who_changes_patterns_all_the_time_keeps_no_search_from_its_end() -> None:
+    watchers = Watchers(max_patterns=128)
+    crowd = [many_patterns(watchers, number) for number in range(8)]
+    everything, fickle = Watching(), Watching()
+    watchers.add(everything, "*")
+    name = "a" * 190
+    watchers.show([Publication(name, b"x", True, offset) for offset in (1, 2)])
+    for _ in range(1000):
+        watchers.add(fickle, "*never*")
+        more = watchers.step(100)
+        watchers.remove(fickle, "*never*")
+        if not more:
+            break
+    assert everything.seen == f"{name}#1=x {name}#2=x "
+    assert [each.seen for each in crowd] == [""] * 8
+
+
+def test_what_is_no_longer_watched_is_not_shown_though_it_is_being_searched_for() -> None:
+    watchers = Watchers(max_patterns=128)
+    for number in range(8):
+        many_patterns(watchers, number)
+    leaving, narrowing, staying, late = (Watching() for _ in range(4))
+    for each in (leaving, narrowing, staying):
+        watchers.add(each, "a*")
+    watchers.add(narrowing, "b*")
+    watchers.add(staying, "*a")
+    name = "a" * 190
+    watchers.show([Publication(name, b"x", True, 1)])
+    assert watchers.step(10), "the search is under way"
+    watchers.remove(leaving, "a*")
+    watchers.remove(narrowing, "a*")
+    watchers.remove(staying, "a*")
+    watchers.add(late, "a*")
+    while watchers.step(100):
+        pass
+    assert [each.seen for each in (leaving, narrowing, staying, late)] == ["", "", f"{name}#1=x ", ""]
+    show(watchers, Publication("ab", b"y", True, 1))
+    assert [each.seen for each in (leaving, narrowing, late)] == ["", "", "ab#1=y "]

@@ -90,19 +90,20 @@ class Answered:
         old = self._entries.pop((channels, key), None)
         self.bytes += cost - (old.cost if old is not None else 0)
         self._entries[channels, key] = _Entry(self._clock(), receipts, cost)
-        self._forget()
+        self.forget()
 
-    def _forget(self) -> None:
-        """Forget what is too old or too much, a bounded number at a time."""
+    def forget(self) -> bool:
+        """Forget some of what is too old or too much, but not the newest; return whether there may be more."""
         oldest = self._clock() - self.age
         for _ in range(_FORGOTTEN_AT_ONCE):
             if len(self._entries) < 2:
-                return
+                return False
             first = next(iter(self._entries.values()))
             if first.time > oldest and len(self._entries) <= _REMEMBERED and self.bytes <= self.limit:
-                return
+                return False
             self._entries.popitem(last=False)
             self.bytes -= first.cost
+        return True
 
 
 def checked_key(key: object) -> str:

@@ -47,11 +47,7 @@ _PARAMS_ROOM: Final = 2**20
 """Bytes a command may have beside its message: names of channels, above all."""
 
 _SLICE_SECONDS: Final = 0.002
-"""How much processor time a connection takes in one turn of the event loop: at once for what has just arrived, and then
-whenever it is its turn, see `Service.turns`."""
-
-_SHORT_SLICE: Final = 1 / 8
-"""To which part of that it is held at first, while others wait for their turns."""
+"""How much processor time a connection takes in one turn of the event loop; see also `Service.turns`."""
 
 _ANSWERS_BYTES: Final = 64 * 2**10
 """Bytes of answers that are put together before they are written, and the next command waits until they are read."""
@@ -224,8 +220,8 @@ class Connection:
         Raises `ProtocolError` for bytes that are not MessagePack-RPC, after all that came before them.
         """
         before = self._commands
-        others_wait = self._service.turns.statistics().tasks_waiting
-        self._carry_out_for(_SLICE_SECONDS * (_SHORT_SLICE if others_wait else 1))
+        if not self._service.turns.used_up:
+            self._take_slice()
         while True:
             if self._work is not None:
                 await self._finish_work(self._work)
@@ -233,15 +229,17 @@ class Connection:
                 return self._commands != before
             await self._pause()
             async with self._service.turns:
-                self._carry_out_for(_SLICE_SECONDS)
+                self._take_slice()
 
-    def _carry_out_for(self, seconds: float) -> None:
-        """Carry out commands for so long; make the first sends as well, if nobody else can publish in this turn."""
-        carry_out = partial(self._carry_out, thread_time() + seconds)
+    def _take_slice(self) -> None:
+        """Carry out commands for a moment; make the first sends as well, if nobody else can publish in this turn."""
+        began = thread_time()
+        carry_out = partial(self._carry_out, began + _SLICE_SECONDS)
         if len(self._service.connections) == 1:
             self._service.at_once(carry_out)
         else:
             carry_out()
+        self._service.turns.spend(thread_time() - began)
 
     def _carry_out(self, until: float) -> None:
         """Carry out commands until there are none left, time is up, many answers wait, or one goes on in steps."""

@@ -12,6 +12,7 @@ from realtimed.backlog import Backlogs
 from realtimed.config import Config
 from realtimed.control.commands import Context
 from realtimed.stream import QueuedStream
+from realtimed.turns import Turns
 
 __all__ = ["ANSWER_LIMIT", "WAITING_LIMIT", "Publisher", "Service", "shed_largest"]
 
@@ -29,8 +30,9 @@ _READ_MOST: Final = 64 * 2**10
 _READ_LEAST: Final = 4 * 2**10
 """Bytes that all connections may read in one turn of the event loop, and each of them."""
 
+_SECONDS_A_TURN: Final = 0.004
 _AT_A_TIME: Final = 2
-"""Connections that carry out long series of commands in one turn of the event loop."""
+"""Processor time that commands take in one turn of the event loop, and connections that go on in one whatever it is."""
 
 _SHED_TO: Final = 0.9
 """To which part of `max-answers-total` connections are ended once it is exceeded."""
@@ -86,8 +88,8 @@ class Service:
     """Refused commands, by the code of the error."""
     walks: trio.StrictFIFOLock = field(default_factory=trio.StrictFIFOLock)
     """Held by who carries out steps of a kind of which one is carried out at a time."""
-    turns: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(_AT_A_TIME))
-    """Held by connections that carry out more than a few commands: in a turn of the event loop, so many of them do."""
+    turns: Turns = field(default_factory=lambda: Turns(_SECONDS_A_TURN, _AT_A_TIME))
+    """Processor time for commands."""
     left: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
     """Where to wait for a connection to be gone, or to be done with its commands."""
     settle: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
