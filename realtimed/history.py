@@ -18,13 +18,16 @@ from typing import Final, NamedTuple, TypeAlias
 
 from realtimed.patterns import Pattern
 
-__all__ = ["ENTRY_BYTES", "RING_BYTES", "History", "Kept", "Retention", "Ring", "Shelf"]
+__all__ = ["ENTRY_BYTES", "EVICTED_BYTES", "RING_BYTES", "Aged", "History", "Kept", "Retention", "Ring", "Shelf"]
 
 Kept: TypeAlias = bytes | bytearray
 """A payload that is kept: `bytes` for text, and `bytearray` for what is not. The garbage collector knows neither."""
 
-ENTRY_BYTES: Final = 160
+ENTRY_BYTES: Final = 168
 """What one kept publication counts beside its payload: about what its objects take in CPython on a 64-bit machine."""
+
+EVICTED_BYTES: Final = 88
+"""What one counts beyond that which was dropped and is retained for readers: it lies in no column any more."""
 
 RING_BYTES: Final = 1024
 """What one channel counts that has a history: its name, its entry in the hub, its ring."""
@@ -40,7 +43,7 @@ _GONE_ALLOWED: Final = 16
 _GONE: Final[Kept] = bytearray()
 """What stands in the place of a payload that was dropped."""
 
-_NOTHING: Final[dict[int, Kept]] = {}
+_NOTHING: Final[dict[int, tuple[Kept, int]]] = {}
 """What is evicted of most rings: nobody writes to it."""
 
 
@@ -51,23 +54,33 @@ class Retention(NamedTuple):
     age: float
 
 
+class Aged(NamedTuple):
+    """A publication that is kept: its age in seconds, and when it was published, in milliseconds since 1970."""
+
+    age: float
+    payload: Kept
+    published: int
+
+
 class Ring:
     """One channel's recent publications."""
 
     __slots__ = (
-        "count", "evicted", "first", "gone", "name", "needed_to", "payloads", "readers", "retained", "shelf", "size",
-        "times",
+        "count", "evicted", "first", "gone", "name", "needed_to", "payloads", "published", "readers", "retained",
+        "shelf", "size", "times",
     )  # fmt: skip
 
     # Invariants: there are `count` publications, consecutive ones, the first of which has the offset `first`; at most
-    # `size`, and always up to the newest that was kept. When the last has gone, `first` is beyond it. `payloads` and
-    # `times` are columns: first `gone` places of what was dropped, then one for each publication. So a place's offset
-    # is its index + `first` - `gone`.
+    # `size`, and always up to the newest that was kept. When the last has gone, `first` is beyond it. `payloads`,
+    # `times` and `published` are columns: first `gone` places of what was dropped, then one for each publication. So a
+    # place's offset is its index + `first` - `gone`. `times` are seconds of the history's own clock, which never runs
+    # backwards and decides what is too old. `published` are milliseconds since 1970 by the wall clock, which somebody
+    # may set: they are only told.
     #
     # `readers` are those that read at their own pace, each with `first` as it was when the reader began, in the order
     # of beginning, so in that of offsets: no reader needs anything before its own. None needs anything behind the
-    # offset `needed_to`. What was dropped of that between is in `evicted`, by offset and in that order, as long as
-    # there are readers; `retained` is what it costs.
+    # offset `needed_to`. What was dropped of that between is in `evicted`, payload and time of publication, by
+    # offset and in that order, as long as there are readers; `retained` is what it costs.
 
     def __init__(self, name: str, size: int, shelf: Shelf) -> None:
         self.name = name
@@ -77,10 +90,11 @@ class Ring:
         self.count = 0
         self.payloads: list[Kept] = []
         self.times = array("d")
+        self.published = array("q")
         self.gone = 0
         self.readers: OrderedDict[object, int] | None = None
         self.needed_to = 0
-        self.evicted: dict[int, Kept] = _NOTHING
+        self.evicted: dict[int, tuple[Kept, int]] = _NOTHING
         self.retained = 0
 
     @property
@@ -93,9 +107,12 @@ class Ring:
         """The offset of the oldest publication that a reader may need."""
         return next(iter(self.readers.values())) if self.readers else self.first
 
-    def at(self, offset: int) -> Kept:
-        """Return the payload of a publication that is kept, or retained for a reader."""
-        return self.evicted[offset] if offset < self.first else self.payloads[offset - self.first + self.gone]
+    def at(self, offset: int) -> tuple[Kept, int]:
+        """Return payload and time of publication of what is kept, or retained for a reader."""
+        if offset < self.first:
+            return self.evicted[offset]
+        place = offset - self.first + self.gone
+        return self.payloads[place], self.published[place]
 
 
 class Shelf:
@@ -220,8 +237,11 @@ class History:
             shelf = self._shelves[retention.age] = Shelf(retention.age)
         return Ring(name, retention.size, shelf)
 
-    def keep(self, ring: Ring, offset: int, payload: Kept, time: float | None = None) -> None:
-        """Keep a publication of now or of another `time`; `offset` follows that of the one before, and `time` too."""
+    def keep(self, ring: Ring, offset: int, payload: Kept, published: int, time: float | None = None) -> None:
+        """Keep a publication of now or of another `time`; `offset` follows that of the one before, and `time` too.
+
+        `published` is the time that is told of it, in milliseconds since 1970: 64 bits with a sign.
+        """
         # All by hand, as every publication passes here.
         if not ring.count:
             ring.first = offset
@@ -229,6 +249,7 @@ class History:
             self.channels += 1
         ring.count += 1
         ring.times.append(self._clock() if time is None else time)
+        ring.published.append(published)
         ring.payloads.append(payload)
         shelf = ring.shelf
         shelf.live += 1
@@ -289,30 +310,30 @@ class History:
             self.retained -= ring.retained
             ring.retained = 0
 
-    def ages(self, ring: Ring) -> list[tuple[float, Kept]]:
-        """Return for each of a ring's publications, oldest first, how many seconds old it is, and its payload."""
+    def aged(self, ring: Ring) -> list[Aged]:
+        """Return a ring's publications, oldest first."""
         self._expire(ring)
         now = self._clock()
-        kept = zip(ring.times[ring.gone :], ring.payloads[ring.gone :], strict=True)
-        return [(now - time, payload) for time, payload in kept]
+        kept = zip(ring.times[ring.gone :], ring.payloads[ring.gone :], ring.published[ring.gone :], strict=True)
+        return [Aged(now - time, payload, published) for time, payload, published in kept]
 
-    def restore(self, rings: Iterable[tuple[Ring, int, list[tuple[float, Kept]]]], later: float) -> None:
-        """Fill empty rings with entries as `ages` gave them `later` seconds ago; with a ring comes its newest offset.
+    def restore(self, rings: Iterable[tuple[Ring, int, list[Aged]]], later: float) -> None:
+        """Fill empty rings with entries as `aged` gave them `later` seconds ago; with a ring comes its newest offset.
 
         May call `emptied` for rings of which nothing can be kept.
         """
         now = self._clock() - later
         everything = [
-            (now - age, offset, payload, ring)
+            (now - age, offset, payload, published, ring)
             for ring, newest, entries in rings
-            for offset, (age, payload) in enumerate(entries, newest - len(entries) + 1)
+            for offset, (age, payload, published) in enumerate(entries, newest - len(entries) + 1)
         ]
         everything.sort(key=itemgetter(0, 1))
         # A ring may be emptied, to make room, and then get more: what becomes of its channel shows at the end.
         emptied, self.emptied = self.emptied, len
         try:
-            for time, offset, payload, ring in everything:
-                self.keep(ring, offset, payload, time)
+            for time, offset, payload, published, ring in everything:
+                self.keep(ring, offset, payload, published, time)
             while self.expire(len(everything)):
                 pass
         finally:
@@ -376,9 +397,9 @@ class History:
         size = len(payloads[gone]) + ENTRY_BYTES
         self.bytes -= size
         if ring.readers and ring.first <= ring.needed_to:
-            ring.evicted[ring.first] = payloads[gone]
-            ring.retained += size
-            self.retained += size
+            ring.evicted[ring.first] = payloads[gone], ring.published[gone]
+            ring.retained += size + EVICTED_BYTES
+            self.retained += size + EVICTED_BYTES
         payloads[gone] = _GONE
         ring.gone = gone = gone + 1
         ring.first += 1
@@ -386,7 +407,7 @@ class History:
         ring.shelf.live -= 1
         self.publications -= 1
         if gone > ring.count + _GONE_ALLOWED:  # seldom, as all that is left has to move
-            del payloads[:gone], ring.times[:gone]
+            del payloads[:gone], ring.times[:gone], ring.published[:gone]
             ring.gone = 0
         if not ring.count:
             self.bytes -= RING_BYTES
@@ -399,7 +420,7 @@ class History:
         before = ring.retained
         needed = ring.needed_from
         while ring.evicted and (offset := next(iter(ring.evicted))) < needed:
-            ring.retained -= len(ring.evicted.pop(offset)) + ENTRY_BYTES
+            ring.retained -= len(ring.evicted.pop(offset)[0]) + ENTRY_BYTES + EVICTED_BYTES
         self.retained -= before - ring.retained
 
     def _forget_leaving(self, ring: Ring) -> None:

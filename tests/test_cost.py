@@ -24,6 +24,7 @@ from realtimed.control.wire import encode_notification, encode_request
 from realtimed.frames import Publication, WireFormat
 from realtimed.history import History, Retention
 from realtimed.hub import Hub
+from realtimed.protocols.v1 import RealtimeV1
 from realtimed.rounds import Round
 from realtimed.uring import SendRing
 from tests.clients import publisher, raw_client, subscribe
@@ -128,6 +129,31 @@ def test_publications_that_come_together_share_their_sends(together: int) -> Non
     assert hub.deliveries == together * SUBSCRIBERS
     assert (hub.sends, form.encodings) == (SUBSCRIBERS, together)
     assert calls.count <= SUBSCRIBERS + PER_ROUND + 20 * together
+
+
+@pytest.mark.parametrize(("payload", "text"), [("hellö".encode(), True), (b"\xff", False)])
+def test_an_envelope_costs_few_calls(payload: bytes, text: bool) -> None:
+    publication = Publication("news", payload, text, 41, 1767225600000)
+    with counted() as calls:
+        RealtimeV1.form.encode(publication)
+    assert calls.count <= 12
+
+
+def test_the_time_of_a_publication_costs_one_look_at_the_clock() -> None:
+    looks: list[None] = []
+
+    def clock() -> int:
+        looks.append(None)
+        return 0
+
+    history = History(limit=2**26, clock=time.monotonic, default=Retention(100, 300))
+    hub = Hub(max_message=65536, max_channels=128, history=history, time_ns=clock)
+    for _ in range(3):
+        hub.subscribe(Sink(CountingForm()), "news")
+    for _ in range(10):
+        hub.publish("news", "hello")
+        run(hub.next_round())
+    assert len(looks) == 10
 
 
 def test_publishing_costs_the_same_for_one_subscriber_as_for_a_thousand() -> None:

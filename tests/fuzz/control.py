@@ -44,6 +44,10 @@ SEEDS: Final = (
     + encode_request(23, "channels", [{1: 2}]),
     b"\x00" + encode_request(9, "disconnect", ["c-1", 4000, "x"]) + encode_request(10, "clients", []),
     b"\x03" + encode_request(11, "history", ["news", 5]) + encode_request(12, "info", []) + b"\xc1",
+    b"\x02"
+    + encode_request(30, "subscribe", ["news", None, {"time": True, "last": 2}])
+    + encode_request(31, "watch", ["n*", {"time": False}])
+    + encode_request(32, "history", ["news", 5, {"time": True}]),
     b"\x00" + encode_request(13, "unsubscribe", ["news"]) + encode_request(14, "dance", [None]) + b"\x94\x00",
 )
 
