@@ -304,6 +304,30 @@ export class Realtime extends EventTarget {
     };
   }
 
+  /**
+   * As in every EventTarget, with the types of these events.
+   *
+   * @template {keyof RealtimeEvents} Type
+   * @param {Type} type
+   * @param {((event: RealtimeEvents[Type]) => void) | {handleEvent(event: RealtimeEvents[Type]): void} | null} listener
+   * @param {boolean | AddEventListenerOptions} [options]
+   */
+  addEventListener(type, listener, options) {
+    super.addEventListener(type, /** @type {EventListener} */ (listener), options);
+  }
+
+  /**
+   * As in every EventTarget, with the types of these events.
+   *
+   * @template {keyof RealtimeEvents} Type
+   * @param {Type} type
+   * @param {((event: RealtimeEvents[Type]) => void) | {handleEvent(event: RealtimeEvents[Type]): void} | null} listener
+   * @param {boolean | EventListenerOptions} [options]
+   */
+  removeEventListener(type, listener, options) {
+    super.removeEventListener(type, /** @type {EventListener} */ (listener), options);
+  }
+
   /** Connect now: instead of waiting any longer, or again after it was closed. Subscriptions are still there. */
   connect() {
     if (this.#connection === undefined) {
@@ -343,8 +367,8 @@ export class Realtime extends EventTarget {
   }
 
   /**
-   * @param {Request} request
-   * @param {Answer} answer
+   * @param {ChannelRequest} request
+   * @param {Position & {recovered?: boolean}} answer
    */
   #subscribed(request, answer) {
     const { channel } = request;
@@ -359,13 +383,13 @@ export class Realtime extends EventTarget {
     }
   }
 
-  /** @param {Request} request */
+  /** @param {ChannelRequest} request */
   #unsubscribed({ channel }) {
     channel.end();
     this.#forgetIfIdle(channel);
   }
 
-  /** @param {Message} message */
+  /** @param {{channel: string, offset: number, time?: number, data?: string, base64?: string}} message */
   #deliver({ channel: name, offset, time, data, base64 }) {
     const channel = this.#channels.get(name);
     const position = channel?.advance(offset);
@@ -391,7 +415,7 @@ export class Realtime extends EventTarget {
   }
 
   /**
-   * @param {Request | undefined} request what is refused, if the server says so
+   * @param {ChannelRequest | undefined} request what is refused, if the server says so
    * @param {RealtimeError} error
    */
   #refused(request, error) {
@@ -406,7 +430,7 @@ export class Realtime extends EventTarget {
     }
   }
 
-  /** @param {Ending} ending */
+  /** @param {{code: number, reason: string, lasted: number, advice?: number}} ending see {@link Connection} */
   #lost({ code, reason, lasted, advice }) {
     this.#disconnected();
     const cause = finalCause(code);
@@ -561,20 +585,27 @@ export class Realtime extends EventTarget {
  * A request to the server for one channel. Requests are answered in the order in which they were sent, and an answer
  * concerns only the subscriptions that asked for it: one that joins after an unsubscription was sent must not take the
  * answer to an earlier request for its own.
- *
- * @typedef {object} Request
- * @property {'subscribe' | 'unsubscribe'} action
- * @property {Channel} channel
- * @property {Position} [since]
- * @property {number} [last]
- * @property {Set<Subscription>} subscriptions those that get the answer
  */
+class ChannelRequest {
+  /** Those that get the answer. @type {Set<Subscription>} */
+  subscriptions = new Set();
 
-/** @typedef {{epoch: string, offset: number, recovered?: boolean}} Answer */
+  /**
+   * @param {'subscribe' | 'unsubscribe'} action
+   * @param {Channel} channel
+   * @param {{since?: Position, last?: number}} [start]
+   */
+  constructor(action, channel, { since, last } = {}) {
+    this.action = action;
+    this.channel = channel;
+    this.since = since;
+    this.last = last;
+  }
+}
 
-/** @typedef {{channel: string, offset: number, time?: number, data?: string, base64?: string}} Message */
-
-/** One call of `subscribe()`: a handler, and how far it has come. */
+/**
+ * One call of `subscribe()`: a handler, and how far it has come.
+ */
 class Subscription {
   /** The last message that was handed over, or the place to go on from. @type {Position | undefined} */
   position;
@@ -630,7 +661,7 @@ class Subscription {
    * The server has confirmed the subscription.
    *
    * @param {string} channel
-   * @param {Answer} answer
+   * @param {Position & {recovered?: boolean}} answer
    * @param {number} answers how many there were on this connection, with this one
    * @returns {Subscribed}
    */
@@ -709,7 +740,7 @@ class Channel {
   /** Whether the server has confirmed a subscription, and not its end. */
   isStreaming = false;
 
-  /** Requests without an answer, oldest first. @type {Request[]} */
+  /** Requests without an answer, oldest first. @type {ChannelRequest[]} */
   requests = [];
 
   /** @param {string} name */
@@ -773,19 +804,15 @@ class Channel {
     return this.subscriptions.delete(subscription) && this.subscriptions.size === 0;
   }
 
-  /** Make the next request; there is one if `isUnsettled`. @returns {Request} */
+  /** Make the next request; there is one if `isUnsettled`. @returns {ChannelRequest} */
   request() {
-    /** @type {Request} */
-    let request = { action: 'unsubscribe', channel: this, subscriptions: new Set() };
     const [first] = this.#waiting;
-    if (first !== undefined) {
-      const since = first.position && { ...first.position };
-      request = { ...request, action: 'subscribe', since, last: first.last };
-      for (const subscription of this.#waiting) {
-        if (subscription.startsLike(request)) {
-          this.#waiting.delete(subscription);
-          request.subscriptions.add(subscription);
-        }
+    const since = first?.position && { ...first.position };
+    const request = new ChannelRequest(first ? 'subscribe' : 'unsubscribe', this, { since, last: first?.last });
+    for (const subscription of this.#waiting) {
+      if (subscription.startsLike(request)) {
+        this.#waiting.delete(subscription);
+        request.subscriptions.add(subscription);
       }
     }
     this.requests.push(request);
@@ -795,8 +822,8 @@ class Channel {
   /**
    * The server has confirmed a request to subscribe.
    *
-   * @param {Request} request
-   * @param {Answer} answer
+   * @param {ChannelRequest} request
+   * @param {Position & {recovered?: boolean}} answer
    * @param {number} answers how many there were on this connection, with this one
    * @returns {[Subscription, Subscribed][]} who is to hear what
    */
@@ -826,7 +853,7 @@ class Channel {
   /**
    * The server has refused a request; nothing has changed there.
    *
-   * @param {Request} request
+   * @param {ChannelRequest} request
    * @returns {Subscription[]} whose subscription is over by that
    */
   refuse(request) {
@@ -862,31 +889,11 @@ class Channel {
     }
   }
 
-  /** @param {Request} request */
+  /** @param {ChannelRequest} request */
   #answered(request) {
     this.requests = this.requests.filter(other => other !== request);
   }
 }
-
-/**
- * How a connection ended.
- *
- * @typedef {object} Ending
- * @property {number} code
- * @property {string} reason
- * @property {number} lasted milliseconds since the server's welcome, or 0 without one
- * @property {number} [advice] in how many milliseconds to come back, if the server said so
- */
-
-/**
- * @typedef {object} ConnectionHandlers
- * @property {(client: string) => void} onWelcome
- * @property {(request: Request, answer: Answer) => void} onSubscribed
- * @property {(request: Request) => void} onUnsubscribed
- * @property {(message: Message) => void} onMessage
- * @property {(request: Request | undefined, error: RealtimeError) => void} onRefused
- * @property {(ending: Ending) => void} onLost called once, and nothing after it
- */
 
 /**
  * One WebSocket, from its opening to its end. Knows the protocol, keeps to the server's limits, and notices silence.
@@ -907,7 +914,7 @@ class Connection {
   /** Channels that may have something to ask for. @type {Set<Channel>} */
   #unsettled = new Set();
 
-  /** Requests without an answer yet, by id. @type {Map<number, Request>} */
+  /** Requests without an answer yet, by id. @type {Map<number, ChannelRequest>} */
   #requests = new Map();
   #nextId = 1;
 
@@ -934,7 +941,15 @@ class Connection {
   /**
    * @param {URL} url
    * @param {typeof DEFAULTS & {WebSocket: typeof WebSocket, clock: Clock}} settings
-   * @param {ConnectionHandlers} handlers
+   * @param {object} handlers
+   * @param {(client: string) => void} handlers.onWelcome
+   * @param {(request: ChannelRequest, answer: Position & {recovered?: boolean}) => void} handlers.onSubscribed
+   * @param {(request: ChannelRequest) => void} handlers.onUnsubscribed
+   * @param {(message: any) => void} handlers.onMessage
+   * @param {(request: ChannelRequest | undefined, error: RealtimeError) => void} handlers.onRefused
+   * @param {(ending: {code: number, reason: string, lasted: number, advice?: number}) => void} handlers.onLost called
+   *     once, and nothing after it: with the close code and reason, for how many milliseconds the connection lasted since
+   *     the server's welcome (0 without one), and in how many to come back, if the server said so
    */
   constructor(url, settings, handlers) {
     if (settings.WebSocket === undefined) {
