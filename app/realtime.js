@@ -771,11 +771,12 @@ class Channel {
    * @returns {boolean} whether it holds already: the stream flows, will not be interrupted, and is where it begins
    */
   join(subscription) {
-    this.subscriptions.add(subscription);
     const hasStart = subscription.position !== undefined || subscription.last !== undefined;
-    if (!hasStart && this.#head !== undefined) {
+    const hasCompany = this.isStreaming || this.subscriptions.size > 0;
+    if (!hasStart && hasCompany && this.#head !== undefined) {
       subscription.position = { ...this.#head };
     }
+    this.subscriptions.add(subscription);
     subscription.isLive = this.isStreaming && this.#head !== undefined && isSame(subscription.position, this.#head);
     const unsubscribed = this.requests.map(({ action }) => action).lastIndexOf('unsubscribe');
     if (subscription.isLive && unsubscribed < 0) {
