@@ -22,6 +22,7 @@ from tests.stack import ROOT, free_port, running_daemon
 
 TESTS: Final = ROOT / "tests" / "js"
 CLIENT: Final = TESTS / "daemon_client.mjs"
+REMOUNTING_CLIENT: Final = TESTS / "remounting_client.mjs"
 
 PATIENCE: Final = 30
 """Seconds within which whatever a test waits for has happened."""
@@ -73,11 +74,11 @@ class JavaScriptClient:
 
 @asynccontextmanager
 async def javascript_client(
-    node: str, port: int, *channels: str, options: Mapping[str, object] | None = None
+    node: str, port: int, *channels: str, options: Mapping[str, object] | None = None, script: Path = CLIENT
 ) -> AsyncIterator[JavaScriptClient]:
     url = f"ws://127.0.0.1:{port}/ws"
     async with trio.open_nursery() as nursery:
-        command = [node, CLIENT, url, json.dumps(options or {}), *channels]
+        command = [node, script, url, json.dumps(options or {}), *channels]
         process: trio.Process = await nursery.start(
             partial(trio.run_process, command, stdout=subprocess.PIPE, check=False)
         )
@@ -142,6 +143,30 @@ async def test_sent_away_for_good_it_says_so_and_stays_away(node: str, runtime_d
         assert "not allowed here (4403, no more of this)" in refusal["message"]
         await client.ended()  # no timer and no connection is left that would keep Node running
         assert await control.call("clients") == []
+
+
+@pytest.mark.parametrize("options", [{}, {"rate": 20, "burst": 4}], ids=["at-its-pace", "held-up"])
+async def test_a_page_that_keeps_remounting_has_everything_once(
+    node: str, runtime_dir: Path, options: dict[str, object]
+) -> None:
+    port, count = free_port(), 1500
+    async with (
+        running_daemon(
+            runtime_dir, "--websocket", f"127.0.0.1:{port}", "--history-size", "2000", "--inbound-rate", "1000"
+        ) as daemon,
+        publisher(daemon.control_socket) as control,
+        javascript_client(node, port, "news", options=options, script=REMOUNTING_CLIENT) as client,
+    ):
+        assert await client.line() == {"subscribed": True}
+        for number in range(1, count + 1):
+            await control.call("broadcast", "news", str(number))
+        await control.call("broadcast", "news", "end")
+        seen = []
+        while "remounts" not in (line := await client.line()):
+            seen.append(line["message"])
+        assert seen == [*map(str, range(1, count + 1)), "end"]
+        assert line["remounts"] >= 15
+        assert line["missed"] == 0
 
 
 # Across failures of the network: nothing is lost, nothing comes twice.

@@ -76,6 +76,21 @@ test('since counts while the unsubscription must wait for its turn', () => {
   assert.deepEqual([...second], ['true 1', '1/1']);
 });
 
+test('a subscription that is over while it waits for its turn is never asked for', () => {
+  const world = new World({ burst: 1, rate: 1 });
+  world.socket.welcome();
+  const first = listen(world);
+  world.socket.answer();
+  listen(world, { since: START }).stop();
+  world.clock.pass(1000);
+  assert.deepEqual(world.socket.requests, ['subscribe news']);
+  const second = listen(world, { since: START });
+  second.stop();
+  first.stop();
+  world.clock.pass(1000);
+  assert.deepEqual(world.socket.requests, ['subscribe news', 'unsubscribe news']);
+});
+
 test('a subscription that goes on from a later place gets nothing that it has', () => {
   const { hub, world, exchange } = served({ published: 0 });
   const first = listen(world);
