@@ -1,3 +1,5 @@
+// Made from realtime.js by TypeScript: `make types`.
+
 /**
  * The server's refusal. `code` is one word for programs, such as `invalid_channel`, or `closed` when the connection was
  * closed for good; the message is for people.

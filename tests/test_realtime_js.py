@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 import subprocess
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -12,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import playwright
 import pytest
 import trio
 
 from tests.clients import Publisher, publisher
 from tests.plug import Plug, running_plug
 from tests.stack import ROOT, free_port, running_daemon
+from tests.typescript import find_node
 
 TESTS: Final = ROOT / "tests" / "js"
 CLIENT: Final = TESTS / "daemon_client.mjs"
@@ -30,9 +29,8 @@ PATIENCE: Final = 30
 
 @pytest.fixture(scope="session")
 def node() -> str:
-    """Find a Node that has a WebSocket class: the one that Playwright brings along, or the system's."""
-    bundled = Path(playwright.__file__).parent / "driver" / "node"
-    found = str(bundled) if bundled.exists() else shutil.which("node")
+    """Return the Node that runs these tests."""
+    found = find_node()
     if found is None:
         pytest.fail("Node.js is not installed: apt-get install nodejs (version 22 or later)")
     return found
