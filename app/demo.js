@@ -322,13 +322,22 @@ let sending = Promise.resolve();
 /** Broadcasts without an outcome yet. */
 let pending = 0;
 
+/** The last failure since there was none pending; a success behind it does not hide it. */
+let failed;
+
+/** Clicks until the last broadcast that took too long: what was clicked before that, and waited behind it, is given up. */
+let clicks = 0;
+let givenUp = 0;
+
 form.addEventListener('submit', event => {
   event.preventDefault();
   const content = new FormData(form);
   const deadline = AbortSignal.timeout(DEADLINE);
+  const click = (clicks += 1);
+  failed = pending === 0 ? undefined : failed;
   pending += 1;
   showOutcome('pending', pending === 1 ? 'Broadcasting…' : `Broadcasting ${pending} messages…`);
-  sending = sending.then(() => send(content, deadline));
+  sending = sending.then(() => send(content, click, deadline));
   if (document.activeElement === element('message')) {
     element('message').select(); // whoever types on, types the next message
   }
@@ -341,20 +350,20 @@ function showOutcome(state, sentence) {
   form.setAttribute('aria-busy', String(pending > 0));
 }
 
-async function send(content, deadline) {
-  const outcome = await outcomeOf(content, deadline);
+async function send(content, click, deadline) {
+  const outcome =
+    click <= givenUp ? failure('Not broadcast: what was before it took too long.') : await outcomeOf(content, deadline);
   pending -= 1;
+  failed = outcome.state === 'failed' ? outcome : failed;
+  const shown = failed ?? outcome;
   // While others are on their way, only what went wrong is worth a word.
-  if (pending === 0 || outcome.state === 'failed') {
-    showOutcome(outcome.state, outcome.sentence);
+  if (pending === 0 || shown === failed) {
+    showOutcome(shown.state, shown.sentence);
   }
 }
 
 /** Broadcast what the form held, and say what came of it. */
 async function outcomeOf(content, deadline) {
-  if (deadline.aborted) {
-    return failure('Not broadcast: what was before it took too long.');
-  }
   try {
     const response = await fetch(form.action, {
       method: 'POST',
@@ -371,6 +380,7 @@ async function outcomeOf(content, deadline) {
     return response.ok ? { state: 'done', sentence: answer.sentence } : failure(answer.error);
   } catch (error) {
     if (deadline.aborted) {
+      givenUp = clicks;
       const seconds = DEADLINE / 1000;
       return failure(`No answer within ${seconds} s: it may have been broadcast or not. Has PHP-FPM a worker free?`);
     }
