@@ -268,22 +268,32 @@ namespace Realtime {
         }
 
         /**
-         * The channels that have subscribers and whose names begin with the prefix.
+         * The channels that have subscribers and whose names begin with the prefix. However many there are, they come page
+         * by page, and the timeout is for each page; what comes or goes meanwhile may be among them or not.
          *
          * @return array<ChannelInfo> by name; PHP makes an int of a key like "42"
          */
         public function channels(string $prefix = ''): array
         {
             $channels = [];
-            foreach (self::map($this->call('channels', [$prefix])) as $name => $found) {
-                $channels[$name] = new ChannelInfo(
-                    (string) $name,
-                    self::intField($found, 'subscribers'),
-                    self::stringField($found, 'epoch'),
-                    self::intField($found, 'offset'),
-                    self::intField($found, 'history'),
-                );
-            }
+            $options = ['prefix' => $prefix];
+            do {
+                $page = $this->call('channels', [$options]);
+                foreach (self::map(self::map($page)['channels'] ?? null) as $name => $found) {
+                    $channels[$name] = new ChannelInfo(
+                        (string) $name,
+                        self::intField($found, 'subscribers'),
+                        self::stringField($found, 'epoch'),
+                        self::intField($found, 'offset'),
+                        self::intField($found, 'history'),
+                    );
+                }
+                $next = ($page['next'] ?? null) === null ? null : self::intField($page, 'next');
+                if ($next !== null && $next <= ($options['after'] ?? -1)) {
+                    throw new ProtocolException("the daemon's pages do not go on: " . quoted($next));
+                }
+                $options['after'] = $next;
+            } while ($next !== null);
             return $channels;
         }
 

@@ -43,6 +43,9 @@ _CHUNK_SECONDS: Final = 0.1
 _ENDINGS: Final = 16
 """Slow clients that are told so in one turn of the event loop."""
 
+_SHORT: Final = 50
+"""Entries of a queue that is let go of at once."""
+
 _DISCARDED_AT_ONCE: Final = 500
 """Entries that are let go of before other tasks get their turn: half a millisecond."""
 
@@ -157,7 +160,7 @@ class Backlogs:
 
     def discard(self, queue: _Queue) -> None:
         """Let go of a queue of entries: at once if it is short, or else with `let_go`. It is no longer the caller's."""
-        self._let_go_of(queue, _DISCARDED_AT_ONCE)
+        self._let_go_of(queue, _SHORT)
         if queue:
             self._discarded.append(queue)
             self._attendant.unpark_all()

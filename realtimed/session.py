@@ -61,6 +61,9 @@ _LEFT_ALLOWED: Final = 5000
 """Parsers, of about 1.5 KB each, that may lie about until the garbage is collected. That may take half a second."""
 
 _HANDSHAKES: Final = 8
+_DEPARTURES: Final = 8
+"""How many handshakes are under way at a time, and how many connections are given up in a turn of the event loop: when
+thousands come or go, all others are served in between."""
 
 _RELIEF: Final = 0.9
 """To which part of `max-backlog-total` the slowest clients are disconnected once it is exceeded."""
@@ -138,14 +141,20 @@ class Session:
                     self._nursery.cancel_scope.cancel()
                 # Else the library's reader ends with the peer's Close or end of file, the drain task with the backlog.
         finally:
-            self._hub.leave(self.stream)
-            self._sessions.members.pop(self.id, None)
-            self.stream.shut()
-            if self._place is not None:
-                self._sessions.admission.leave(self._place)
-            self._let_go()
-            if self.stream.answered == HTTPStatus.SWITCHING_PROTOCOLS and not self.stream.parser_is_through:
-                self._sessions.note_left()
+            with trio.CancelScope(shield=True):
+                async with self._sessions.departures:
+                    self._depart()
+
+    def _depart(self) -> None:
+        """Give back everything that the connection has taken."""
+        self._hub.leave(self.stream)
+        self._sessions.members.pop(self.id, None)
+        self.stream.shut()
+        if self._place is not None:
+            self._sessions.admission.leave(self._place)
+        self._let_go()
+        if self.stream.answered == HTTPStatus.SWITCHING_PROTOCOLS and not self.stream.parser_is_through:
+            self._sessions.note_left()
 
     def describe(self) -> dict[str, object]:
         """Return what the ``clients`` command shows."""
@@ -431,8 +440,8 @@ class Sessions:
         self.run = secrets.token_hex(2)
         """In every client's id: one that was noted before a restart means nobody after it."""
         self.handshakes = trio.Semaphore(_HANDSHAKES)
-        """So many requests that have arrived are answered at a time: when thousands come, all others are served in
-        between."""
+        """Held by those whose request has arrived."""
+        self.departures = trio.Semaphore(_DEPARTURES)
         self._numbers = itertools.count(1)
 
     def note_left(self) -> None:
