@@ -116,10 +116,15 @@ namespace Realtime {
     /** A message out of a channel's history: text, or bytes if it is binary. */
     final class Message
     {
+        /**
+         * @param ?float $time when it was published, in seconds since 1970 by the clock of the daemon's machine; null if
+         *     the daemon is older than this client and does not say
+         */
         public function __construct(
             public readonly int $offset,
             public readonly string $message,
             public readonly bool $binary,
+            public readonly ?float $time = null,
         ) {
         }
     }
@@ -303,7 +308,14 @@ namespace Realtime {
          */
         public function history(string $channel, int $count = 100): History
         {
-            $result = $this->call('history', [$channel, $count]);
+            try {
+                $result = $this->call('history', [$channel, $count, ['time' => true]]);
+            } catch (RefusedException $refused) {
+                if ($refused->getErrorCode() !== 'invalid_params') {
+                    throw $refused;
+                }
+                $result = $this->call('history', [$channel, $count]); // as a daemon of before times takes it
+            }
             $messages = \is_array($result) ? $result['messages'] ?? null : null;
             if (!\is_array($messages)) {
                 throw self::unusable($result, 'messages');
@@ -454,9 +466,10 @@ namespace Realtime {
         {
             $offset = \is_array($kept) ? $kept[0] ?? null : null;
             $message = \is_array($kept) ? $kept[1] ?? null : null;
+            $time = \is_array($kept) && isset($kept[2]) ? self::intField($kept[2], 'time') / 1000.0 : null;
             return match (true) {
-                \is_int($offset) && \is_string($message) => new Message($offset, $message, false),
-                \is_int($offset) && $message instanceof Bytes => new Message($offset, $message->bytes, true),
+                \is_int($offset) && \is_string($message) => new Message($offset, $message, false, $time),
+                \is_int($offset) && $message instanceof Bytes => new Message($offset, $message->bytes, true, $time),
                 default => throw new ProtocolException(
                     "the daemon's history has a message that is none: " . quoted($kept)
                 ),

@@ -84,7 +84,7 @@ async def realtimed_v1(directory: Path) -> AsyncIterator[Target]:
         yield replace(
             target,
             request=REQUEST % (b"/ws", b"Sec-WebSocket-Protocol: realtime.v1\r\n"),
-            payload_at=len('{"event":"message","channel":"########","offset":1,"data":"'),
+            payload_at=len('{"event":"message","channel":"########","offset":1,"time":1767225600000,"data":"'),
             payload_tail=len('"}'),
         )
 

@@ -20,9 +20,8 @@ _CHANNEL_NAME: Final = re.compile(rf"[{CHANNEL_CHARACTERS}]{{1,200}}")
 class Subscriber(Protocol):
     """What the hub knows of a subscriber."""
 
-    @property
-    def form(self) -> WireFormat:
-        """How publications look to this subscriber. Never changes."""
+    form: WireFormat
+    """How publications look to this subscriber. While it has channels, only `Hub.change_form` writes it."""
 
     @property
     def channels(self) -> set[Channel]:
@@ -131,6 +130,16 @@ class Channel:
                     self._rosters[form] = Roster(members, watched=True)
             self._audience = tuple(self._rosters.items())
         return self._audience
+
+    def change_form(self, subscriber: Subscriber, form: WireFormat) -> None:
+        """Move one of the subscribers to those who get `form`."""
+        former = self.subscribers[subscriber.form]
+        former.remove(subscriber)
+        if not former:
+            del self.subscribers[subscriber.form]
+        self.members_changed(subscriber.form)
+        self.subscribers.setdefault(form, set()).add(subscriber)
+        self.members_changed(form)
 
     def members_changed(self, form: WireFormat) -> None:
         """Take note that there is somebody more or less who gets `form`."""

@@ -95,6 +95,7 @@ class Daemon:
             max_channels=config.max_channels,
             max_subscriptions=config.max_subscriptions,
             history=self.history,
+            time_ns=time.time_ns,
         )
         self.fan_out = FanOut(self.hub)
         self.backlogs = Backlogs(

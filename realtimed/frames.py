@@ -133,7 +133,8 @@ class WireFormat(Protocol):
 class Publication(msgspec.Struct, eq=False, gc=False):  # one for each publication: made in a fraction of the time
     """One message on its way: what was said, where, and its place in the channel.
 
-    `payload` is the message in bytes, UTF-8 if `text`. `offset` counts the channel's publications from 1.
+    `payload` is the message in bytes, UTF-8 if `text`. `offset` counts the channel's publications from 1. `time` is the
+    wall clock at publication, in milliseconds since 1970: it may run backwards from one publication to the next.
     """
 
     # Invariant: `_bytes` is this in the format `_form`, the first anyone needed; `_others` has the other formats. Most
@@ -143,6 +144,7 @@ class Publication(msgspec.Struct, eq=False, gc=False):  # one for each publicati
     payload: bytes
     text: bool
     offset: int
+    time: int = 0
     _form: WireFormat | None = None
     _bytes: bytes = b""
     _others: dict[WireFormat, bytes] | None = None

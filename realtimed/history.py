@@ -18,12 +18,12 @@ from typing import Final, NamedTuple, TypeAlias
 
 from realtimed.patterns import Pattern
 
-__all__ = ["ENTRY_BYTES", "RING_BYTES", "History", "Kept", "Retention", "Ring", "Shelf"]
+__all__ = ["ENTRY_BYTES", "RING_BYTES", "Aged", "History", "Kept", "Retention", "Ring", "Shelf"]
 
 Kept: TypeAlias = bytes | bytearray
 """A payload that is kept: `bytes` for text, and `bytearray` for what is not. The garbage collector knows neither."""
 
-ENTRY_BYTES: Final = 160
+ENTRY_BYTES: Final = 168
 """What one kept publication counts beside its payload: about what its objects take in CPython on a 64-bit machine."""
 
 RING_BYTES: Final = 1024
@@ -48,17 +48,28 @@ class Retention(NamedTuple):
     age: float
 
 
+class Aged(NamedTuple):
+    """A publication that is kept: its age in seconds, and when it was published, in milliseconds since 1970."""
+
+    age: float
+    payload: Kept
+    published: int
+
+
 class Ring:
     """One channel's recent publications."""
 
     __slots__ = (
-        "count", "first", "gone", "name", "needed_to", "payloads", "readers", "retained", "shelf", "size", "times",
+        "count", "first", "gone", "name", "needed_to", "payloads", "published", "readers", "retained", "shelf", "size",
+        "times",
     )  # fmt: skip
 
     # Invariants: there are `count` publications, consecutive ones, the first of which has the offset `first`; at most
-    # `size`, and always up to the newest that was kept. When the last has gone, `first` is beyond it. `payloads` and
-    # `times` are columns: first `gone` places of what was dropped, then one for each publication. So a place's offset
-    # is its index + `first` - `gone`.
+    # `size`, and always up to the newest that was kept. When the last has gone, `first` is beyond it. `payloads`,
+    # `times` and `published` are columns: first `gone` places of what was dropped, then one for each publication. So a
+    # place's offset is its index + `first` - `gone`. `times` are seconds of the history's own clock, which never runs
+    # backwards and decides what is too old. `published` are milliseconds since 1970 by the wall clock, which somebody
+    # may set: they are only told.
     #
     # A place that was dropped holds `_GONE`, unless a reader may still need it. `readers` are those that read at their
     # own pace, each with `first` as it was when the reader began, in the order of beginning, so in that of offsets: no
@@ -73,6 +84,7 @@ class Ring:
         self.count = 0
         self.payloads: list[Kept] = []
         self.times = array("d")
+        self.published = array("q")
         self.gone = 0
         self.readers: OrderedDict[object, int] | None = None
         self.needed_to = 0
@@ -88,9 +100,10 @@ class Ring:
         """The offset of the oldest publication that is kept, or that a reader may need."""
         return next(iter(self.readers.values())) if self.readers else self.first
 
-    def at(self, offset: int) -> Kept:
-        """Return the payload of a publication that is kept, or retained for a reader."""
-        return self.payloads[offset - self.first + self.gone]
+    def at(self, offset: int) -> tuple[Kept, int]:
+        """Return payload and time of publication of what is kept, or retained for a reader."""
+        place = offset - self.first + self.gone
+        return self.payloads[place], self.published[place]
 
 
 class Shelf:
@@ -215,8 +228,11 @@ class History:
             shelf = self._shelves[retention.age] = Shelf(retention.age)
         return Ring(name, retention.size, shelf)
 
-    def keep(self, ring: Ring, offset: int, payload: Kept, time: float | None = None) -> None:
-        """Keep a publication of now or of another `time`; `offset` follows that of the one before, and `time` too."""
+    def keep(self, ring: Ring, offset: int, payload: Kept, published: int, time: float | None = None) -> None:
+        """Keep a publication of now or of another `time`; `offset` follows that of the one before, and `time` too.
+
+        `published` is the time that is told of it, in milliseconds since 1970: 64 bits with a sign.
+        """
         # All by hand, as every publication passes here.
         if not ring.count:
             ring.first = offset
@@ -224,6 +240,7 @@ class History:
             self.channels += 1
         ring.count += 1
         ring.times.append(self._clock() if time is None else time)
+        ring.published.append(published)
         ring.payloads.append(payload)
         shelf = ring.shelf
         shelf.live += 1
@@ -283,27 +300,27 @@ class History:
             ring.retained = 0
             _close_up(ring, ring.gone)
 
-    def ages(self, ring: Ring) -> list[tuple[float, Kept]]:
-        """Return for each of a ring's publications, oldest first, how many seconds old it is, and its payload."""
+    def aged(self, ring: Ring) -> list[Aged]:
+        """Return a ring's publications, oldest first."""
         self._expire(ring)
         now = self._clock()
-        kept = zip(ring.times[ring.gone :], ring.payloads[ring.gone :], strict=True)
-        return [(now - time, payload) for time, payload in kept]
+        kept = zip(ring.times[ring.gone :], ring.payloads[ring.gone :], ring.published[ring.gone :], strict=True)
+        return [Aged(now - time, payload, published) for time, payload, published in kept]
 
-    def restore(self, rings: Iterable[tuple[Ring, int, list[tuple[float, Kept]]]], later: float) -> None:
-        """Fill empty rings with entries as `ages` gave them `later` seconds ago; with a ring comes its newest offset.
+    def restore(self, rings: Iterable[tuple[Ring, int, list[Aged]]], later: float) -> None:
+        """Fill empty rings with entries as `aged` gave them `later` seconds ago; with a ring comes its newest offset.
 
         May call `emptied` for rings of which nothing can be kept.
         """
         now = self._clock() - later
         everything = [
-            (now - age, offset, payload, ring)
+            (now - age, offset, payload, published, ring)
             for ring, newest, entries in rings
-            for offset, (age, payload) in enumerate(entries, newest - len(entries) + 1)
+            for offset, (age, payload, published) in enumerate(entries, newest - len(entries) + 1)
         ]
         everything.sort(key=itemgetter(0, 1))
-        for time, offset, payload, ring in everything:
-            self.keep(ring, offset, payload, time)
+        for time, offset, payload, published, ring in everything:
+            self.keep(ring, offset, payload, published, time)
         while self.expire(len(everything)):
             pass
 
@@ -399,5 +416,5 @@ class History:
 
 def _close_up(ring: Ring, places: int) -> None:
     """Take away the first `places` of a ring, which have been dropped."""
-    del ring.payloads[:places], ring.times[:places]
+    del ring.payloads[:places], ring.times[:places], ring.published[:places]
     ring.gone -= places

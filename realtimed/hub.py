@@ -27,8 +27,8 @@ import msgspec
 
 from realtimed.channel import Channel, Subscriber, check_channel_name, encode_message
 from realtimed.errors import RefusedError
-from realtimed.frames import Publication
-from realtimed.history import History, Retention
+from realtimed.frames import Publication, WireFormat
+from realtimed.history import Aged, History, Retention
 from realtimed.replays import Missed, Replays
 from realtimed.rounds import Batch, Entry, Round, send_each
 from realtimed.watch import Watchers
@@ -72,29 +72,37 @@ class Position(NamedTuple):
 
 
 class SavedChannel(NamedTuple):
-    """A channel's history without the hub: `entries` are (age in seconds, payload, is text), the last has `offset`."""
+    """A channel's history without the hub: the last of the entries has `offset`.
+
+    Each is (age in seconds, payload, is text, time of publication in milliseconds since 1970).
+    """
 
     name: str
     epoch: str
     offset: int
-    entries: list[tuple[float, bytes, bool]]
+    entries: list[tuple[float, bytes, bool, int]]
 
 
 class Joined(NamedTuple):
     """What a subscriber learns: where the channel is, and what of it was missed.
 
     `recovered` is None if nothing was asked for; True if `missed` is all that was published since then, in order; False
-    if it is not known any more, and then `missed` is empty.
+    if it is not known any more, and then `missed` is empty. If the last publications were asked for, they are `missed`,
+    and `last` is how many there are.
     """
 
     epoch: str
     offset: int
     recovered: bool | None
     missed: Missed
+    last: int | None = None
 
 
 class Hub:
-    """All channels, their subscribers, and the publications on their way to them. Without `history` nothing is kept."""
+    """All channels, their subscribers, and the publications on their way to them. Without `history` nothing is kept.
+
+    `time_ns` is the wall clock: nanoseconds since 1970, as `time.time_ns`. Nothing is decided by it.
+    """
 
     # Invariants:
     # - `channels` holds exactly the channels that have a subscriber or something in their history, or had a subscriber
@@ -110,7 +118,13 @@ class Hub:
     # - `_lives` says for each group of names how many of its channels have been forgotten that had a publication.
 
     def __init__(
-        self, *, max_message: int, max_channels: int, max_subscriptions: int = 2**63, history: History | None = None
+        self,
+        *,
+        max_message: int,
+        max_channels: int,
+        max_subscriptions: int = 2**63,
+        history: History | None = None,
+        time_ns: Callable[[], int] = int,
     ) -> None:
         self.max_message = max_message
         self.max_channels = max_channels
@@ -130,6 +144,7 @@ class Hub:
         self.sent_bytes = 0
         self.rounds = 0
         self.subscriptions = 0
+        self._time_ns = time_ns
         self._numbers = itertools.count(1)
         self._log: list[Entry] = []
         self._log_start = 0
@@ -175,11 +190,12 @@ class Hub:
                 if not self.watchers:
                     return Receipt(0, channel.epoch, 1)
         channel.offset += 1
+        time = self._time_ns() // 1_000_000
         if channel.ring is not None:
-            self.history.keep(channel.ring, channel.offset, payload if text else bytearray(payload))
+            self.history.keep(channel.ring, channel.offset, payload if text else bytearray(payload), time)
         if not channel.count and not self.watchers:
             return Receipt(0, channel.epoch, channel.offset)
-        publication = Publication(channel.name, payload, text, channel.offset)
+        publication = Publication(channel.name, payload, text, channel.offset, time)
         self._log.append((channel, publication))
         self.log_bytes += len(payload) + _PUBLICATION_BYTES
         self.deliveries += channel.count
@@ -187,12 +203,14 @@ class Hub:
             self.wake()
         return Receipt(channel.count, channel.epoch, channel.offset)
 
-    def subscribe(self, subscriber: Subscriber, name: object, since: Position | None = None) -> Joined:
+    def subscribe(
+        self, subscriber: Subscriber, name: object, since: Position | None = None, *, last: int | None = None
+    ) -> Joined:
         """Let `subscriber` have all that is published on `name` from now on; a second time changes nothing.
 
-        With `since`, the answer has what was published between then and now, or says that it cannot be known. The
-        caller writes it to the subscriber before anything else happens: then nothing is lost between it and what
-        follows.
+        With `since`, the answer has what was published between then and now, or says that it cannot be known. Without
+        it, the answer has the `last` publications that are kept, as many as there are. The caller writes it to the
+        subscriber before anything else happens: then nothing is lost between it and what follows.
 
         Raises `RefusedError`, with the code ``invalid_channel``, ``too_many_channels`` or ``too_many_subscriptions``.
         """
@@ -201,9 +219,13 @@ class Hub:
             channel = self._join(subscriber, channel, str(name))
         else:
             self.catch_up(subscriber)
-        missed = self._since(channel, since) if since is not None else None
-        recovered = None if since is None else missed is not None
-        return Joined(channel.epoch, channel.offset, recovered, _ending(channel, missed or 0))
+        if since is None:
+            kept = self._latest(channel, last or 0)
+            return Joined(
+                channel.epoch, channel.offset, None, _ending(channel, kept), kept if last is not None else None
+            )
+        missed = self._since(channel, since)
+        return Joined(channel.epoch, channel.offset, missed is not None, _ending(channel, missed or 0))
 
     def _join(self, subscriber: Subscriber, channel: Channel | None, name: str) -> Channel:
         if len(subscriber.channels) >= self.max_channels:
@@ -244,6 +266,15 @@ class Hub:
         if channel in subscriber.channels:  # if not, that was more than it may have waiting, and it has left
             self._remove(subscriber, channel)
         return True
+
+    def change_form(self, subscriber: Subscriber, form: WireFormat) -> None:
+        """Let publications look to `subscriber` like `form` from now on; what was published before is handed over."""
+        if subscriber.form is form:
+            return
+        self.catch_up(subscriber)
+        for channel in subscriber.channels:
+            channel.change_form(subscriber, form)
+        subscriber.form = form
 
     def leave(self, subscriber: Subscriber) -> None:
         """End all subscriptions of one who is gone. What was on its way to it is for the caller to consider."""
@@ -314,14 +345,13 @@ class Hub:
         channel = self._find(name)
         if channel is None:
             return Position("", 0), Missed("", "", None, 0, 0)
-        kept = self.history.latest(channel.ring, count) if channel.ring is not None else 0
-        return Position(channel.epoch, channel.offset), _ending(channel, kept)
+        return Position(channel.epoch, channel.offset), _ending(channel, self._latest(channel, count))
 
     def saved(self) -> Iterator[SavedChannel]:
         """Yield every channel that has a history. Nothing may be published meanwhile."""
         for channel in list(self.channels.values()):
-            if channel.ring is not None and (kept := self.history.ages(channel.ring)):
-                entries = [(age, bytes(payload), isinstance(payload, bytes)) for age, payload in kept]
+            if channel.ring is not None and (kept := self.history.aged(channel.ring)):
+                entries = [(age, bytes(payload), isinstance(payload, bytes), time) for age, payload, time in kept]
                 yield SavedChannel(channel.name, channel.epoch, channel.offset, entries)
 
     def restore(self, channels: Iterable[SavedChannel], later: float) -> None:
@@ -335,7 +365,10 @@ class Hub:
             if channel.ring is not None:
                 channel.offset = saved.offset
                 self.channels[channel.name] = channel
-                kept = [(age, payload if text else bytearray(payload)) for age, payload, text in saved.entries]
+                kept = [
+                    Aged(age, payload if text else bytearray(payload), time)
+                    for age, payload, text, time in saved.entries
+                ]
                 rings.append((channel.ring, saved.offset, kept))
         self.history.restore(rings, later)
 
@@ -367,6 +400,10 @@ class Hub:
         if since.offset == channel.offset:
             return 0
         return self.history.after(channel.ring, since.offset) if channel.ring is not None else None
+
+    def _latest(self, channel: Channel, count: int) -> int:
+        """Return how many of the last `count` publications are kept."""
+        return self.history.latest(channel.ring, count) if count and channel.ring is not None else 0
 
     def _make(self, name: str) -> Channel:
         return Channel(name, self._epoch(name), self.history.ring(name), next(self._numbers))

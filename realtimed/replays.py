@@ -58,22 +58,29 @@ class Missed:
     def publication(self, offset: int) -> Publication:
         """Return the publication with this offset."""
         assert self.ring is not None, "there are none without a ring"
-        payload = self.ring.at(offset)
-        return Publication(self.channel, bytes(payload), isinstance(payload, bytes), offset)
+        payload, time = self.ring.at(offset)
+        return Publication(self.channel, bytes(payload), isinstance(payload, bytes), offset, time)
 
     def payloads(self) -> list[Kept]:
         """Return all payloads, oldest first, as they are kept: they stay however long that takes."""
-        if self.ring is None:
-            return []
-        start = self.first - self.ring.first + self.ring.gone
-        return self.ring.payloads[start : start + self.count]
+        return self.ring.payloads[self._places()] if self.ring is not None else []
+
+    def times(self) -> Sequence[int]:
+        """Return all times of publication, in milliseconds since 1970, in the order of `payloads`."""
+        return self.ring.published[self._places()] if self.ring is not None else ()
 
     @property
     def payload_bytes(self) -> int:
         """How many bytes the messages have together."""
         if self.ring is None:
             return 0
-        return sum(len(self.ring.at(offset)) for offset in range(self.first, self.first + self.count))
+        return sum(map(len, self.ring.payloads[self._places()]))
+
+    def _places(self) -> slice:
+        """Return where these publications are in the columns of their ring."""
+        assert self.ring is not None, "there are none without a ring"
+        start = self.first - self.ring.first + self.ring.gone
+        return slice(start, start + self.count)
 
 
 class Pieces:

@@ -153,7 +153,7 @@ class Watchers:
             return
         for each in publications:
             # A copy: what the original has been encoded to for subscribers need not wait as well.
-            self._queue.append(Publication(each.channel, each.payload, each.text, each.offset))
+            self._queue.append(Publication(each.channel, each.payload, each.text, each.offset, each.time))
             self.queued_bytes += len(each.payload) + _QUEUED_BYTES
 
     def step(self, budget: int = _SLICE) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -15,6 +16,9 @@ from tests.stack import Daemon, running_daemon
 
 FLAVOURS = ("blocking", "trio", "asyncio")
 
+_RECENT = 600
+"""Seconds within which a test has published what it looks at."""
+
 
 @contextmanager
 def daemon_in_thread(directory: Path, *options: str, module: str = "realtimed") -> Iterator[Daemon]:
@@ -24,6 +28,14 @@ def daemon_in_thread(directory: Path, *options: str, module: str = "realtimed") 
         portal.wrap_async_context_manager(running_daemon(directory, *options, module=module)) as daemon,
     ):
         yield daemon
+
+
+def untimed(message: ChannelMessage | None) -> ChannelMessage:
+    """Return a message without its time of publication, after a look whether that is about now."""
+    assert message is not None
+    assert message.time is not None
+    assert abs(message.time - time.time()) < _RECENT
+    return message._replace(time=None)
 
 
 class _PortalSubscription:
@@ -64,8 +76,11 @@ class _PortalClient:
             yield _PortalSubscription(self._portal, subscription)
 
     @contextmanager
-    def subscribe(self, *channels: str, since: Mapping[str, Position] | None = None) -> Iterator[_PortalSubscription]:
-        with self._portal.wrap_async_context_manager(self._client.subscribe(*channels, since=since)) as subscription:
+    def subscribe(
+        self, *channels: str, since: Mapping[str, Position] | None = None, last: int | None = None
+    ) -> Iterator[_PortalSubscription]:
+        subscribing = self._client.subscribe(*channels, since=since, last=last)
+        with self._portal.wrap_async_context_manager(subscribing) as subscription:
             yield _PortalSubscription(self._portal, subscription)
 
 

@@ -57,8 +57,9 @@ async def test_a_broadcast_reaches_everyone_on_the_channel_and_nobody_else(daemo
             assert (text["recipients"], text["offset"]) == (2, 1)
             assert binary == {**text, "offset": 2}
             assert [await plain.get_message(), await plain.get_message()] == ["hellö", b"\xff\x00"]
-            assert json.loads(await enveloped.get_message()) == {
-                "event": "message", "channel": "news", "offset": 1, "data": "hellö",
+            event = json.loads(await enveloped.get_message())
+            assert event == {
+                "event": "message", "channel": "news", "offset": 1, "time": event["time"], "data": "hellö",
             }  # fmt: skip
             assert json.loads(await enveloped.get_message())["base64"] == "/wA="
             assert await elsewhere.get_message() == "goal"

@@ -77,6 +77,10 @@ async def test_a_time_of_day_that_is_set_changes_no_deadline_and_no_age(runtime_
             assert (await event(client))["event"] == "welcome"
             subscribed, missed = await event(client), await event(client)
             assert (subscribed["recovered"], missed["data"]) == (True, "before")
+            assert abs(missed["time"] / 1000 - time.time()) < PATIENCE, "it keeps its time"
+            assert (await sender.call("broadcast", "news", "after"))["offset"] == 2
+            moved = (await event(client))["time"] - missed["time"]
+            assert abs(moved / 1000 - years * YEAR) < PATIENCE, "and the next has that of the clock as it is now"
             assert 0 < (await sender.call("stats"))["uptime"] < PATIENCE
     closed = re.findall(r"client closed .* code=(\d+) .*seconds=(\S+)", daemon.log)
     assert {code for code, _ in closed} <= {"1006", "4503"}
@@ -106,7 +110,11 @@ async def test_history_that_seems_old_is_not_taken_over_and_history_of_the_futur
             answer = await event(client)
             assert answer["recovered"] is recovered
             if recovered:
-                assert [(await event(client))["data"] for _ in range(2)] == ["1", "2"]
+                missed = [await event(client) for _ in range(2)]
+                assert [each["data"] for each in missed] == ["1", "2"]
+                assert all(abs(each["time"] / 1000 - time.time()) < PATIENCE for each in missed), (
+                    "they keep their times"
+                )
 
 
 # Processes that stand still.

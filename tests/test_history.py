@@ -6,14 +6,17 @@ import random
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from realtimed.frames import Publication
 from realtimed.history import ENTRY_BYTES, RING_BYTES, History, Retention, Ring, Shelf
 from realtimed.hub import Hub, Joined, Position
 from realtimed.rounds import Round
+from realtimed.snapshot import dump, load
 from tests.test_hub import LINES, MODEL_RUNS, OTHER_LINES, Listener, fan_out
 
 AMPLE = 2**30
@@ -32,6 +35,7 @@ def make_hub(
     age: float = 300,
     limit: int = AMPLE,
     clock: Callable[[], float] | None = None,
+    time_ns: Callable[[], int] = int,
     **rules: tuple[int, float],
 ) -> Hub:
     history = History(
@@ -40,7 +44,7 @@ def make_hub(
         default=Retention(size, age),
         rules=[(pattern.replace("_", "*"), Retention(*retention)) for pattern, retention in rules.items()],
     )
-    return Hub(max_message=100_000, max_channels=128, history=history)
+    return Hub(max_message=100_000, max_channels=128, history=history, time_ns=time_ns)
 
 
 def publish(hub: Hub, name: str, count: int) -> Position:
@@ -348,7 +352,7 @@ def test_the_history_agrees_with_a_list_of_all_publications(seed: int) -> None:
         ring = rings[min(int(chance.expovariate(0.2)), len(rings) - 1)]
         offsets[ring] += 1
         payload = b"%5d" % number
-        history.keep(ring, offsets[ring], payload)
+        history.keep(ring, offsets[ring], payload, published=number)
         kept.append((clock.now, ring, offsets[ring], payload))
         mine = [entry for entry in kept if entry[1] is ring]
         if len(mine) > ring.size:
@@ -363,6 +367,7 @@ def test_the_history_agrees_with_a_list_of_all_publications(seed: int) -> None:
             for ring in rings:
                 mine = [entry for entry in kept if entry[1] is ring]
                 assert ring.payloads[ring.gone :] == [payload for *_, payload in mine]
+                assert list(ring.published[ring.gone :]) == [int(payload) for *_, payload in mine]
                 assert not mine or (ring.first, ring.began) == (mine[0][2], mine[0][0])
             assert (history.publications, history.bytes) == (len(kept), counted_bytes())
             for shelf in {ring.shelf for ring in rings}:
@@ -422,6 +427,79 @@ def test_recent_publications_can_be_looked_at_without_subscribing() -> None:
     assert (position, list(publications)) == (("", 0), [])
 
 
+def test_the_last_publications_come_with_a_subscription() -> None:
+    hub = make_hub(size=5)
+    publish(hub, "news", 9)
+    for last, kept in ((2, ["8", "9"]), (5, ["5", "6", "7", "8", "9"]), (10**30, ["5", "6", "7", "8", "9"]), (0, [])):
+        joined = hub.subscribe(Listener(), "news", last=last)
+        assert (joined.recovered, joined.last, missed(joined), joined.offset) == (None, len(kept), kept, 9)
+    assert hub.subscribe(Listener(), "news").last is None
+    assert hub.subscribe(Listener(), "new", last=5).last == 0
+
+
+def test_the_last_publications_are_no_older_than_may_be() -> None:
+    clock = Clock()
+    hub = make_hub(age=60, clock=clock)
+    publish(hub, "news", 2)
+    clock.now += 40
+    publish(hub, "news", 1)
+    clock.now += 20
+    assert missed(hub.subscribe(Listener(), "news", last=10)) == ["1"]
+    clock.now += 40
+    assert missed(hub.subscribe(Listener(), "news", last=10)) == []
+
+
+def test_no_publication_falls_between_the_last_ones_and_live() -> None:
+    hub = make_hub()
+    listener = Listener()
+    hub.subscribe(listener, "news")
+    publish(hub, "news", 3)
+    joined = hub.subscribe(listener, "news", last=2)
+    assert listener.received.decode() == "news/1/1;news/2/2;news/3/3;", "what was on its way comes before the answer"
+    assert missed(joined) == ["2", "3"]
+    publish(hub, "news", 1)
+    fan_out(hub)
+    assert listener.received.decode().endswith(";news/3/3;news/4/1;")
+
+
+# The time of publication is told, and decides nothing.
+
+
+@pytest.mark.parametrize("step", [-(10**15), -1_000_000, 0, 1_234_567, 10**15])
+def test_the_time_of_publication_is_that_of_a_clock_that_may_be_set(step: int) -> None:
+    """Milliseconds, rounded down; a year back or forth with every publication drops none and changes no order."""
+    wall = Clock()
+    hub = make_hub(size=4, time_ns=lambda: int(wall.now) * step)
+    start = publish(hub, "news", 1)
+    for wall.now in range(1, 7):
+        publish(hub, "news", 1)
+    joined = come_back(hub, "news", start._replace(offset=3))
+    assert [(each.offset, each.time) for each in joined.missed] == [
+        (offset, (offset - 1) * step // 1_000_000) for offset in (4, 5, 6, 7)
+    ]
+    _, publications = hub.recent("news", 2)
+    assert list(publications.times()) == [5 * step // 1_000_000, 6 * step // 1_000_000]
+    assert hub.recent("nothing-here", 2)[1].times() == ()
+
+
+def test_a_publication_on_its_way_has_the_time_that_the_history_tells() -> None:
+    class Times:
+        def encode(self, publication: Publication) -> bytes:
+            return f"{publication.offset}@{publication.time};".encode()
+
+    ticks = count(0, 1_500_000)
+    hub = make_hub(time_ns=lambda: next(ticks))
+    subscriber, watcher = Listener(form=Times()), Listener(form=Times())
+    hub.subscribe(subscriber, "news")
+    hub.watchers.add(watcher, "*")
+    publish(hub, "news", 4)
+    fan_out(hub)
+    while hub.watchers.step():
+        pass
+    assert subscriber.received == watcher.received == b"1@0;2@1;3@3;4@4;"
+    assert list(hub.recent("news", 9)[1].times()) == [0, 1, 3, 4]
+
+
 # The model: a list of all that was ever published, and no rounds.
 
 
@@ -443,14 +521,27 @@ class Model:
         self.size = size
         self.age = age
         self.published: list[tuple[float, str]] = []
+        self.times: list[int] = []
 
     def recoverable(self, offset: int) -> bool:
+        return offset >= self.gone()
+
+    def gone(self) -> int:
+        """Return the offset of the newest publication that is not kept."""
         gone = [
             number
             for number, (time, _) in enumerate(self.published, 1)
             if number <= len(self.published) - self.size or time <= self.clock.now - self.age
         ]
-        return offset >= max(gone, default=0)
+        return max(gone, default=0)
+
+    def told(self) -> list[tuple[int, str]]:
+        """Return time of publication and message of all that was ever published."""
+        return [(time, message) for time, (_, message) in zip(self.times, self.published, strict=True)]
+
+    def kept(self) -> list[tuple[int, str]]:
+        """Return the same of what is kept."""
+        return self.told()[self.gone() :]
 
 
 def lines(listener: Listener) -> list[str]:
@@ -460,22 +551,34 @@ def lines(listener: Listener) -> list[str]:
 @settings(max_examples=MODEL_RUNS, deadline=None)
 @given(seed=st.integers(0, 2**32), steps=st.integers(1, 300), size=st.integers(1, 8))
 def test_recovery_agrees_with_the_model(seed: int, steps: int, size: int) -> None:
-    """Readers come and go, in mid-round too; each has exactly what it should, or was told that it does not."""
-    chance, clock = random.Random(seed), Clock()
-    hub, model = make_hub(size=size, age=20, clock=clock), Model(clock, size, 20)
+    """Readers come and go, in mid-round too; each has exactly what it should, or was told that it does not.
+
+    Meanwhile somebody sets the wall clock, and other daemons take over what is kept.
+    """
+    chance, clock, wall = random.Random(seed), Clock(), Clock(0)
+    hub = make_hub(size=size, age=20, clock=clock, time_ns=lambda: int(wall.now) * 1_000_000)
+    model = Model(clock, size, 20)
     keeper = Listener()  # keeps the channel and its epoch in being
     hub.subscribe(keeper, "news")
     readers = [Reader(Listener(form=chance.choice([LINES, OTHER_LINES]))) for _ in range(5)]
     turn: Round | None = None
     for number in range(steps):
         reader = chance.choice(readers)
-        match chance.choice(["come", "go", "publish", "publish", "publish", "elsewhere", "step", "step", "wait"]):
+        match chance.choice([
+            "come", "go", "publish", "publish", "publish", "elsewhere", "step", "step", "wait", "set clock",
+            "hand over",
+        ]):  # fmt: skip
             case "come" if not reader.connected:
-                joined = hub.subscribe(reader.listener, "news", reader.since)
+                last = chance.choice([None, 0, 1, 2, 5, 100]) if reader.since is None else None
+                joined = hub.subscribe(reader.listener, "news", reader.since, last=last)
+                told = [(each.time, each.payload.decode()) for each in joined.missed]
                 if reader.since is not None:
                     assert joined.recovered == model.recoverable(reader.since.offset)
-                    expected = model.published[reader.since.offset :] if joined.recovered else []
-                    assert missed(joined) == [message for _, message in expected]
+                    expected = model.told()[reader.since.offset :] if joined.recovered else []
+                else:
+                    assert (joined.recovered, joined.last) == (None, None if last is None else len(told))
+                    expected = model.kept()[-last:] if last else []
+                assert told == expected
                 assert joined.offset == len(model.published)
                 reader.connected = True
                 reader.since = Position(joined.epoch, joined.offset)
@@ -494,6 +597,15 @@ def test_recovery_agrees_with_the_model(seed: int, steps: int, size: int) -> Non
             case "publish":
                 hub.publish("news", str(number))
                 model.published.append((clock.now, str(number)))
+                model.times.append(int(wall.now))
+            case "set clock":
+                wall.now += chance.choice([-(10**9), -1, 1, 10**9])
+            case "hand over":
+                after = make_hub(size=size, age=20, clock=Clock(5.0))
+                load(after, b"".join(dump(hub, 0)), 0)
+                _, publications = after.recent("news", 100)
+                times, payloads = publications.times(), publications.payloads()
+                assert [(time, payload.decode()) for time, payload in zip(times, payloads, strict=True)] == model.kept()
             case "elsewhere":
                 hub.publish(f"other:{number % 3}", "x")
             case "wait":

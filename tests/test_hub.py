@@ -34,8 +34,16 @@ class Lines:
         return f"{publication.channel}/{publication.offset}/{publication.payload.decode()};".encode()
 
 
+class LoudLines(Lines):
+    """The same with "!" behind each message."""
+
+    def encode(self, publication: Publication) -> bytes:
+        return super().encode(publication)[:-1] + b"!;"
+
+
 LINES = Lines()
 OTHER_LINES = Lines()
+LOUD_LINES = LoudLines()
 
 
 @dataclass(eq=False)
@@ -308,7 +316,9 @@ def test_the_hub_agrees_with_a_model_that_delivers_at_once(seed: int, steps: int
     turn = None
     for number in range(steps):
         who, where = chance.choice(listeners), chance.choice("abc")
-        match chance.choice(["subscribe", "unsubscribe", "publish", "publish", "publish", "catch up", "step", "step"]):
+        match chance.choice([
+            "subscribe", "unsubscribe", "publish", "publish", "publish", "catch up", "change form", "step", "step",
+        ]):  # fmt: skip
             case "subscribe":
                 hub.subscribe(who, where)
                 subscribed[where].add(who)
@@ -318,7 +328,9 @@ def test_the_hub_agrees_with_a_model_that_delivers_at_once(seed: int, steps: int
             case "publish":
                 assert hub.publish(where, str(number)).recipients == len(subscribed[where])
                 for each in subscribed[where]:
-                    expected[each].append(str(number))
+                    expected[each].append(f"{number}!" if each.form is LOUD_LINES else str(number))
+            case "change form":
+                hub.change_form(who, chance.choice([LINES, OTHER_LINES, LOUD_LINES]))
             case "catch up":
                 hub.catch_up(who)
                 assert who.messages == expected[who]
@@ -351,8 +363,11 @@ class Overwhelmed(Listener):
 @pytest.mark.parametrize("in_round", [False, True])
 @pytest.mark.parametrize(
     ("change", "name"),
-    [(Hub.subscribe, "news"), (Hub.subscribe, "new"), (Hub.unsubscribe, "news"), (Hub.unsubscribe, "sport")],
-)
+    [
+        (Hub.subscribe, "news"), (Hub.subscribe, "new"), (Hub.unsubscribe, "news"), (Hub.unsubscribe, "sport"),
+        (lambda hub, leaving, _: hub.change_form(leaving, LOUD_LINES), "any"),
+    ],
+)  # fmt: skip
 def test_who_leaves_over_what_it_is_handed_first_is_gone(
     change: Callable[[Hub, Listener, str], object], name: str, in_round: bool
 ) -> None:

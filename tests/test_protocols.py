@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 from typing import Any
 
 import pytest
@@ -21,7 +22,13 @@ from tests.test_hub import Listener, fan_out
 
 def converse(protocol: type[Conversation], **limits: int) -> tuple[Conversation, Hub, Listener]:
     history = History(limit=2**20, clock=lambda: 0.0, default=Retention(3, 60))
-    hub = Hub(max_message=1000, max_channels=limits.get("max_channels", 3), history=history)
+    times = count(0, 1_000_000)  # a millisecond for each publication
+    hub = Hub(
+        max_message=1000,
+        max_channels=limits.get("max_channels", 3),
+        history=history,
+        time_ns=lambda: next(times),
+    )
     listener = Listener(form=protocol.form)
     return protocol(hub, listener), hub, listener
 
@@ -132,9 +139,14 @@ class TestRealtimeV1:
 
     def test_messages_come_in_envelopes(self) -> None:
         encode = RealtimeV1.form.encode
-        text, binary = Publication("news", 'ä"\n'.encode(), True, 41), Publication("news", b"\xff\x00", False, 42)
-        assert read(encode(text)) == [{"event": "message", "channel": "news", "offset": 41, "data": 'ä"\n'}]
-        assert read(encode(binary)) == [{"event": "message", "channel": "news", "offset": 42, "base64": "/wA="}]
+        text = Publication("news", 'ä"\n'.encode(), True, 41, 1767225600123)
+        binary = Publication("news", b"\xff\x00", False, 42, -1)
+        assert read(encode(text)) == [
+            {"event": "message", "channel": "news", "offset": 41, "time": 1767225600123, "data": 'ä"\n'}
+        ]
+        assert read(encode(binary)) == [
+            {"event": "message", "channel": "news", "offset": 42, "time": -1, "base64": "/wA="}
+        ]
 
     def test_ping_is_answered(self) -> None:
         conversation, _, _ = converse(RealtimeV1)
@@ -184,9 +196,9 @@ class TestRealtimeV1:
         command = subscribe("news", id=7, since={"epoch": epoch, "offset": 1})
         assert read(*conversation.receive(command)) == [
             {"event": "subscribed", "channel": "news", "id": 7, "epoch": epoch, "offset": 4, "recovered": True},
-            {"event": "message", "channel": "news", "offset": 2, "data": "2"},
-            {"event": "message", "channel": "news", "offset": 3, "base64": "AAE="},
-            {"event": "message", "channel": "news", "offset": 4, "data": "4"},
+            {"event": "message", "channel": "news", "offset": 2, "time": 1, "data": "2"},
+            {"event": "message", "channel": "news", "offset": 3, "time": 2, "base64": "AAE="},
+            {"event": "message", "channel": "news", "offset": 4, "time": 3, "data": "4"},
         ]
         hub.publish("news", "5")
         fan_out(hub)

@@ -262,6 +262,14 @@ def line(stream: IO[bytes] | None) -> str:
     return stream.readline().decode()
 
 
+def published(line: str) -> str:
+    """Return a line of `tail` or `history` without its time, after a look whether it is about now."""
+    shown = re.match(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)\.\d{3} ", line)
+    assert shown is not None, line
+    assert abs(time.mktime(time.strptime(shown[1], "%Y-%m-%d %H:%M:%S")) - time.time()) < PATIENCE
+    return line[shown.end() :]
+
+
 MESSAGES: list[tuple[str | bytes, str]] = [
     ("hello", "hello"),
     ("Grüße, 世界 🎉", "Grüße, 世界 🎉"),
@@ -276,9 +284,9 @@ def test_tail_prints_messages_as_they_come_and_nothing_that_steers_a_terminal(da
     with tailing(daemon, "tailed", "sport") as process:
         for number, (message, shown) in enumerate(MESSAGES, 1):
             client.broadcast("tailed", message)
-            assert line(process.stdout) == f"tailed {number} {shown}\n"
+            assert published(line(process.stdout)) == f"tailed {number} {shown}\n"
         client.broadcast("sport", "goal")
-        assert line(process.stdout) == "sport 1 goal\n"
+        assert published(line(process.stdout)) == "sport 1 goal\n"
 
 
 def test_tail_json_is_an_object_per_line(daemon: Daemon, client: Client) -> None:
@@ -286,7 +294,9 @@ def test_tail_json_is_an_object_per_line(daemon: Daemon, client: Client) -> None
         for number, (message, _) in enumerate(MESSAGES, 1):
             client.broadcast("tailed", message)
             printed = line(process.stdout)
-            expected: dict[str, Any] = {"channel": "tailed", "offset": number}
+            when = json.loads(printed)["time"]
+            assert abs(when - time.time()) < PATIENCE
+            expected: dict[str, Any] = {"channel": "tailed", "offset": number, "time": when}
             if isinstance(message, bytes):
                 expected["base64"] = base64.b64encode(message).decode()
             else:
@@ -301,7 +311,7 @@ def test_tail_on_a_terminal(daemon: Daemon, client: Client) -> None:
     with tailing(daemon, "tailed", stdout=theirs), open(ours, "rb", buffering=0) as terminal:  # noqa: PTH123
         os.close(theirs)
         client.broadcast("tailed", "\x1b[31mred")
-        assert terminal.read(100) == b"tailed 1 \\x1b[31mred\r\n"
+        assert published(terminal.read(100).decode()) == "tailed 1 \\x1b[31mred\r\n"
 
 
 def test_ctrl_c_ends_tail_quietly(daemon: Daemon) -> None:
@@ -315,7 +325,7 @@ def test_ctrl_c_ends_tail_quietly(daemon: Daemon) -> None:
 def test_a_reader_who_has_seen_enough_ends_tail_quietly(daemon: Daemon, client: Client) -> None:
     with tailing(daemon, "tailed") as process:
         client.broadcast("tailed", "one")
-        assert line(process.stdout) == "tailed 1 one\n"
+        assert published(line(process.stdout)) == "tailed 1 one\n"
         assert process.stdout is not None
         process.stdout.close()
         client.broadcast("tailed", "two")

@@ -401,7 +401,7 @@ SIZE = 64 * 1024
 LIVE = 20
 PAYLOAD = MESSAGES * SIZE + LIVE * 10
 PACE = 2**19  # bytes a second: 1 MiB in each 2 s
-OFFSET = re.compile(rb'"offset":(\d+),"data"')
+OFFSET = re.compile(rb'"offset":(\d+),"time":\d+,"data"')
 
 
 class Returning:

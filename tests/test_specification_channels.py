@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from realtimed.errors import RefusedError
 from tests.clients import closing, publisher, subscribe, websocket
 from tests.peers import FORGETFUL, SHORT, SMALL, Opening, Publisher
 from tests.stack import running_daemon
+from tests.test_snapshot import sealed
 
 PATIENCE = 20
 """Seconds after which a test has failed; what it waits for takes far less."""
@@ -114,7 +117,7 @@ async def test_1_4_2_a_publication_is_kept_for_history_age(open_peers: Opening, 
 
 
 async def test_1_4_3_beyond_history_total_the_oldest_go_first(open_peers: Opening, channel: str) -> None:
-    room_for_three = 3 * (1024 + 160 + 100)
+    room_for_three = 3 * (1024 + 168 + 100)
     for total, expected in ((room_for_three, [0, 1, 1, 1]), (room_for_three - 1, [0, 0, 1, 1])):
         sender = await (await open_peers(history_total=total)).publisher()
         names = [f"{channel}-{total}-{number}" for number in range(4)]
@@ -212,6 +215,101 @@ async def test_1_5_4_a_crash_begins_anew(runtime_dir: Path) -> None:
                 await daemon.wait()
     assert receipts[0]["epoch"] != receipts[1]["epoch"]
     assert receipts[1]["offset"] == 1
+
+
+def now() -> int:
+    """Return the time in milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+async def next_millisecond() -> None:
+    """Wait until the clock shows another time."""
+    before = now()
+    while now() == before:
+        await trio.lowlevel.checkpoint()
+
+
+async def times(asking: Any, channel: str) -> list[int]:
+    """Return the times of publication of what is kept of a channel."""
+    messages = (await asking.call("history", channel, 100, {"time": True}))["messages"]
+    assert all(list(more) == ["time"] and type(more["time"]) is int for _, _, more in messages)
+    return [more["time"] for _, _, more in messages]
+
+
+async def test_1_6_1_a_publication_has_the_time_when_it_was_published(open_peers: Opening, channel: str) -> None:
+    sender = await (await open_peers()).publisher()
+    moments = [now()]
+    for number in range(3):
+        await sender.call("broadcast", channel, str(number))
+        moments.append(now())
+        await next_millisecond()
+    for number, published in enumerate(await times(sender, channel)):
+        assert moments[number] <= published <= moments[number + 1]
+
+
+async def test_1_6_2_it_is_the_same_whenever_it_is_told(open_peers: Opening, channel: str) -> None:
+    peers = await open_peers()
+    sender, browser, late = await peers.publisher(), await peers.enveloped(), await peers.enveloped()
+    await browser.ask("subscribe", channel)
+    for message in ("1", b"\xff", "3"):
+        epoch = (await sender.call("broadcast", channel, message))["epoch"]
+    live = [await browser.event() for _ in range(3)]
+    await next_millisecond()
+    assert await times(sender, channel) == [event["time"] for event in live]
+    for fields in ({"since": {"epoch": epoch, "offset": 0}}, {"last": 3}):
+        await late.ask("subscribe", channel, **fields)
+        assert [await late.event() for _ in range(3)] == live
+
+
+async def test_1_6_2_it_is_the_same_after_a_restart(runtime_dir: Path) -> None:
+    options = ("--state-file", f"{runtime_dir}/state")
+    told = []
+    with trio.fail_after(PATIENCE):
+        for number in range(3):
+            async with running_daemon(runtime_dir, *options) as daemon, publisher(daemon.control_socket) as sender:
+                told.append(await times(sender, "news"))
+                await sender.call("broadcast", "news", str(number))
+    assert told[0] == []
+    assert told[1] == told[2][:1]
+    assert told[2] == sorted(set(told[2]))
+
+
+async def test_1_6_2_a_state_file_without_times_has_those_of_its_ages(runtime_dir: Path) -> None:
+    state = runtime_dir / "state"
+    written = now() - 5000
+    state.write_bytes(
+        sealed(
+            ["news", "abc1", 2, [[2.5, b"a", True], [1.0, b"b", True]]],
+            end=struct.pack("!Id", 0, written / 1000),
+            version=1,
+        )
+    )
+    with trio.fail_after(PATIENCE):
+        async with (
+            running_daemon(runtime_dir, "--state-file", str(state)) as daemon,
+            publisher(daemon.control_socket) as sender,
+        ):
+            assert await times(sender, "news") == [written - 2500, written - 1000]
+
+
+async def test_1_6_3_a_clock_that_is_set_back_changes_no_order_and_no_age(runtime_dir: Path) -> None:
+    offset = runtime_dir / "offset"
+    offset.write_text("0")
+    with trio.fail_after(PATIENCE):
+        async with (
+            running_daemon(
+                runtime_dir, environment={"CLOCK_OFFSET": str(offset)}, module="tests.wandering_clock_daemon"
+            ) as daemon,
+            publisher(daemon.control_socket) as sender,
+        ):
+            for number, seconds in enumerate((0, -86400, 0)):
+                offset.write_text(str(seconds))
+                await sender.call("broadcast", "news", str(number))
+            messages = (await sender.call("history", "news"))["messages"]
+            assert messages == [[1, "0"], [2, "1"], [3, "2"]]
+            first, second, third = await times(sender, "news")
+    assert second < first <= third
+    assert 0 <= first - second - (86400_000 - PATIENCE * 1000) < PATIENCE * 2000
 
 
 # 8. What is guaranteed

@@ -383,6 +383,132 @@ async def test_6_11_16_info_tells_the_busiest_address(open_peers: Opening) -> No
     assert busiest == {"address": "2001:db8::/64", "connections": 2, "of": 4}
 
 
+def timed(message: list[Any]) -> list[Any]:
+    """Return a message without its time, after a look at it."""
+    *rest, more = message
+    assert list(more) == ["time"]
+    assert type(more["time"]) is int
+    assert abs(more["time"] / 1000 - time.time()) < 60
+    return rest
+
+
+async def test_6_11_23_history_tells_the_time_where_it_is_asked_for(open_peers: Opening, channel: str) -> None:
+    sender = await (await open_peers()).publisher()
+    for message in ("1", b"\xff", "3"):
+        await sender.call("broadcast", channel, message)
+    history = await sender.call("history", channel, 2, {"time": True})
+    assert [timed(each) for each in history["messages"]] == [[2, b"\xff"], [3, "3"]]
+    for options in ([], [2], [2, {}], [2, {"time": False}]):
+        told = (await sender.call("history", channel, *options))["messages"]
+        assert [len(each) for each in told] == [2] * len(told)
+    assert (await sender.call("history", f"{channel}-2", 2, {"time": True}))["messages"] == []
+
+
+async def test_6_11_24_messages_come_with_the_time_once_it_was_asked_for(open_peers: Opening, channel: str) -> None:
+    peers = await open_peers()
+    watcher, other, sender = await peers.publisher(), await peers.publisher(), await peers.publisher()
+    names = [channel, f"{channel}-2", f"{channel}-3"]
+    for listening in (watcher, other):
+        await listening.call("subscribe", names[0])
+    epoch = (await sender.call("broadcast", names[0], "1"))["epoch"]
+    assert await watcher.call("subscribe", names[1], None, {"time": True}) == {
+        "epoch": (await sender.call("broadcast", names[1], "1"))["epoch"], "offset": 0,
+    }  # fmt: skip
+    await watcher.call("subscribe", names[2])
+    for name in names:
+        await sender.call("broadcast", name, b"\xff")
+    assert await watcher.message() == [names[0], "1", 1], "that was published before"
+    heard = [timed(await watcher.message()) for _ in range(4)]
+    assert heard == [[names[1], "1", 1], [names[0], b"\xff", 2], [names[1], b"\xff", 2], [names[2], b"\xff", 1]]
+    await watcher.call("subscribe", names[0], {"epoch": epoch, "offset": 0})
+    assert [timed(await watcher.message())[2] for _ in range(2)] == [1, 2]
+    assert [await other.message() for _ in range(2)] == [[names[0], "1", 1], [names[0], b"\xff", 2]]
+    assert await watcher.call("unsubscribe", names[0]) == {"unsubscribed": True}
+    assert (await sender.call("broadcast", names[0], "x"))["recipients"] == 1
+
+
+async def test_6_11_24_watched_messages_have_the_time_too(open_peers: Opening, channel: str) -> None:
+    peers = await open_peers()
+    watcher, other, sender = await peers.publisher(), await peers.publisher(), await peers.publisher()
+    assert await watcher.call("watch", f"{channel}*", {"time": True}) == {"watched": True}
+    assert await other.call("watch", f"{channel}*", {"time": False}) == {"watched": True}
+    await sender.call("broadcast", channel, "1")
+    assert timed(await watcher.message()) == [channel, "1", 1]
+    await watcher.call("subscribe", channel, {"epoch": "another", "offset": 0}, {"time": False})
+    await sender.call("broadcast", channel, b"2")
+    assert [timed(await watcher.message()) for _ in range(2)] == [[channel, b"2", 2]] * 2
+    assert [await other.message() for _ in range(2)] == [[channel, "1", 1], [channel, b"2", 2]]
+
+
+@pytest.mark.parametrize(("last", "first"), [(0, 6), (2, 4), (3, 3), (2**64 - 1, 3)])
+async def test_6_11_25_last_brings_the_newest_that_are_kept(
+    open_peers: Opening, channel: str, last: int, first: int
+) -> None:
+    peers = await open_peers(history_size=3)
+    watcher, sender = await peers.publisher(), await peers.publisher()
+    for number in range(1, 6):
+        epoch = (await sender.call("broadcast", channel, str(number)))["epoch"]
+    told = await watcher.call("subscribe", channel, None, {"last": last})
+    assert told == {"epoch": epoch, "offset": 5, "last": 6 - first}
+    assert not watcher.notified, "nothing comes before the answer"
+    await sender.call("broadcast", channel, "6")
+    assert [await watcher.message() for _ in range(first, 7)] == [[channel, str(n), n] for n in range(first, 7)]
+    again = await watcher.call("subscribe", channel, None, {"last": 1, "time": True})
+    assert again["last"] == 1
+    assert timed(await watcher.message()) == [channel, "6", 6]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["history", 5, {"times": True}],
+        ["history", 5, {"last": 5}],
+        ["history", 5, {"time": 1}],
+        ["history", 5, {"time": None}],
+        ["history", None, {"time": True}],
+        ["history", {"time": True}],
+        ["subscribe", None, {"time": "yes"}],
+        ["subscribe", None, {"time": True, "last": -1}],
+        ["subscribe", None, {"time": True, "last": 1.0}],
+        ["subscribe", None, {"time": True, "last": True}],
+        ["subscribe", None, {"time": True, "more": 1}],
+        ["subscribe", None, {"time": True, 5: 1}],
+        ["subscribe", {"epoch": "e", "offset": 0}, {"time": True, "last": 1}],
+        ["subscribe", {"epoch": "e"}, {"time": True}],
+        ["subscribe", {"time": True}],
+        ["subscribe", None, [], {}],
+        ["watch", {"time": 0}],
+        ["watch", {"last": 5}],
+        ["watch", None, {"time": True}],
+    ],
+    ids=str,
+)
+async def test_6_11_26_other_options_are_refused_and_change_nothing(
+    open_peers: Opening, channel: str, command: list[Any]
+) -> None:
+    peers = await open_peers()
+    sender, other = await peers.publisher(), await peers.publisher()
+    method, *options = command
+    await sender.call("subscribe", f"{channel}-2")
+    error = await refusal(sender, method, channel, *options)
+    assert error.code == "invalid_params"
+    assert len(error.message) > 20
+    assert (await other.call("broadcast", channel, "x"))["recipients"] == 0
+    await other.call("broadcast", f"{channel}-2", "x")
+    assert await sender.message() == [f"{channel}-2", "x", 1]
+    assert not sender.notified
+
+
+async def test_6_11_26_what_cannot_be_subscribed_to_changes_nothing(open_peers: Opening, channel: str) -> None:
+    peers = await open_peers()
+    sender, other = await peers.publisher(), await peers.publisher()
+    await sender.call("subscribe", channel)
+    for command in (["subscribe", "a b", None, {"time": True}], ["watch", "", {"time": True}]):
+        assert (await refusal(sender, *command)).code == "invalid_channel"
+    await other.call("broadcast", channel, "x")
+    assert await sender.message() == [channel, "x", 1]
+
+
 # 6.12 Error codes
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,12 @@ async def test_3_4_3_one_subscription_too_many_of_all_closes_with_4429(open_peer
 # 4. realtime.v1
 
 
+def without_time(event: dict[str, Any]) -> dict[str, Any]:
+    """Return a message event without its time, which is another for each run; `test_4_6_3_…` looks at it."""
+    assert event.pop("time")
+    return event
+
+
 async def test_4_1_1_welcome_is_the_first_event(open_peers: Opening) -> None:
     for settings, heartbeat in (({}, 25), (LIVELY, 0.1)):
         browser = await (await open_peers(**settings)).browser("realtime.v1")
@@ -241,6 +248,80 @@ async def test_4_2_4_subscribing_again_is_answered_again(open_peers: Opening, ch
     await browser.nothing_more()
 
 
+@pytest.mark.parametrize("last", [1, 3, 100, 2**53, 10**30])
+async def test_4_2_5_last_brings_the_newest_that_are_kept(open_peers: Opening, channel: str, last: int) -> None:
+    peers = await open_peers(**SMALL)  # three are kept
+    sender, browser = await peers.publisher(), await peers.enveloped()
+    for number in range(1, 6):
+        epoch = (await sender.call("broadcast", channel, str(number)))["epoch"]
+    await browser.say("subscribe", channel, id=7, last=last)
+    assert await browser.event() == {"event": "subscribed", "channel": channel, "id": 7, "epoch": epoch, "offset": 5}
+    await sender.call("broadcast", channel, "6")
+    first = max(6 - last, 3)
+    events = [await browser.event() for _ in range(first, 7)]
+    assert [(event["offset"], event["data"]) for event in events] == [(n, str(n)) for n in range(first, 7)]
+    await browser.nothing_more()
+
+
+@pytest.mark.parametrize("settings", [{}, FORGETFUL])
+async def test_4_2_5_where_nothing_is_kept_nothing_follows(
+    open_peers: Opening, channel: str, settings: Settings
+) -> None:
+    peers = await open_peers(**settings)
+    sender, browser, other = await peers.publisher(), await peers.enveloped(), await peers.enveloped()
+    await other.ask("subscribe", channel)
+    if settings:
+        await sender.call("broadcast", channel, "not kept")
+    assert (await browser.ask("subscribe", channel, last=20))["event"] == "subscribed"
+    await browser.nothing_more()
+    await sender.call("broadcast", channel, "new")
+    assert (await browser.event())["data"] == "new"
+
+
+async def test_4_2_6_no_last_and_0_bring_nothing(open_peers: Opening, channel: str) -> None:
+    peers = await open_peers()
+    sender, browser = await peers.publisher(), await peers.enveloped()
+    await sender.call("broadcast", channel, "before")
+    for fields in ({}, {"last": 0}, {"last": None}, {"last": None, "since": None}):
+        assert (await browser.ask("subscribe", channel, **fields))["offset"] == 1
+        await browser.nothing_more()
+
+
+async def test_4_2_7_last_is_answered_to_who_is_subscribed_already(open_peers: Opening, channel: str) -> None:
+    peers = await open_peers()
+    sender, browser = await peers.publisher(), await peers.enveloped()
+    await browser.ask("subscribe", channel)
+    for number in range(3):
+        await sender.call("broadcast", channel, str(number))
+        assert (await browser.event())["data"] == str(number)
+    assert "recovered" not in await browser.ask("subscribe", channel, last=2)
+    assert [(await browser.event())["offset"] for _ in range(2)] == [2, 3]
+    assert (await sender.call("broadcast", channel, "x"))["recipients"] == 1
+    assert (await browser.event())["offset"] == 4
+    await browser.nothing_more()
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"last": -1}, "Expected `int` >= 0 - at `$.last`"),
+        ({"last": 2.5}, "Expected `int | null`, got `float` - at `$.last`"),
+        ({"last": "2"}, "Expected `int | null`, got `str` - at `$.last`"),
+        ({"last": True}, "Expected `int | null`, got `bool` - at `$.last`"),
+        ({"last": 1, "since": {"epoch": "e", "offset": 1}}, "`since` and `last` exclude each other: give one of them"),
+        ({"last": 0, "since": {"epoch": "e", "offset": 1}}, "`since` and `last` exclude each other: give one of them"),
+    ],
+)
+async def test_4_2_8_a_wrong_last_is_an_error(
+    open_peers: Opening, channel: str, fields: dict[str, object], sentence: str
+) -> None:
+    peers = await open_peers()
+    sender, browser = await peers.publisher(), await peers.enveloped()
+    answer = await browser.ask("subscribe", channel, id="a", **fields)
+    assert answer == {"event": "error", "id": "a", "code": "invalid_message", "message": sentence}
+    assert (await sender.call("broadcast", channel, "x"))["recipients"] == 0
+
+
 @pytest.mark.parametrize("seen", [0, 2, 4])
 async def test_4_3_1_since_replays_everything_missed(open_peers: Opening, channel: str, seen: int) -> None:
     peers = await open_peers()
@@ -255,7 +336,9 @@ async def test_4_3_1_since_replays_everything_missed(open_peers: Opening, channe
     await sender.call("broadcast", channel, "6")
     contents = [{"data": "1"}, {"base64": "AAE="}, {"data": "3"}, {"data": "4"}, {"data": "5"}, {"data": "6"}]
     for offset, content in list(enumerate(contents, 1))[seen:]:
-        assert await browser.event() == {"event": "message", "channel": channel, "offset": offset, **content}
+        assert without_time(await browser.event()) == {
+            "event": "message", "channel": channel, "offset": offset, **content,
+        }  # fmt: skip
     await browser.nothing_more()
 
 
@@ -398,7 +481,8 @@ async def test_4_6_1_text_comes_as_data(open_peers: Opening, channel: str, text:
     sender, browser = await peers.publisher(), await peers.enveloped()
     await browser.ask("subscribe", channel)
     await sender.call("broadcast", channel, text)
-    assert await browser.event() == {"event": "message", "channel": channel, "offset": 1, "data": text}
+    event = without_time(await browser.event())
+    assert event == {"event": "message", "channel": channel, "offset": 1, "data": text}
 
 
 @pytest.mark.parametrize("data", [b"\xff\x00", b"", b"\xfb\xff\xfe?>", bytes(range(256))])
@@ -408,7 +492,23 @@ async def test_4_6_2_bytes_come_as_base64(open_peers: Opening, channel: str, dat
     await browser.ask("subscribe", channel)
     await sender.call("broadcast", channel, data)
     encoded = base64.b64encode(data).decode()
-    assert await browser.event() == {"event": "message", "channel": channel, "offset": 1, "base64": encoded}
+    event = without_time(await browser.event())
+    assert event == {"event": "message", "channel": channel, "offset": 1, "base64": encoded}
+
+
+async def test_4_6_3_a_message_has_its_time_of_publication(open_peers: Opening, channel: str) -> None:
+    peers = await open_peers()
+    sender, browser = await peers.publisher(), await peers.enveloped()
+    await browser.ask("subscribe", channel)
+    for message in ("text", b"\xff"):
+        before = time.time_ns() // 1_000_000
+        epoch = (await sender.call("broadcast", channel, message))["epoch"]
+        event = await browser.event()
+        assert type(event["time"]) is int
+        assert before <= event["time"] <= time.time_ns() // 1_000_000
+        other = await peers.enveloped()
+        await other.ask("subscribe", channel, since={"epoch": epoch, "offset": event["offset"] - 1})
+        assert await other.event() == event, "a replay tells when it was published"
 
 
 async def test_4_7_ping_is_answered_with_pong(open_peers: Opening) -> None:

@@ -22,6 +22,7 @@ from realtimed.errors import ProtocolError
 from tests.blocking import daemon_in_thread
 from tests.fake_daemon import FakeDaemon, Peer
 from tests.stack import ROOT, Daemon, runtime_directory
+from tests.test_realtimectl import published
 
 PATIENCE = 30
 REALTIMECTL = [sys.executable, "-X", "dev", "-W", "error", "-m", "realtimed.cli.realtimectl"]
@@ -196,7 +197,7 @@ def test_tail_with_a_pattern_shows_what_matches_and_changes_nothing(daemon: Daem
         client.broadcast("sport", "goal")
         client.broadcast("weather", b"\xff")
         assert process.stdout is not None
-        lines = [process.stdout.readline().decode() for _ in range(2)]
+        lines = [published(process.stdout.readline().decode()) for _ in range(2)]
         assert lines == ["chat:1 1 \\x1b[31mred\n", "weather 1 b'\\xff'\n"]
         assert client.channels() == {}
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from realtimed.cli.realtimed import main
 
 _true_time = time.time
+_true_time_ns = time.time_ns
 _offset = Path(os.environ["CLOCK_OFFSET"])
 
 
@@ -20,6 +21,12 @@ def wandering_time() -> float:
     return _true_time() + float(_offset.read_text())
 
 
+def wandering_time_ns() -> int:
+    """Stand in for `time.time_ns`."""
+    return _true_time_ns() + int(float(_offset.read_text())) * 10**9
+
+
 if __name__ == "__main__":
     time.time = wandering_time
+    time.time_ns = wandering_time_ns
     main()

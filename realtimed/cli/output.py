@@ -22,6 +22,7 @@ __all__ = [
     "as_json",
     "date",
     "line",
+    "moment",
     "print_json",
     "print_map",
     "print_table",
@@ -50,6 +51,12 @@ def date(seconds: float) -> str:
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
     except (OverflowError, ValueError, OSError):
         return str(seconds)
+
+
+def moment(seconds: float) -> str:
+    """Return a moment as `date` does, with the milliseconds behind it."""
+    milliseconds = round(seconds * 1000)
+    return f"{date(milliseconds // 1000)}.{milliseconds % 1000:03}"
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -87,15 +94,17 @@ def print_map(values: dict[str, Any], *, json: bool) -> None:
 
 
 def line(message: ChannelMessage) -> str:
-    """Return a message as `tail` and `history` show it."""
-    return f"{message.channel} {message.offset} {visible(message.message)}"
+    """Return a message as `tail` and `history` show it, behind its time of publication if the daemon tells that."""
+    published = "" if message.time is None else f"{moment(message.time)} "
+    return f"{published}{message.channel} {message.offset} {visible(message.message)}"
 
 
 def as_json(message: ChannelMessage) -> dict[str, object]:
     """Return a message as `print_json` takes it: bytes in base64."""
+    content: dict[str, object] = {"message": message.message}
     if isinstance(message.message, bytes):
-        return {"channel": message.channel, "offset": message.offset, "base64": b64encode(message.message).decode()}
-    return {"channel": message.channel, "offset": message.offset, "message": message.message}
+        content = {"base64": b64encode(message.message).decode()}
+    return {"channel": message.channel, "offset": message.offset, "time": message.time, **content}
 
 
 def stop_printing() -> None:

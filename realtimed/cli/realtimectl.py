@@ -273,8 +273,8 @@ def history(
       realtimectl history news -n 5
       realtimectl history news --json | jq '.messages[].message'
 
-    The lines are those of `tail`. With --json it is one object, with the channel's "epoch" and "offset" and a list of
-    "messages".
+    The lines are those of `tail`, each with the time when its message was published. With --json it is one object, with
+    the channel's "epoch" and "offset" and a list of "messages".
     """  # noqa: D301
     with daemon.client() as client:
         position, messages = client.history(channel, count)
@@ -390,9 +390,10 @@ def tail(
     A channel may be a pattern, in which * stands for any characters. Then the channels are watched from outside: what
     is published to nobody is shown too, and publishers do not count this command as a recipient.
 
-    A line has the channel, the offset and the message. What could steer a terminal is escaped, and a binary message is
-    shown as b'...'. With --json each line is an object with "channel", "offset" and "message", or "base64" in place
-    of "message" if it is binary.
+    A line has the time of publication, the channel, the offset and the message. The time is local, and of old messages
+    it is when they were published, not when they are shown. What could steer a terminal is escaped, and a binary
+    message is shown as b'...'. With --json each line is an object with "channel", "offset", "time" in seconds since
+    1970, and "message", or "base64" in place of "message" if it is binary.
 
     With --since 5 each channel begins with the last 5 messages that are kept, with --since all with all of them. With
     --since EPOCH:OFFSET, for one channel, everything after that place is shown, or nothing of it if not all is kept any

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from typing import Final, TypeAlias
 
 import typer
@@ -44,7 +43,8 @@ def following(client: Client, channels: Sequence[str], since: Since | None) -> I
     What is no longer kept is said on standard error.
     """
     positions = dict.fromkeys(channels, since) if isinstance(since, Position) else {}
-    with client.subscribe(*channels, since=positions) as subscription:
+    last = since if isinstance(since, int) else None
+    with client.subscribe(*channels, since=positions, last=last) as subscription:
         for channel, recovered in subscription.recovered.items():
             if not recovered:
                 asked, begins = positions[channel], subscription.positions[channel]
@@ -53,12 +53,4 @@ def following(client: Client, channels: Sequence[str], since: Since | None) -> I
                     f" kept, or the epoch is another. What follows begins after {begins.epoch}:{begins.offset}",
                     err=True,
                 )
-        # The subscription comes first, so nothing is lost in between, and what is in both is left out here.
-        kept = (
-            message
-            for channel in subscription.positions
-            if isinstance(since, int) and since
-            for message in client.history(channel, since).messages
-            if message.offset <= subscription.positions[channel].offset
-        )
-        yield chain(kept, subscription)
+        yield subscription

@@ -116,9 +116,9 @@ class AsyncClient:
 
     @asynccontextmanager
     async def subscribe(
-        self, *channels: str, since: Mapping[str, Position] | None = None
+        self, *channels: str, since: Mapping[str, Position] | None = None, last: int | None = None
     ) -> AsyncIterator[AsyncSubscription]:
-        """Watch channels as a client does, on a connection of its own; see `Client.subscribe` for `since`.
+        """Watch channels as a client does, on a connection of its own; see `Client.subscribe` for `since` and `last`.
 
         async with client.subscribe("news", "sport") as subscription:
             async for message in subscription:
@@ -126,7 +126,7 @@ class AsyncClient:
         """
         feed = Feed(self.socket)
         try:
-            await _run(feed.open(channels, Deadline(self._timeout), since))
+            await _run(feed.open(channels, Deadline(self._timeout), since, last))
             yield AsyncSubscription(feed)
         finally:
             feed.close()

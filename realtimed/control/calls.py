@@ -26,6 +26,7 @@ __all__ = [
     "Pages",
     "Position",
     "Receipt",
+    "Subscribed",
     "broadcast",
     "broadcast_many",
     "channels",
@@ -89,6 +90,18 @@ class Position(NamedTuple):
     offset: int
 
 
+class Subscribed(NamedTuple):
+    """What `subscribe` comes to: where the channel is, and what follows.
+
+    `recovered` says whether all after a position follows, and is None if none was given. `last` is how many of the last
+    messages follow that were asked for.
+    """
+
+    position: Position
+    recovered: bool | None
+    last: int
+
+
 class ChannelInfo(NamedTuple):
     """A channel, its number of subscribers, the offset of its newest message, and how many messages are kept."""
 
@@ -114,11 +127,16 @@ class ClientInfo(NamedTuple):
 
 
 class ChannelMessage(NamedTuple):
-    """A message as subscribers of `channel` get it: text as str, binary as bytes."""
+    """A message as subscribers of `channel` get it: text as str, binary as bytes.
+
+    `time` is when it was published, in seconds since 1970 by the clock of the daemon's machine; None if the daemon is
+    older than this client and does not say.
+    """
 
     channel: str
     message: str | bytes
     offset: int
+    time: float | None = None
 
 
 class History(NamedTuple):
@@ -134,13 +152,19 @@ class History(NamedTuple):
 class Call(NamedTuple, Generic[_T]):
     """A method with its parameters; `read` turns the result into what the caller gets, or raises `ProtocolError`.
 
-    A call is `repeatable` if the daemon does no more for a second one like it than to answer again.
+    A call is `repeatable` if the daemon does no more for a second one like it than to answer again. An `older` call
+    asks for less, in a way that a daemon understands which refuses the parameters of this one.
     """
 
     method: str
     params: Sequence[object]
     read: Callable[[object], _T]
     repeatable: bool = False
+    older: Call[_T] | None = None
+
+    def in_place_of(self, outcome: _T | RefusedError) -> Call[_T] | None:
+        """Return the call to make after this one came to `outcome`, if there is one: the daemon may be an older one."""
+        return self.older if isinstance(outcome, RefusedError) and outcome.code == "invalid_params" else None
 
     def encode(self, id: int) -> bytes:
         """Return the request. Raises `RefusedError` for a str that cannot be sent, as the daemon would."""
@@ -200,16 +224,14 @@ def count_channels(prefix: str) -> Call[int]:
 
 def history(channel: str, count: int) -> Call[History]:
     """Ask for the last `count` messages of `channel` that are kept."""
-    if not isinstance(count, int):
-        raise TypeError(f"count must be an int, not {type(count).__name__}")
-    if not 0 <= count < _COUNT_LIMIT:
-        raise ValueError(f"count must be from 0 to {_COUNT_LIMIT - 1}, not {count}")
+    _check_count("count", count)
 
     def read(result: object) -> History:
         messages = [_kept(channel, each) for each in _field(result, "messages", list)]
         return History(_position(result), messages)
 
-    return Call("history", (_text("channel", channel), count), read)
+    older = Call("history", (_text("channel", channel), count), read)
+    return Call("history", (*older.params, {"time": True}), read, older=older)
 
 
 def clients(channel: str | None, address: str | None, limit: int | None = None) -> Pages[ClientInfo]:
@@ -237,24 +259,34 @@ def disconnect(client_id: str, code: int, reason: str | None) -> Call[bool]:
     return Call("disconnect", params, lambda result: _field(result, "disconnected", int) > 0)
 
 
-def subscribe(channel: str, since: Position | None = None) -> Call[tuple[Position, bool | None]]:
+def subscribe(channel: str, since: Position | None = None, last: int | None = None) -> Call[Subscribed]:
     """Have the messages of `channel` sent to this connection, those after `since` included if they are kept.
 
-    The result is where the channel is, and whether all since then follow; None if that was not asked.
+    Without `since`, the `last` ones that are kept are sent first.
     """
-    if since is None:
-        return Call("subscribe", (_text("channel", channel),), lambda result: (_position(result), None))
-    epoch, offset = since
-    return Call(
-        "subscribe",
-        (_text("channel", channel), {"epoch": _text("epoch", epoch), "offset": offset}),
-        lambda result: (_position(result), _field(result, "recovered", bool)),
-    )
+    place: tuple[object, ...] = () if since is None else ({"epoch": _text("epoch", since[0]), "offset": since[1]},)
+    if last is not None:
+        _check_count("last", last)
+    asked = last if since is None else None
+
+    def read(result: object) -> Subscribed:
+        recovered = _field(result, "recovered", bool) if since is not None else None
+        return Subscribed(_position(result), recovered, _field(result, "last", int) if asked is not None else 0)
+
+    older = Call("subscribe", (_text("channel", channel), *place), read)
+    options = {"time": True} if asked is None else {"time": True, "last": asked}
+    params = (channel, *(place or (None,)), options)
+    return Call("subscribe", params, read, older=older if asked is None else None)
 
 
 def watch(pattern: str) -> Call[bool]:
     """Have the messages of all channels that match `pattern` sent to this connection."""
-    return Call("watch", (_text("pattern", pattern),), lambda result: _field(result, "watched", bool))
+
+    def read(result: object) -> bool:
+        return _field(result, "watched", bool)
+
+    older = Call("watch", (_text("pattern", pattern),), read)
+    return Call("watch", (pattern, {"time": True}), read, older=older)
 
 
 def stats() -> Call[dict[str, Any]]:
@@ -275,8 +307,8 @@ def ping() -> Call[str]:
 def published(notification: Notification) -> ChannelMessage | None:
     """Return the message that a notification brings; None for a kind of notification that is not known here."""
     match notification:
-        case Notification("message", [str(channel), str() | bytes() as message, int(offset)]):
-            return ChannelMessage(channel, message, offset)
+        case Notification("message", [str(channel), str() | bytes() as message, int(offset), *more]):
+            return ChannelMessage(channel, message, offset, _time(more))
         case Notification("message", _):
             raise ProtocolError(f"the daemon sent a message that is none: {quoted(notification.params)}")
     return None
@@ -412,6 +444,13 @@ def _text(name: str, value: object) -> str:
     return value
 
 
+def _check_count(name: str, value: object) -> None:
+    if not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+    if not 0 <= value < _COUNT_LIMIT:
+        raise ValueError(f"{name} must be from 0 to {_COUNT_LIMIT - 1}, not {value}")
+
+
 def _message(value: object) -> str | bytes:
     if not isinstance(value, (str, bytes)):
         raise TypeError(f"message must be a str or bytes, not {type(value).__name__}; json.dumps() makes one of data")
@@ -439,9 +478,19 @@ def _position(result: object) -> Position:
 
 def _kept(channel: str, entry: object) -> ChannelMessage:
     match entry:
-        case [int(offset), str() | bytes() as message]:
-            return ChannelMessage(channel, message, offset)
+        case [int(offset), str() | bytes() as message, *more]:
+            return ChannelMessage(channel, message, offset, _time(more))
     raise ProtocolError(f"the daemon's history has a message that is none: {quoted(entry)}")
+
+
+def _time(more: Sequence[object]) -> float | None:
+    """Return the time of publication out of what the daemon says behind a message, in seconds since 1970."""
+    if not more:
+        return None
+    time = _field(more[0], "time", int)
+    if isinstance(time, bool):
+        raise ProtocolError(f"the daemon's answer has no usable 'time': {quoted(more[0])}")
+    return time / 1000
 
 
 def _client(result: object) -> ClientInfo:

@@ -173,7 +173,9 @@ class Client:
         self._call(calls.ping())
 
     @contextmanager
-    def subscribe(self, *channels: str, since: Mapping[str, Position] | None = None) -> Iterator[Subscription]:
+    def subscribe(
+        self, *channels: str, since: Mapping[str, Position] | None = None, last: int | None = None
+    ) -> Iterator[Subscription]:
         """Watch channels as a client does, on a connection of its own.
 
         with client.subscribe("news", "sport") as subscription:
@@ -183,10 +185,13 @@ class Client:
         `since` has positions of some of these channels, from an earlier subscription's `seen` for example. For each
         the daemon sends all messages that came after it, before any newer one, or none of them if it no longer has
         them all: see `Subscription.recovered`.
+
+        Each of the other channels begins with the newest `last` messages that the daemon keeps, or as many as there
+        are.
         """
         feed = Feed(self.socket)
         try:
-            _run(feed.open(channels, Deadline(self._timeout), since))
+            _run(feed.open(channels, Deadline(self._timeout), since, last))
             yield Subscription(feed)
         finally:
             feed.close()
@@ -242,9 +247,10 @@ class Subscription:
     """The messages of some channels as they come: iterate over it, or call `receive`.
 
     `positions` says, for each channel, which message was its newest when the subscription began: every later one
-    comes, with the offsets that follow. So does what was missed after a `since`, with lower offsets, if `recovered`
-    says so. When the daemon hangs up, because it stops or because the messages were read
-    too slowly, `NoDaemonError` is raised: the iteration does not just end. Not for several threads at a time.
+    comes, with the offsets that follow. What was missed after a `since` comes before, with lower offsets, if
+    `recovered` says so, and so do the `last` messages that were asked for. When the daemon hangs up, because it stops
+    or because the messages were read too slowly, `NoDaemonError` is raised: the iteration does not just end. Not for
+    several threads at a time.
     """
 
     def __init__(self, feed: Feed) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from realtimed.channel import Subscriber, check_channel_name, encode_message
+from realtimed.control.forms import WITH_TIME
 from realtimed.control.idempotency import Answered, checked_key
 from realtimed.control.listing import Client, Steps, Whole, list_channels, list_clients
 from realtimed.errors import RefusedError, quoted
@@ -86,8 +87,34 @@ def shown(result: object) -> Any:
         return {"recipients": result.recipients, "epoch": result.epoch, "offset": result.offset}
     if isinstance(result, Joined):
         recovered = {} if result.recovered is None else {"recovered": result.recovered}
-        return {"epoch": result.epoch, "offset": result.offset, **recovered}
+        last = {} if result.last is None else {"last": result.last}
+        return {"epoch": result.epoch, "offset": result.offset, **recovered, **last}
     return result
+
+
+@dataclass
+class _Options:
+    """What the last parameter of a command may ask for: times of publication, and the last messages that are kept."""
+
+    time: bool = False
+    last: int | None = None
+
+
+def _options(given: Mapping[object, object], *known: str) -> _Options:
+    """Read the options that are `known` to a command. Raises `RefusedError` for others, and for what they cannot be."""
+    options = _Options()
+    for name, value in given.items():
+        if name not in known:
+            raise RefusedError("invalid_params", f"there is no option {quoted(name)} here, only {' and '.join(known)}")
+        if name == "time" and type(value) is bool:
+            options.time = value
+        elif name == "last" and isinstance(value, int) and _is_count(value):
+            options.last = value
+        else:
+            raise RefusedError(
+                "invalid_params", f"{name} cannot be {quoted(value)}: time is true or false, last a number from 0"
+            )
+    return options
 
 
 def _broadcast(context: Context, _: Caller | None, params: list[object]) -> object:
@@ -185,17 +212,19 @@ def _history(context: Context, _: Caller | None, params: list[object]) -> object
             count = _HISTORY_SHOWN
         case [channel, int(count)] if _is_count(count):
             pass
+        case [channel, int(count), {**given}] if _is_count(count):
+            return _recent(context, channel, count, _options(given, "time"))
         case _:
             return NotImplemented
-    return _recent(context, channel, count)
+    return _recent(context, channel, count, _Options())
 
 
-def _recent(context: Context, channel: object, count: int) -> Steps:
+def _recent(context: Context, channel: object, count: int, options: _Options) -> Steps:
     position, publications = context.hub.recent(channel, count)
-    offset, payloads = publications.first, publications.payloads()
-    for payload in payloads:
-        yield [(offset, payload.decode() if isinstance(payload, bytes) else bytes(payload))]
-        offset += 1
+    kept = zip(publications.payloads(), publications.times(), strict=True)
+    for offset, (payload, time) in enumerate(kept, publications.first):
+        message = payload.decode() if isinstance(payload, bytes) else bytes(payload)
+        yield [(offset, message, {"time": time}) if options.time else (offset, message)]
     return Whole({"epoch": position.epoch, "offset": position.offset}, "messages")
 
 
@@ -220,12 +249,24 @@ def _disconnect(context: Context, _: Caller | None, params: list[object]) -> obj
 
 
 def _subscribe(context: Context, caller: Caller | None, params: list[object]) -> object:
+    options = _Options()
+    since = None
     match params:
         case [channel]:
-            return context.hub.subscribe(_listening(caller), channel)
+            pass
         case [channel, {"epoch": str(epoch), "offset": int(offset)}] if _is_count(offset):
-            return context.hub.subscribe(_listening(caller), channel, Position(epoch, offset))
-    return NotImplemented
+            since = Position(epoch, offset)
+        case [channel, None, {**given}]:
+            options = _options(given, "time", "last")
+        case [channel, {"epoch": str(epoch), "offset": int(offset)}, {**given}] if _is_count(offset):
+            options = _options(given, "time")  # what comes is what came after the position
+            since = Position(epoch, offset)
+        case _:
+            return NotImplemented
+    caller = _listening(caller)
+    joined = context.hub.subscribe(caller, channel, since, last=options.last)
+    _tell_time(context, caller, options)
+    return joined
 
 
 def _unsubscribe(context: Context, caller: Caller | None, params: list[object]) -> object:
@@ -238,9 +279,15 @@ def _unsubscribe(context: Context, caller: Caller | None, params: list[object]) 
 def _watch(context: Context, caller: Caller | None, params: list[object]) -> object:
     match params:
         case [pattern]:
-            context.hub.watchers.add(_listening(caller), pattern)
-            return {"watched": True}
-    return NotImplemented
+            options = _Options()
+        case [pattern, {**given}]:
+            options = _options(given, "time")
+        case _:
+            return NotImplemented
+    caller = _listening(caller)
+    context.hub.watchers.add(caller, pattern)
+    _tell_time(context, caller, options)
+    return {"watched": True}
 
 
 def _unwatch(context: Context, caller: Caller | None, params: list[object]) -> object:
@@ -248,6 +295,12 @@ def _unwatch(context: Context, caller: Caller | None, params: list[object]) -> o
         case [pattern]:
             return {"unwatched": context.hub.watchers.remove(_listening(caller), pattern)}
     return NotImplemented
+
+
+def _tell_time(context: Context, caller: Caller, options: _Options) -> None:
+    """Send `caller` the time of all publications from now on, if it has asked for that."""
+    if options.time:
+        context.hub.change_form(caller, WITH_TIME)
 
 
 def _listening(caller: Caller | None) -> Caller:
@@ -281,16 +334,22 @@ COMMANDS: Final[Mapping[str, Command]] = {
         _channels,
         shorter=f'{_PAGES} less of it with {{"prefix": …}}',
     ),
-    "history": Command("[channel, count?]", _history, shorter="ask for fewer messages: history [channel, count]"),
+    "history": Command(
+        "[channel, count?] or [channel, count, {time?}]",
+        _history,
+        shorter="ask for fewer messages: history [channel, count]",
+    ),
     "clients": Command(
         "[] or [{limit?, after?, channel?, address?, count?}]",
         _clients,
         shorter=f'{_PAGES} less of it with {{"channel": …}} or {{"address": …}}',
     ),
     "disconnect": Command("[client id, code?, reason?]", _disconnect),
-    "subscribe": Command("[channel, {epoch, offset}?]", _subscribe),
+    "subscribe": Command(
+        "[channel, {epoch, offset}?] or [channel, {epoch, offset} or nil, {time?, last?}]", _subscribe
+    ),
     "unsubscribe": Command("[channel]", _unsubscribe),
-    "watch": Command("[pattern]", _watch),
+    "watch": Command("[pattern, {time?}?]", _watch),
     "unwatch": Command("[pattern]", _unwatch),
     "stats": Command("[]", _stats),
     "ping": Command("[]", _ping),

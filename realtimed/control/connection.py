@@ -287,6 +287,8 @@ class Line:
         If the daemon hangs up before it answers, a repeatable call is made again until `deadline`.
         """
         [outcome] = yield from self._run(Batch([call], self._ids), deadline, repeatable=call.repeatable)
+        if (older := call.in_place_of(outcome)) is not None:
+            return (yield from self.call(older, deadline))
         if isinstance(outcome, RefusedError):
             raise outcome
         return outcome
@@ -415,11 +417,15 @@ class Feed:
         self._notifications: deque[Notification] = deque()
 
     def open(
-        self, channels: Sequence[str], deadline: Deadline, since: Mapping[str, Position] | None = None
+        self,
+        channels: Sequence[str],
+        deadline: Deadline,
+        since: Mapping[str, Position] | None = None,
+        last: int | None = None,
     ) -> Steps[None]:
         """Connect and subscribe. Raises `RealtimeError`; if one channel is refused, that of the refusal.
 
-        Whatever comes of it, `close` has to follow.
+        Channels that are not in `since` begin with their `last` messages. Whatever comes of it, `close` has to follow.
         """
         if not channels:
             raise ValueError("subscribe needs at least one channel")
@@ -428,29 +434,42 @@ class Feed:
         strangers = [name for name in since if name not in names]
         if strangers:
             raise ValueError(f"since has {quoted(strangers[0])}, which is none of the channels to subscribe to")
-        batch = Batch((subscribe(name, since.get(name)) for name in names), request_ids())
-        self._connection = yield from _connect(self._path, deadline)
-        yield from _exchange(self._connection, self._path, batch, memoryview(b""), deadline, self._notifications)
-        for name, outcome in zip(names, batch.results(), strict=True):
-            if isinstance(outcome, RefusedError):
-                raise outcome
-            position, recovered = outcome
-            self.positions[name] = self.seen[name] = position
+        asked = [subscribe(name, since.get(name), last) for name in names]
+        subscribed = yield from self._ask(asked, deadline)
+        for name, (position, recovered, following) in zip(names, subscribed, strict=True):
+            self.positions[name] = position
+            # What was missed, and the last messages, are still to be received.
+            self.seen[name] = position._replace(offset=max(position.offset - following, 0))
             if recovered is not None:
                 self.recovered[name] = recovered
             if recovered:
-                self.seen[name] = Position(*since[name])  # what was missed is still to be received
+                self.seen[name] = Position(*since[name])
 
     def open_watching(self, patterns: Sequence[str], deadline: Deadline) -> Steps[None]:
         """Connect and watch by pattern: as `open`, without positions."""
         if not patterns:
             raise ValueError("watch needs at least one pattern")
-        batch = Batch(map(watch, dict.fromkeys(patterns)), request_ids())
-        self._connection = yield from _connect(self._path, deadline)
-        yield from _exchange(self._connection, self._path, batch, memoryview(b""), deadline, self._notifications)
-        for outcome in batch.results():
+        yield from self._ask([watch(pattern) for pattern in dict.fromkeys(patterns)], deadline)
+
+    def _ask(self, asked: Sequence[Call[_T]], deadline: Deadline) -> Steps[list[_T]]:
+        """Connect, make the calls and return their results. Raises `RealtimeError`; of refusals, the first."""
+        self._connection = connection = yield from _connect(self._path, deadline)
+        ids = request_ids()
+        while True:
+            batch = Batch(asked, ids)
+            yield from _exchange(connection, self._path, batch, memoryview(b""), deadline, self._notifications)
+            outcomes = batch.results()
+            older = [call.in_place_of(outcome) for call, outcome in zip(asked, outcomes, strict=True)]
+            if not any(older):
+                break
+            # All again: to subscribe twice changes nothing.
+            asked = [former or call for former, call in zip(older, asked, strict=True)]
+        results: list[_T] = []
+        for outcome in outcomes:
             if isinstance(outcome, RefusedError):
                 raise outcome
+            results.append(outcome)
+        return results
 
     def close(self) -> None:
         """Close the connection, if there is one."""

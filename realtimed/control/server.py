@@ -17,12 +17,13 @@ from collections.abc import Sequence
 from functools import partial
 from time import thread_time
 from types import GeneratorType
-from typing import ClassVar, Final
+from typing import Final
 
 import trio
 
 from realtimed.control.answers import Work
 from realtimed.control.commands import carry_out, shown
+from realtimed.control.forms import WITHOUT_TIME
 from realtimed.control.service import Service
 from realtimed.control.wire import (
     VALUES_LIMIT,
@@ -32,11 +33,10 @@ from realtimed.control.wire import (
     Oversized,
     Request,
     Response,
-    encode_notification,
     encode_response,
 )
 from realtimed.errors import ProtocolError, RefusedError
-from realtimed.frames import CloseCode, Publication, WireFormat
+from realtimed.frames import CloseCode
 from realtimed.hub import Joined, Receipt
 from realtimed.logs import Event
 from realtimed.stream import QueuedStream
@@ -62,15 +62,8 @@ _FIRST_COMMAND: Final = 1.0
 log = logging.getLogger(__name__)
 
 
-class _AsNotification:
-    def encode(self, publication: Publication) -> bytes:
-        return encode_notification("message", (publication.channel, publication.message, publication.offset))
-
-
 class Connection:
     """One publisher's connection, and its stream's owner."""
-
-    form: ClassVar[WireFormat] = _AsNotification()
 
     # Invariants: `_work` is the command whose steps are being taken. `_counted` is how many bytes `Service.answers`
     # counts for this connection beside what its stream has waiting, and `_commands` how many it has given.
@@ -88,7 +81,7 @@ class Connection:
         self._credentials = stream.peer()[1] or (0, -1, -1)
         self._forbidden: str | None = None
         self._complained = False
-        stream.form = self.form
+        stream.form = WITHOUT_TIME
 
     async def run(self) -> None:
         """Carry out commands until the publisher hangs up or breaks the protocol; then shut the stream."""
@@ -275,7 +268,7 @@ class Connection:
                 size += sum(map(len, pieces))
                 if isinstance(result, Joined):
                     # Before anything newer on that channel.
-                    self.stream.write_frames(self._hub.replays.replay(answers, result.missed, self.form))
+                    self.stream.write_frames(self._hub.replays.replay(answers, result.missed, self.stream.form))
                     answers = []
                     if result.missed:
                         break  # what is replayed may be long

@@ -3,7 +3,7 @@
     ← {"event":"welcome","client":"c-9c31-1f","heartbeat":25}
     → {"action":"subscribe","channel":"news","id":7,"since":{"epoch":"k3f","offset":41}}
     ← {"event":"subscribed","channel":"news","id":7,"epoch":"k3f","offset":44,"recovered":true}
-    ← {"event":"message","channel":"news","offset":45,"data":"…"}     (binary: "base64" in place of "data")
+    ← {"event":"message","channel":"news","offset":45,"time":1767225600000,"data":"…"}     (bytes: "base64", not "data")
     → {"action":"unsubscribe","channel":"news","id":8}
     ← {"event":"unsubscribed","channel":"news","id":8}
     → {"action":"ping"}    ← {"event":"pong"}
@@ -11,12 +11,12 @@
     ← {"event":"goodbye","reason":"restart","retry_after_ms":1740}
 
 A mistake is answered with an error and ends nothing. `since` asks for what was published after that position: with
-``"recovered":true`` all of it follows, in order, before anything newer; with ``false`` nothing of it does.
+``"recovered":true`` all of it follows, in order, before anything newer; with ``false`` nothing of it does. ``"last":n``
+asks for the newest n messages that are kept. `time` is that of publication, in milliseconds since 1970.
 """
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable
 from typing import Annotated, ClassVar, Final
 
@@ -42,6 +42,7 @@ class _Subscribe(msgspec.Struct, tag_field="action", tag="subscribe"):
     channel: str
     id: _Id = None
     since: _Since | None = None
+    last: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
 class _Unsubscribe(msgspec.Struct, tag_field="action", tag="unsubscribe"):
@@ -68,13 +69,29 @@ def _event(event: str, **fields: object) -> bytes:
     return text_frame(_encode({"event": event, **fields}))
 
 
+# One for each publication: msgspec encodes these in half the time that a dict takes.
+
+
+class _Text(msgspec.Struct, tag_field="event", tag="message", gc=False):
+    channel: str
+    offset: int
+    time: int
+    data: str
+
+
+class _Bytes(msgspec.Struct, tag_field="event", tag="message", gc=False):
+    channel: str
+    offset: int
+    time: int
+    base64: bytes
+
+
 class _Enveloped:
     def encode(self, publication: Publication) -> bytes:
+        channel, offset, time, payload = publication.channel, publication.offset, publication.time, publication.payload
         if publication.text:
-            content = {"data": publication.payload.decode()}
-        else:
-            content = {"base64": base64.b64encode(publication.payload).decode()}
-        return _event("message", channel=publication.channel, offset=publication.offset, **content)
+            return text_frame(_encode(_Text(channel, offset, time, payload.decode())))
+        return text_frame(_encode(_Bytes(channel, offset, time, payload)))
 
 
 class RealtimeV1(Conversation):
@@ -111,9 +128,11 @@ class RealtimeV1(Conversation):
 
     def _answer(self, command: _Subscribe | _Unsubscribe | _Ping) -> Iterable[Frame]:
         match command:
-            case _Subscribe(channel=name, since=since):
+            case _Subscribe(channel=name, since=since, last=last):
+                if since is not None and last is not None:
+                    raise RefusedError("invalid_message", "`since` and `last` exclude each other: give one of them")
                 position = Position(since.epoch, since.offset) if since is not None else None
-                joined = self.hub.subscribe(self.subscriber, name, position)
+                joined = self.hub.subscribe(self.subscriber, name, position, last=last)
                 recovered = {} if joined.recovered is None else {"recovered": joined.recovered}
                 where = {"epoch": joined.epoch, "offset": joined.offset}
                 answer = _event("subscribed", channel=name, **_id(command), **where, **recovered)

@@ -26,6 +26,8 @@ __all__ = ["SEEDS", "check"]
 SEEDS: Final = (
     b'{"action":"subscribe","channel":"news"}\n{"action":"unsubscribe","channel":"news"}',
     b'{"action":"subscribe","channel":"news","id":7,"since":{"epoch":"x","offset":0}}\n{"action":"ping","id":"a"}',
+    b'{"action":"subscribe","channel":"news","last":2}\n{"action":"subscribe","channel":"news","last":1,"since":null}',
+    b'{"action":"subscribe","channel":"news","last":0,"since":{"epoch":"","offset":0}}',
     b"\n".join(
         b'{"action":"subscribe","channel":"%s","id":"x"}' % name for name in (b"a", b"b", b"c", b"d", b"a", b"e f")
     ),

@@ -1,0 +1,30 @@
+"""How a connection of the control socket gets publications: as notifications, with the time of publication or without.
+
+Pure: it knows no connection, no socket and no task.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from realtimed.control.wire import encode_notification
+from realtimed.frames import Publication, WireFormat
+
+__all__ = ["WITHOUT_TIME", "WITH_TIME"]
+
+
+class _WithoutTime:
+    def encode(self, publication: Publication) -> bytes:
+        return encode_notification("message", (publication.channel, publication.message, publication.offset))
+
+
+class _WithTime:
+    def encode(self, publication: Publication) -> bytes:
+        more = {"time": publication.time}
+        return encode_notification("message", (publication.channel, publication.message, publication.offset, more))
+
+
+WITHOUT_TIME: Final[WireFormat] = _WithoutTime()
+"""What a connection gets unless it asks for more."""
+
+WITH_TIME: Final[WireFormat] = _WithTime()
