@@ -351,6 +351,17 @@ def test_messages_show_when_they_were_sent(context: BrowserContext, site: Site) 
     assert shown.nth(0).get_attribute("title") != ""
 
 
+def test_a_page_opens_with_the_last_messages(context: BrowserContext, site: Site) -> None:
+    for number in range(1, 31):
+        site.broadcast("opening", str(number))
+    page = open_page(context, site, "opening")
+    expect(messages(page, "opening")).to_have_text([str(number) for number in range(11, 31)])
+    expect(panel(page, "opening").locator("li.replayed")).to_have_count(20)
+    site.broadcast("opening", "new")
+    expect(messages(page, "opening").last).to_have_text("new")
+    expect(panel(page, "opening").locator("li.replayed")).to_have_count(20)
+
+
 def test_only_its_own_form_may_broadcast(context: BrowserContext, site: Site) -> None:
     page = open_page(context, site, "csrf")
     own = {"channel": "csrf", "message": "forged"}

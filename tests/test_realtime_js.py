@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import subprocess
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -21,6 +22,7 @@ from tests.typescript import find_node
 
 TESTS: Final = ROOT / "tests" / "js"
 CLIENT: Final = TESTS / "daemon_client.mjs"
+LAST_CLIENT: Final = TESTS / "last_client.mjs"
 REMOUNTING_CLIENT: Final = TESTS / "remounting_client.mjs"
 
 PATIENCE: Final = 30
@@ -141,6 +143,26 @@ async def test_sent_away_for_good_it_says_so_and_stays_away(node: str, runtime_d
         assert "not allowed here (4403, no more of this)" in refusal["message"]
         await client.ended()  # no timer and no connection is left that would keep Node running
         assert await control.call("clients") == []
+
+
+async def test_last_opens_with_the_newest_messages_and_their_times(node: str, runtime_dir: Path) -> None:
+    port = free_port()
+    began = int(time.time() * 1000)
+    async with (
+        running_daemon(runtime_dir, "--websocket", f"127.0.0.1:{port}") as daemon,
+        publisher(daemon.control_socket) as control,
+    ):
+        for number in range(1, 6):
+            await control.call("broadcast", "news", str(number))
+        sent = int(time.time() * 1000)
+        async with javascript_client(node, port, "news", script=LAST_CLIENT, options={"last": 3}) as client:
+            seen = [await client.line() for _ in range(3)]
+            assert [(line["message"], line["replayed"]) for line in seen] == [("3", True), ("4", True), ("5", True)]
+            assert all(began <= line["time"] <= sent for line in seen), (began, seen, sent)
+            await control.call("broadcast", "news", "new")
+            line = await client.line()
+            assert (line["message"], line["replayed"]) == ("new", False)
+            assert line["time"] >= sent
 
 
 @pytest.mark.parametrize("options", [{}, {"rate": 20, "burst": 4}], ids=["at-its-pace", "held-up"])
