@@ -178,7 +178,7 @@ export type SubscribeOptions = {
      * beside `since`, nor with a server that knows no `last`. After a reconnection the subscription goes on from the
      * last message it had.
      */
-    last?: number | undefined;
+    last?: number | null | undefined;
 };
 /**
  * What tells the time and runs things later. Times are milliseconds.

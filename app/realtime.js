@@ -78,7 +78,7 @@
  *     this the error is an `error` event of the `Realtime`
  * @property {Position | null} [since] first hand over what was published after this: the position of the last message
  *     that the page has, kept over a reload for instance. Other subscriptions to the channel get none of it again.
- * @property {number} [last] first hand over the newest messages that the server has kept, at most this many; no effect
+ * @property {number | null} [last] first hand over the newest messages that the server has kept, at most this many; no effect
  *     beside `since`, nor with a server that knows no `last`. After a reconnection the subscription goes on from the
  *     last message it had.
  */
@@ -290,7 +290,7 @@ export class Realtime extends EventTarget {
     if (entry.join(subscription)) {
       const recovered = options.since ? { recovered: true } : {};
       queueMicrotask(() => {
-        if (entry.subscriptions.has(subscription)) {
+        if (entry.subscriptions.has(subscription) && subscription.isLive) {
           subscription.onSubscribed?.({ channel, replayed: 0, missed: false, ...recovered });
         }
       });
@@ -637,7 +637,7 @@ class Subscription {
         throw new TypeError('since is a position: an object with an epoch, a string, and an offset, a whole number from 0');
       }
       this.position = { epoch: since.epoch, offset: since.offset };
-    } else if (last !== undefined) {
+    } else if (last !== undefined && last !== null) {
       if (!isCount(last)) {
         throw new TypeError('last is a number of messages: a whole number from 0');
       }

@@ -131,6 +131,22 @@ test('since at the newest message needs no request', async () => {
   assert.deepEqual([...second], ['true 0', '1/4']);
 });
 
+test('a subscription that joins others is not told that it holds when the connection is closed in the same tick', async () => {
+  const { world, hub, exchange } = served();
+  listen(world);
+  exchange();
+  const second = listen(world);
+  world.realtime.close();
+  hub.connectionLost();
+  await Promise.resolve();
+  assert.deepEqual([...second], []);
+  hub.publish();
+  world.realtime.connect();
+  world.socket.welcome();
+  exchange();
+  assert.deepEqual([...second], ['true 1', '1/4']);
+});
+
 test('a newcomer gets nothing of what another one asked for with since', () => {
   const { world, exchange } = served();
   const first = listen(world, { since: START });
@@ -348,10 +364,10 @@ test('a place or a number that is none is noticed at once', () => {
   for (const since of [0, 'e1', {}, { epoch: 'e1' }, { epoch: 1, offset: 1 }, { epoch: 'e1', offset: -1 }, { epoch: 'e1', offset: 0.5 }]) {
     assert.throws(() => realtime.subscribe('news', () => {}, { since }), /since is a position/);
   }
-  for (const last of [-1, 1.5, '20', null, NaN]) {
+  for (const last of [-1, 1.5, '20', {}, NaN]) {
     assert.throws(() => realtime.subscribe('news', () => {}, { last }), /last is a number/);
   }
-  realtime.subscribe('news', () => {}, { since: null, last: undefined });
+  realtime.subscribe('news', () => {}, { since: null, last: null });
 });
 
 // In random order.
