@@ -5,7 +5,11 @@ VENV := .venv
 IN_VENV := $(VENV)/bin/python -m
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help run test conformance attack fuzz soak jitter avalanche bench lint format check clean php browser systemd
+# For the types of app/realtime.js: this version writes app/realtime.d.ts.
+TYPESCRIPT_VERSION := 5.9.3
+TYPESCRIPT := .cache/typescript-$(TYPESCRIPT_VERSION)
+
+.PHONY: help run test conformance attack fuzz soak jitter avalanche bench lint format types check clean php browser systemd
 .NOTPARALLEL:
 
 help:
@@ -20,6 +24,7 @@ help:
 	@echo 'make bench    measure beside other servers; some of it: make bench ARGS="one-channel --servers realtimed ws"'
 	@echo 'make lint     check style and types'
 	@echo 'make format   bring the Python files into their canonical format'
+	@echo 'make types    write app/realtime.d.ts anew, from app/realtime.js'
 	@echo 'make check    lint and test'
 	@echo 'make clean    remove .venv and all caches'
 	@echo
@@ -29,7 +34,7 @@ help:
 run: php $(INSTALLED)
 	@exec $(IN_VENV) tests.stack
 
-test: php $(INSTALLED) browser systemd
+test: php $(INSTALLED) browser systemd $(TYPESCRIPT)
 	$(IN_VENV) pytest $(ARGS)
 
 conformance soak jitter avalanche: $(INSTALLED)
@@ -55,10 +60,13 @@ format: $(INSTALLED)
 	$(IN_VENV) ruff check --fix
 	$(IN_VENV) ruff format
 
+types: $(INSTALLED) $(TYPESCRIPT)
+	@$(IN_VENV) tests.typescript
+
 check: lint test
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml
@@ -66,6 +74,12 @@ $(INSTALLED): pyproject.toml
 	@echo 'Installing Python packages in $(VENV)'
 	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv --clear $(VENV)
 	@$(IN_VENV) pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+# Without a lock file, which would name the registry of whoever made it.
+$(TYPESCRIPT):
+	@.ci/system-packages npm
+	@npm install --prefix $(@D) --no-save --no-package-lock --no-audit --no-fund --loglevel error typescript@$(TYPESCRIPT_VERSION)
 	@touch $@
 
 php:

@@ -7,6 +7,12 @@ const WEBSOCKETS = '/ws';
 /** Lines that a panel keeps; older ones make room. */
 const LINES_SHOWN = 200;
 
+/** Messages from before that a panel opens with. */
+const LINES_AT_FIRST = 20;
+
+/** How long a broadcast may take from the click, in milliseconds. PHP and the daemon have 5 s of it. */
+const DEADLINE = 10_000;
+
 const element = id => document.getElementById(id);
 
 const realtime = new Realtime(WEBSOCKETS);
@@ -46,6 +52,7 @@ class Panel {
     this.hold();
     element('panels').append(this.#root);
     this.#unsubscribe = realtime.subscribe(channel, (message, source) => this.#show(message, source), {
+      last: LINES_AT_FIRST,
       onSubscribed: subscribed => this.#listen(subscribed),
       onError: error => {
         unwatch(channel);
@@ -74,7 +81,7 @@ class Panel {
   }
 
   #show(message, source) {
-    const time = new Date();
+    const time = new Date(source.time ?? Date.now());
     this.#received += 1;
     this.#print(() => messageLine(message, source, time));
   }
@@ -114,12 +121,19 @@ class Panel {
 function messageLine(message, { offset, replayed }, time) {
   const clock = document.createElement('time');
   clock.dateTime = time.toISOString();
-  clock.textContent = time.toTimeString().slice(0, 8);
+  clock.textContent = timeInWords(time);
+  clock.title = `Sent ${time.toLocaleString()}`;
   const content = typeof message === 'string' ? message : `${message.length} bytes: ${hexadecimal(message)}`;
   const line = document.createElement('li');
   line.classList.toggle('replayed', replayed);
   line.append(span('offset', offset), span('message', content), clock);
   return line;
+}
+
+/** The time of day, after the date if that is another day. */
+function timeInWords(time) {
+  const clock = time.toTimeString().slice(0, 8);
+  return time.toDateString() === new Date().toDateString() ? clock : `${time.toLocaleDateString()} ${clock}`;
 }
 
 /** What the connection's return means for a channel; the missed messages follow below. */
@@ -305,34 +319,84 @@ const form = element('send');
 /** Broadcasts are sent one after the other, so that they arrive in the order in which they were made. */
 let sending = Promise.resolve();
 
+/** Broadcasts without an outcome yet. */
+let pending = 0;
+
+/** The last failure since there was none pending; a success behind it does not hide it. */
+let failed;
+
+/** Clicks until the last broadcast that took too long: what was clicked before that, and waited behind it, is given up. */
+let clicks = 0;
+let givenUp = 0;
+
 form.addEventListener('submit', event => {
   event.preventDefault();
   const content = new FormData(form);
-  sending = sending.then(() => send(content));
+  const deadline = AbortSignal.timeout(DEADLINE);
+  const click = (clicks += 1);
+  failed = pending === 0 ? undefined : failed;
+  pending += 1;
+  showOutcome('pending', pending === 1 ? 'Broadcasting…' : `Broadcasting ${pending} messages…`);
+  sending = sending.then(() => send(content, click, deadline));
   if (document.activeElement === element('message')) {
     element('message').select(); // whoever types on, types the next message
   }
 });
 
-async function send(content) {
-  const outcome = element('outcome');
+/** @param {'pending' | 'done' | 'failed'} state */
+function showOutcome(state, sentence) {
+  element('outcome').className = state;
+  element('outcome').textContent = sentence;
+  form.setAttribute('aria-busy', String(pending > 0));
+}
+
+async function send(content, click, deadline) {
+  const outcome =
+    click <= givenUp ? failure('Not broadcast: what was before it took too long.') : await outcomeOf(content, deadline);
+  pending -= 1;
+  failed = outcome.state === 'failed' ? outcome : failed;
+  const shown = failed ?? outcome;
+  // While others are on their way, only what went wrong is worth a word.
+  if (pending === 0 || shown === failed) {
+    showOutcome(shown.state, shown.sentence);
+  }
+}
+
+/** Broadcast what the form held, and say what came of it. */
+async function outcomeOf(content, deadline) {
   try {
     const response = await fetch(form.action, {
       method: 'POST',
       headers: { Accept: 'application/json' },
       body: content,
+      signal: deadline,
     });
     const isJson = response.headers.get('Content-Type')?.startsWith('application/json');
-    const answer = isJson ? await response.json() : { error: `Not broadcast: the web server says ${response.status}.` };
-    outcome.textContent = answer.sentence ?? answer.error;
-    outcome.className = response.ok ? 'done' : 'failed';
-  } catch (error) {
-    if (!(error instanceof TypeError)) {
-      throw error;
+    if (!isJson) {
+      const isKnown = response.status >= 400 && response.status < 500;
+      return failure(`${isKnown ? 'Not broadcast' : 'It may have been broadcast or not'}: the web server says ${response.status}.`);
     }
-    outcome.textContent = 'Not broadcast: the web server cannot be reached.';
-    outcome.className = 'failed';
+    const answer = await response.json();
+    return response.ok ? { state: 'done', sentence: answer.sentence } : failure(answer.error);
+  } catch (error) {
+    if (deadline.aborted) {
+      givenUp = clicks;
+      const seconds = DEADLINE / 1000;
+      return failure(`No answer within ${seconds} s: it may have been broadcast or not. Has PHP-FPM a worker free?`);
+    }
+    if (error instanceof TypeError) {
+      return failure('No answer: the web server cannot be reached.');
+    }
+    if (error instanceof SyntaxError) {
+      return failure('It may have been broadcast or not: the answer is not JSON. PHP’s error log may say why.');
+    }
+    reportError(error);
+    return failure('Something went wrong here: the browser’s console says what.');
   }
+}
+
+function failure(sentence) {
+  return { state: 'failed', sentence };
 }
 
 // The same in code, with the form's content quoted as each language wants it.

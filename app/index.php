@@ -68,7 +68,8 @@ print_head('realtimed: broadcast to every browser');
       </form>
       <div id="panels"></div>
       <p class="note">Each of them is one line of JavaScript:
-        <code>realtime.subscribe('news', message =&gt; …)</code></p>
+        <code>realtime.subscribe('news', message =&gt; …, { last: 20 })</code>. With <code>last</code> it opens with the
+        newest messages that the daemon has kept.</p>
       <p class="note">Disconnect, broadcast, connect again: what was missed comes in, in order, once. So it does after a
         tunnel or a restart of the web server, as far back as the daemon’s history reaches.</p>
     </section>

@@ -46,13 +46,16 @@
  */
 
 /**
- * Where a message comes from.
+ * Where a message comes from. It can be kept and passed as `since`.
  *
  * @typedef {object} Source
  * @property {string} channel
  * @property {string} epoch
  * @property {number} offset
- * @property {boolean} replayed whether it was published while this client was away
+ * @property {boolean} replayed whether it was published before the server confirmed this subscription: while this client
+ *     was away, or before it came
+ * @property {number} [time] when it was published, in milliseconds since 1970 by the server's clock, like `Date.now()`;
+ *     absent if the server does not say
  */
 
 /** @typedef {(message: string | Uint8Array, source: Source) => void} MessageHandler */
@@ -64,7 +67,7 @@
  * @property {string} channel
  * @property {boolean} [recovered] when there was something to go on from: true if every message since then is here or
  *     follows; false if messages are missing, because the server's history does not reach back that far
- * @property {number} replayed how many missed messages follow now
+ * @property {number} replayed how many missed messages follow now; those that `last` asked for are not counted
  * @property {boolean} missed whether messages are missing: `recovered === false`
  */
 
@@ -73,8 +76,11 @@
  * @property {(subscribed: Subscribed) => void} [onSubscribed] each time that the server confirms the subscription
  * @property {(error: RealtimeError) => void} [onError] the server refuses the subscription, which is over then; without
  *     this the error is an `error` event of the `Realtime`
- * @property {Position} [since] have what was published after this too, for instance what the page has kept over a
- *     reload. Without effect if the channel has a subscription already.
+ * @property {Position | null} [since] first hand over what was published after this: the position of the last message
+ *     that the page has, kept over a reload for instance. Other subscriptions to the channel get none of it again.
+ * @property {number | null} [last] first hand over the newest messages that the server has kept, at most this many; no effect
+ *     beside `since`, nor with a server that knows no `last`. After a reconnection the subscription goes on from the
+ *     last message it had.
  */
 
 /**
@@ -128,6 +134,15 @@ const CLOSE_FOLLOWS = 100;
 
 /** A timer that is later than this did not run because the page was frozen, or the computer asleep. */
 const LATE = 2_000;
+
+/**
+ * The events of a {@link Realtime}, by type.
+ *
+ * @typedef {object} RealtimeEvents
+ * @property {DetailedEvent<Status>} state
+ * @property {DetailedEvent<Subscribed>} subscribed
+ * @property {DetailedEvent<RealtimeError>} error
+ */
 
 const SILENT = 4408;
 const SLOW_CONSUMER = 4409;
@@ -194,8 +209,8 @@ class DetailedEvent extends Event {
  * Events:
  *
  * - `state`: the connection's state has changed; `event.detail` is the new {@link Status}
- * - `subscribed`: the server has confirmed a channel's subscription; `event.detail` is the {@link Subscribed} that the
- *   `onSubscribed` of each subscription to it was called with
+ * - `subscribed`: the server has confirmed what one or more subscriptions to a channel asked for; `event.detail` is the
+ *   {@link Subscribed} that `onSubscribed` of the first of them was called with
  * - `error`: the server has refused something, or has closed the connection for good; `event.detail` is a
  *   {@link RealtimeError}. Unless a listener calls `event.preventDefault()`, it is written to the console.
  */
@@ -257,8 +272,8 @@ export class Realtime extends EventTarget {
    * Have `onMessage` called with every message of a channel, once and in order, from the moment the server has
    * confirmed it. What is published while the connection is down comes when it is back; see {@link Subscribed}.
    *
-   * Any number of subscriptions to one channel are one at the server. One that joins while the connection is down has
-   * what the others have missed, too.
+   * Any number of subscriptions to one channel are one at the server; each has a position of its own. One that joins
+   * others while the connection is down gets what is published until it is back, too.
    *
    * @param {string} channel
    * @param {MessageHandler} onMessage gets a string, or a Uint8Array if the message is binary
@@ -269,26 +284,48 @@ export class Realtime extends EventTarget {
     if (typeof channel !== 'string' || typeof onMessage !== 'function') {
       throw new TypeError('subscribe() takes the name of a channel and a function');
     }
-    const subscription = { onMessage, onSubscribed: options.onSubscribed, onError: options.onError };
-    const entry = this.#channels.get(channel) ?? new Channel(options.since);
+    const subscription = new Subscription(onMessage, options);
+    const entry = this.#channels.get(channel) ?? new Channel(channel);
     this.#channels.set(channel, entry);
-    entry.subscriptions.add(subscription);
-    if (entry.confirmed) {
+    if (entry.join(subscription)) {
+      const recovered = options.since ? { recovered: true } : {};
       queueMicrotask(() => {
-        if (entry.subscriptions.has(subscription)) {
-          subscription.onSubscribed?.({ channel, replayed: 0, missed: false });
+        if (entry.subscriptions.has(subscription) && subscription.isLive) {
+          subscription.onSubscribed?.({ channel, replayed: 0, missed: false, ...recovered });
         }
       });
     }
-    this.#connection?.settle(channel);
+    this.#connection?.settle(entry);
     return () => {
-      if (entry.subscriptions.delete(subscription) && entry.subscriptions.size === 0) {
-        if (this.#connection === undefined) {
-          this.#channels.delete(channel);
-        }
-        this.#connection?.settle(channel);
+      if (entry.leave(subscription)) {
+        this.#connection?.settle(entry);
+        this.#forgetIfIdle(entry);
       }
     };
+  }
+
+  /**
+   * As in every EventTarget, with the types of these events.
+   *
+   * @template {keyof RealtimeEvents} Type
+   * @param {Type} type
+   * @param {((event: RealtimeEvents[Type]) => void) | {handleEvent(event: RealtimeEvents[Type]): void} | null} listener
+   * @param {boolean | AddEventListenerOptions} [options]
+   */
+  addEventListener(type, listener, options) {
+    super.addEventListener(type, /** @type {EventListener} */ (listener), options);
+  }
+
+  /**
+   * As in every EventTarget, with the types of these events.
+   *
+   * @template {keyof RealtimeEvents} Type
+   * @param {Type} type
+   * @param {((event: RealtimeEvents[Type]) => void) | {handleEvent(event: RealtimeEvents[Type]): void} | null} listener
+   * @param {boolean | EventListenerOptions} [options]
+   */
+  removeEventListener(type, listener, options) {
+    super.removeEventListener(type, /** @type {EventListener} */ (listener), options);
   }
 
   /** Connect now: instead of waiting any longer, or again after it was closed. Subscriptions are still there. */
@@ -296,13 +333,11 @@ export class Realtime extends EventTarget {
     if (this.#connection === undefined) {
       this.#stopWaiting();
       this.#connection = new Connection(this.#url, this.#settings, {
-        isWanted: name => Boolean(this.#channels.get(name)?.subscriptions.size),
-        since: name => this.#channels.get(name)?.position,
         onWelcome: client => this.#welcomed(client),
-        onSubscribed: answer => this.#subscribed(answer),
-        onUnsubscribed: name => this.#unsubscribed(name),
+        onSubscribed: (request, answer) => this.#subscribed(request, answer),
+        onUnsubscribed: request => this.#unsubscribed(request),
         onMessage: message => this.#deliver(message),
-        onRefused: error => this.#refused(error),
+        onRefused: (request, error) => this.#refused(request, error),
         onLost: ending => this.#lost(ending),
       });
       for (const [target, type, listener] of this.#surroundings) {
@@ -325,84 +360,77 @@ export class Realtime extends EventTarget {
 
   /** @param {string} client */
   #welcomed(client) {
-    for (const name of this.#channels.keys()) {
-      this.#connection?.settle(name);
+    for (const channel of this.#channels.values()) {
+      this.#connection?.settle(channel);
     }
     this.#enter({ state: 'connected', client });
   }
 
-  /** @param {{channel: string, epoch: string, offset: number, recovered?: boolean}} answer */
-  #subscribed({ channel: name, epoch, offset, recovered }) {
-    const channel = this.#channels.get(name);
-    if (channel === undefined) {
-      return;
-    }
-    channel.confirmed = true;
-    channel.replayedUpTo = offset;
-    /** @type {Subscribed} */
-    const subscribed = { channel: name, replayed: 0, missed: false };
-    const known = channel.position;
-    if (known?.epoch === epoch && (recovered === true ? known.offset <= offset : known.offset === offset)) {
-      // What is known stays as it is: the messages that follow begin behind it, not behind the newest.
-      subscribed.recovered = true;
-      subscribed.replayed = offset - known.offset;
-    } else {
-      channel.position = { epoch, offset };
-      if (known !== undefined) {
-        subscribed.recovered = false;
-        subscribed.missed = true;
-      }
-    }
-    for (const { onSubscribed } of [...channel.subscriptions]) {
-      guarded(() => onSubscribed?.({ ...subscribed }));
-    }
-    this.dispatchEvent(new DetailedEvent('subscribed', subscribed));
-  }
-
-  /** @param {string} name */
-  #unsubscribed(name) {
-    const channel = this.#channels.get(name);
-    if (channel !== undefined) {
-      // With its position: who has subscribed in the meantime goes on from there.
-      channel.confirmed = false;
-      if (channel.subscriptions.size === 0) {
-        this.#channels.delete(name);
-      }
-    }
-  }
-
-  /** @param {{channel: string, offset: number, data?: string, base64?: string}} message */
-  #deliver({ channel: name, offset, data, base64 }) {
-    const channel = this.#channels.get(name);
-    if (channel?.position === undefined || offset <= channel.position.offset) {
-      return; // nobody has asked for it, or everyone has it
-    }
-    channel.position.offset = offset;
-    const { epoch } = channel.position;
-    const replayed = offset <= channel.replayedUpTo;
-    const content = base64 === undefined ? data ?? '' : bytes(base64);
-    for (const subscription of [...channel.subscriptions]) {
+  /**
+   * @param {ChannelRequest} request
+   * @param {Position & {recovered?: boolean}} answer
+   */
+  #subscribed(request, answer) {
+    const { channel } = request;
+    const heard = channel.confirm(request, answer, this.#connection?.answers ?? 0);
+    for (const [subscription, subscribed] of heard) {
       if (channel.subscriptions.has(subscription)) {
-        guarded(() => subscription.onMessage(content, { channel: name, epoch, offset, replayed }));
+        guarded(() => subscription.onSubscribed?.({ ...subscribed }));
+      }
+    }
+    if (heard.length > 0) {
+      this.dispatchEvent(new DetailedEvent('subscribed', heard[0][1]));
+    }
+  }
+
+  /** @param {ChannelRequest} request */
+  #unsubscribed({ channel }) {
+    channel.end();
+    this.#forgetIfIdle(channel);
+  }
+
+  /** @param {{channel: string, offset: number, time?: number, data?: string, base64?: string}} message */
+  #deliver({ channel: name, offset, time, data, base64 }) {
+    const channel = this.#channels.get(name);
+    const position = channel?.advance(offset);
+    if (channel === undefined || position === undefined) {
+      return; // nobody has asked for it
+    }
+    /** @type {string | Uint8Array | undefined} */
+    let content;
+    for (const subscription of [...channel.subscriptions]) {
+      // A handler may end other subscriptions, or close the connection: those that miss this get it afterwards.
+      if (channel.subscriptions.has(subscription) && subscription.take(offset)) {
+        content ??= base64 === undefined ? data ?? '' : bytes(base64);
+        const replayed = offset <= subscription.replayedUpTo;
+        /** @type {Source} */
+        const source = { channel: name, epoch: position.epoch, offset, replayed };
+        if (typeof time === 'number') {
+          source.time = time;
+        }
+        const message = content;
+        guarded(() => subscription.onMessage(message, source));
       }
     }
   }
 
-  /** @param {RealtimeError} error */
-  #refused(error) {
-    if (error.channel === undefined) {
+  /**
+   * @param {ChannelRequest | undefined} request what is refused, if the server says so
+   * @param {RealtimeError} error
+   */
+  #refused(request, error) {
+    const refused = request?.channel.refuse(request) ?? [];
+    if (request?.action !== 'subscribe') {
       this.#report(error);
       return;
     }
-    const subscriptions = this.#channels.get(error.channel)?.subscriptions ?? new Set();
-    this.#channels.delete(error.channel);
-    for (const { onError } of [...subscriptions]) {
+    this.#forgetIfIdle(request.channel);
+    for (const { onError } of refused) {
       guarded(() => (onError === undefined ? this.#report(error) : onError(error)));
     }
-    subscriptions.clear();
   }
 
-  /** @param {Ending} ending */
+  /** @param {{code: number, reason: string, lasted: number, advice?: number}} ending see {@link Connection} */
   #lost({ code, reason, lasted, advice }) {
     this.#disconnected();
     const cause = finalCause(code);
@@ -514,12 +542,18 @@ export class Realtime extends EventTarget {
   }
 
   #disconnected() {
+    const answers = this.#connection?.answers ?? 0;
     this.#connection = undefined;
-    for (const [name, channel] of this.#channels) {
-      channel.confirmed = false;
-      if (channel.subscriptions.size === 0) {
-        this.#channels.delete(name);
-      }
+    for (const channel of this.#channels.values()) {
+      channel.disconnect(answers);
+      this.#forgetIfIdle(channel);
+    }
+  }
+
+  /** @param {Channel} channel */
+  #forgetIfIdle(channel) {
+    if (channel.isIdle && this.#channels.get(channel.name) === channel) {
+      this.#channels.delete(channel.name);
     }
   }
 
@@ -547,47 +581,320 @@ export class Realtime extends EventTarget {
   }
 }
 
-/** What is known of one channel, over all connections. */
-class Channel {
-  /** Whether the server has confirmed the subscription, on the connection there is now. */
-  confirmed = false;
-
-  /** The newest message that was handed over, or the one to go on from. @type {Position | undefined} */
-  position;
-
-  /** The newest message there was when the subscription was confirmed: whatever comes up to it is late. */
-  replayedUpTo = 0;
-
-  /** @type {Set<{onMessage: MessageHandler} & SubscribeOptions>} */
+/**
+ * A request to the server for one channel. Requests are answered in the order in which they were sent, and an answer
+ * concerns only the subscriptions that asked for it: one that joins after an unsubscription was sent must not take the
+ * answer to an earlier request for its own.
+ */
+class ChannelRequest {
+  /** Those that get the answer. @type {Set<Subscription>} */
   subscriptions = new Set();
 
-  /** @param {Position} [since] */
-  constructor(since) {
-    this.position = since && { epoch: since.epoch, offset: since.offset };
+  /**
+   * @param {'subscribe' | 'unsubscribe'} action
+   * @param {Channel} channel
+   * @param {{since?: Position, last?: number}} [start]
+   */
+  constructor(action, channel, { since, last } = {}) {
+    this.action = action;
+    this.channel = channel;
+    this.since = since;
+    this.last = last;
   }
 }
 
 /**
- * How a connection ended.
- *
- * @typedef {object} Ending
- * @property {number} code
- * @property {string} reason
- * @property {number} lasted milliseconds since the server's welcome, or 0 without one
- * @property {number} [advice] in how many milliseconds to come back, if the server said so
+ * One call of `subscribe()`: a handler, and how far it has come.
  */
+class Subscription {
+  /** The last message that was handed over, or the place to go on from. @type {Position | undefined} */
+  position;
+
+  /** How many of the newest messages to begin with; only until the server has confirmed. @type {number | undefined} */
+  last;
+
+  /** Whether it takes the messages that come: they continue from its position. */
+  isLive = false;
+
+  /** The newest message there was when the server confirmed it: everything up to this one is late. */
+  replayedUpTo = 0;
+
+  /**
+   * How many answers the connection had brought when this was confirmed with `last`; undefined otherwise, and after the
+   * first message. The server answers nothing else before a replay is complete, so a later answer tells that it is.
+   *
+   * @type {number | undefined}
+   */
+  #confirmedAt;
+
+  /**
+   * @param {MessageHandler} onMessage
+   * @param {SubscribeOptions} options
+   */
+  constructor(onMessage, { onSubscribed, onError, since, last }) {
+    if (since !== undefined && since !== null) {
+      if (typeof since.epoch !== 'string' || !isCount(since.offset)) {
+        throw new TypeError('since is a position: an object with an epoch, a string, and an offset, a whole number from 0');
+      }
+      this.position = { epoch: since.epoch, offset: since.offset };
+    } else if (last !== undefined && last !== null) {
+      if (!isCount(last)) {
+        throw new TypeError('last is a number of messages: a whole number from 0');
+      }
+      this.last = last;
+    }
+    this.onMessage = onMessage;
+    this.onSubscribed = onSubscribed;
+    this.onError = onError;
+  }
+
+  /**
+   * Whether both get the same from the same request.
+   *
+   * @param {{since?: Position, last?: number}} request
+   */
+  startsLike({ since, last }) {
+    return isSame(this.position, since) && this.last === last;
+  }
+
+  /**
+   * The server has confirmed the subscription.
+   *
+   * @param {string} channel
+   * @param {Position & {recovered?: boolean}} answer
+   * @param {number} answers how many there were on this connection, with this one
+   * @returns {Subscribed}
+   */
+  confirm(channel, { epoch, offset, recovered }, answers) {
+    const known = this.position;
+    this.isLive = true;
+    this.replayedUpTo = offset;
+    if (known?.epoch === epoch && (recovered === true ? known.offset <= offset : known.offset === offset)) {
+      // What is known stays: the messages that follow begin behind it, not behind the newest.
+      return { channel, recovered: true, replayed: offset - known.offset, missed: false };
+    }
+    if (this.last !== undefined) {
+      // The replay may begin later, if fewer were kept. Its first message tells.
+      this.position = { epoch, offset: Math.max(0, offset - this.last) };
+      this.#confirmedAt = answers;
+      this.last = undefined;
+    } else {
+      this.position = { epoch, offset };
+    }
+    const missed = known !== undefined;
+    return { channel, ...(missed && { recovered: false }), replayed: 0, missed };
+  }
+
+  /**
+   * Take the message with this offset, unless it is none of ours.
+   *
+   * @param {number} offset
+   */
+  take(offset) {
+    const isNew = this.isLive && this.position !== undefined && offset > this.position.offset;
+    if (isNew && this.position !== undefined) {
+      this.position.offset = offset;
+      this.#confirmedAt = undefined;
+    }
+    return isNew;
+  }
+
+  /**
+   * The connection is gone.
+   *
+   * @param {number} answers how many it has brought
+   */
+  disconnect(answers) {
+    this.isLive = false;
+    if (this.#confirmedAt !== undefined && this.position !== undefined && answers > this.#confirmedAt) {
+      this.position.offset = this.replayedUpTo; // there was nothing to replay
+    }
+    this.#confirmedAt = undefined;
+  }
+}
 
 /**
- * @typedef {object} ConnectionHandlers
- * @property {(name: string) => boolean} isWanted
- * @property {(name: string) => Position | undefined} since what to go on from
- * @property {(client: string) => void} onWelcome
- * @property {(answer: any) => void} onSubscribed
- * @property {(name: string) => void} onUnsubscribed
- * @property {(message: any) => void} onMessage
- * @property {(error: RealtimeError) => void} onRefused
- * @property {(ending: Ending) => void} onLost called once, and nothing after it
+ * One channel: its subscriptions over all connections, and what this connection's server has been asked and has said.
+ *
+ * At the server there is one subscription or none. `isStreaming` is what it has last said; `requests` are those without
+ * an answer yet; together they say what it will come to (`isAsked`). A subscription here is in one of these places:
+ *
+ * - `#waiting`: it needs a request that has not been sent
+ * - in the `subscriptions` of one of `requests`: its request has been sent
+ * - neither: the server has confirmed it
+ *
+ * Only those that are confirmed get messages, and those that began where the stream is, while it flows.
  */
+class Channel {
+  /** @type {Set<Subscription>} */
+  subscriptions = new Set();
+
+  /** @type {Set<Subscription>} */
+  #waiting = new Set();
+
+  /** The newest publication that is known. @type {Position | undefined} */
+  #head;
+
+  // On this connection.
+
+  /** Whether the server has confirmed a subscription, and not its end. */
+  isStreaming = false;
+
+  /** Requests without an answer, oldest first. @type {ChannelRequest[]} */
+  requests = [];
+
+  /** @param {string} name */
+  constructor(name) {
+    this.name = name;
+  }
+
+  /** Whether the server has been asked to subscribe, and not to unsubscribe since. */
+  get isAsked() {
+    const last = this.requests.at(-1);
+    return last === undefined ? this.isStreaming : last.action === 'subscribe';
+  }
+
+  /** Whether there is something to ask the server for. */
+  get isUnsettled() {
+    return this.subscriptions.size === 0 ? this.isAsked : this.#waiting.size > 0;
+  }
+
+  /** Whether there is nothing here, nor at the server. */
+  get isIdle() {
+    return this.subscriptions.size === 0 && !this.isStreaming && this.requests.length === 0;
+  }
+
+  /**
+   * Add a subscription.
+   *
+   * @param {Subscription} subscription
+   * @returns {boolean} whether it holds already: the stream flows, will not be interrupted, and is where it begins
+   */
+  join(subscription) {
+    const hasStart = subscription.position !== undefined || subscription.last !== undefined;
+    const hasCompany = this.isStreaming || this.subscriptions.size > 0;
+    if (!hasStart && hasCompany && this.#head !== undefined) {
+      subscription.position = { ...this.#head };
+    }
+    this.subscriptions.add(subscription);
+    subscription.isLive = this.isStreaming && this.#head !== undefined && isSame(subscription.position, this.#head);
+    const unsubscribed = this.requests.map(({ action }) => action).lastIndexOf('unsubscribe');
+    if (subscription.isLive && unsubscribed < 0) {
+      return true;
+    }
+    const isAnywhere = subscription.position === undefined && subscription.last === undefined;
+    const request = this.requests
+      .slice(unsubscribed + 1)
+      .find(candidate => isAnywhere || subscription.startsLike(candidate));
+    if (request === undefined) {
+      this.#waiting.add(subscription);
+    } else {
+      request.subscriptions.add(subscription);
+    }
+    return false;
+  }
+
+  /**
+   * Remove a subscription.
+   *
+   * @param {Subscription} subscription
+   * @returns {boolean} whether it was the last one
+   */
+  leave(subscription) {
+    this.#waiting.delete(subscription);
+    return this.subscriptions.delete(subscription) && this.subscriptions.size === 0;
+  }
+
+  /** Make the next request; there is one if `isUnsettled`. @returns {ChannelRequest} */
+  request() {
+    const [first] = this.#waiting;
+    const since = first?.position && { ...first.position };
+    const request = new ChannelRequest(first ? 'subscribe' : 'unsubscribe', this, { since, last: first?.last });
+    for (const subscription of this.#waiting) {
+      if (subscription.startsLike(request)) {
+        this.#waiting.delete(subscription);
+        request.subscriptions.add(subscription);
+      }
+    }
+    this.requests.push(request);
+    return request;
+  }
+
+  /**
+   * The server has confirmed a request to subscribe.
+   *
+   * @param {ChannelRequest} request
+   * @param {Position & {recovered?: boolean}} answer
+   * @param {number} answers how many there were on this connection, with this one
+   * @returns {[Subscription, Subscribed][]} who is to hear what
+   */
+  confirm(request, answer, answers) {
+    this.#answered(request);
+    this.isStreaming = true;
+    this.#head = { epoch: answer.epoch, offset: answer.offset };
+    return [...this.subscriptions]
+      .filter(
+        subscription =>
+          request.subscriptions.has(subscription) ||
+          // The server is not to do this: the offsets that the others know would mean nothing.
+          (subscription.isLive && subscription.position?.epoch !== answer.epoch),
+      )
+      .map(subscription => [subscription, subscription.confirm(this.name, answer, answers)]);
+  }
+
+  /** The server has confirmed the end of the subscription. */
+  end() {
+    this.isStreaming = false;
+    this.requests.splice(0, this.requests.findIndex(({ action }) => action === 'unsubscribe') + 1);
+    for (const subscription of this.subscriptions) {
+      subscription.isLive = false; // it joined meanwhile, and its own request is on its way
+    }
+  }
+
+  /**
+   * The server has refused a request; nothing has changed there.
+   *
+   * @param {ChannelRequest} request
+   * @returns {Subscription[]} whose subscription is over by that
+   */
+  refuse(request) {
+    this.#answered(request);
+    return [...request.subscriptions].filter(subscription => this.subscriptions.delete(subscription));
+  }
+
+  /**
+   * A message has come.
+   *
+   * @param {number} offset
+   * @returns {Position | undefined} where the channel is; undefined if the message was not asked for
+   */
+  advance(offset) {
+    if (!this.isStreaming || this.#head === undefined) {
+      return undefined;
+    }
+    this.#head.offset = Math.max(this.#head.offset, offset);
+    return this.#head;
+  }
+
+  /**
+   * The connection is gone: everything is to be asked for again on the next one.
+   *
+   * @param {number} answers how many it has brought
+   */
+  disconnect(answers) {
+    this.isStreaming = false;
+    this.requests = [];
+    this.#waiting = new Set(this.subscriptions);
+    for (const subscription of this.subscriptions) {
+      subscription.disconnect(answers);
+    }
+  }
+
+  /** @param {ChannelRequest} request */
+  #answered(request) {
+    this.requests = this.requests.filter(other => other !== request);
+  }
+}
 
 /**
  * One WebSocket, from its opening to its end. Knows the protocol, keeps to the server's limits, and notices silence.
@@ -602,13 +909,13 @@ class Connection {
   #socket;
   #pace;
 
-  /** Channels whose subscription may not be what is wanted. @type {Set<string>} */
+  /** How many of our requests have been answered, pings included. */
+  answers = 0;
+
+  /** Channels that may have something to ask for. @type {Set<Channel>} */
   #unsettled = new Set();
 
-  /** Channels that the server has been asked to subscribe, and not to unsubscribe since. @type {Set<string>} */
-  #asked = new Set();
-
-  /** Requests without an answer yet, by id. @type {Map<number, {action: string, channel: string}>} */
+  /** Requests without an answer yet, by id. @type {Map<number, ChannelRequest>} */
   #requests = new Map();
   #nextId = 1;
 
@@ -635,7 +942,15 @@ class Connection {
   /**
    * @param {URL} url
    * @param {typeof DEFAULTS & {WebSocket: typeof WebSocket, clock: Clock}} settings
-   * @param {ConnectionHandlers} handlers
+   * @param {object} handlers
+   * @param {(client: string) => void} handlers.onWelcome
+   * @param {(request: ChannelRequest, answer: Position & {recovered?: boolean}) => void} handlers.onSubscribed
+   * @param {(request: ChannelRequest) => void} handlers.onUnsubscribed
+   * @param {(message: any) => void} handlers.onMessage
+   * @param {(request: ChannelRequest | undefined, error: RealtimeError) => void} handlers.onRefused
+   * @param {(ending: {code: number, reason: string, lasted: number, advice?: number}) => void} handlers.onLost called
+   *     once, and nothing after it: with the close code and reason, for how many milliseconds the connection lasted since
+   *     the server's welcome (0 without one), and in how many to come back, if the server said so
    */
   constructor(url, settings, handlers) {
     if (settings.WebSocket === undefined) {
@@ -655,15 +970,13 @@ class Connection {
   }
 
   /**
-   * See to it that the channel is subscribed at the server if it is wanted, and not if not.
+   * Send the channel's requests, as soon as the limits allow.
    *
-   * @param {string} channel
+   * @param {Channel} channel
    */
   settle(channel) {
     this.#unsettled.add(channel);
-    if (this.#paceTimer === undefined) {
-      this.#sendRequests();
-    }
+    this.#sendRequests();
   }
 
   /** Find out soon whether the connection still works. */
@@ -717,48 +1030,56 @@ class Connection {
       case 'message':
         this.#handlers.onMessage(message);
         break;
-      case 'subscribed':
-        this.#answered(message.id);
-        this.#handlers.onSubscribed(message);
-        break;
-      case 'unsubscribed':
-        this.#answered(message.id);
-        this.#handlers.onUnsubscribed(message.channel);
-        break;
-      case 'error': {
+      case 'subscribed': {
         const request = this.#answered(message.id);
-        const refused = request?.action === 'subscribe' ? request.channel : undefined;
-        if (refused !== undefined) {
-          this.#asked.delete(refused);
+        if (request?.action === 'subscribe') {
+          this.#handlers.onSubscribed(request, message);
         }
-        this.#handlers.onRefused(new RealtimeError(message.code, message.message, refused));
+        this.#sendRequests();
         break;
       }
+      case 'unsubscribed': {
+        const request = this.#answered(message.id);
+        if (request?.action === 'unsubscribe') {
+          this.#handlers.onUnsubscribed(request);
+        }
+        this.#sendRequests();
+        break;
+      }
+      case 'error': {
+        const request = this.#answered(message.id);
+        const channel = request?.action === 'subscribe' ? request.channel.name : undefined;
+        this.#handlers.onRefused(request, new RealtimeError(message.code, message.message, channel));
+        this.#sendRequests();
+        break;
+      }
+      case 'pong':
+        this.answers += 1;
+        break;
       case 'goodbye':
         this.#advice = message.retry_after_ms;
         break;
-      // A pong has said all it has to say by arriving. Later versions may say more than is known here.
+      // Later versions may say more than is known here.
     }
   }
 
   /** @param {number} id */
   #answered(id) {
     const request = this.#requests.get(id);
-    this.#requests.delete(id);
-    if (this.#paceTimer === undefined) {
-      this.#sendRequests();
+    if (this.#requests.delete(id)) {
+      this.answers += 1;
     }
     return request;
   }
 
   /** Send what the limits allow; the rest when the pace allows it or an answer comes. */
   #sendRequests() {
-    if (this.#welcomedAt === undefined || this.#socket.readyState !== this.#settings.WebSocket.OPEN) {
+    const isOpen = this.#welcomedAt !== undefined && this.#socket.readyState === this.#settings.WebSocket.OPEN;
+    if (!isOpen || this.#paceTimer !== undefined) {
       return;
     }
     for (const channel of this.#unsettled) {
-      const wanted = this.#handlers.isWanted(channel);
-      if (wanted !== this.#asked.has(channel)) {
+      while (channel.isUnsettled) {
         if (this.#requests.size >= this.#settings.burst) {
           return;
         }
@@ -770,28 +1091,14 @@ class Connection {
           }, delay);
           return;
         }
-        this.#request(wanted ? 'subscribe' : 'unsubscribe', channel);
-      } else if (!wanted) {
-        this.#handlers.onUnsubscribed(channel); // it was over before the server heard of it
+        const request = channel.request();
+        const { action, since, last } = request;
+        const id = this.#nextId++;
+        this.#requests.set(id, request);
+        this.#socket.send(JSON.stringify({ action, channel: channel.name, id, since, last }));
       }
       this.#unsettled.delete(channel);
     }
-  }
-
-  /**
-   * @param {'subscribe' | 'unsubscribe'} action
-   * @param {string} channel
-   */
-  #request(action, channel) {
-    const id = this.#nextId++;
-    this.#requests.set(id, { action, channel });
-    if (action === 'subscribe') {
-      this.#asked.add(channel);
-    } else {
-      this.#asked.delete(channel);
-    }
-    const since = action === 'subscribe' ? this.#handlers.since(channel) : undefined;
-    this.#socket.send(JSON.stringify({ action, channel, id, since }));
   }
 
   /** @param {number} delay */
@@ -909,6 +1216,19 @@ function parsed(data) {
     }
     throw error;
   }
+}
+
+/** @param {unknown} value */
+function isCount(value) {
+  return Number.isSafeInteger(value) && Number(value) >= 0;
+}
+
+/**
+ * @param {Position | undefined} one
+ * @param {Position | undefined} other
+ */
+function isSame(one, other) {
+  return one?.epoch === other?.epoch && one?.offset === other?.offset;
 }
 
 /** @param {string | URL} url */

@@ -5,6 +5,7 @@ All tests here block: Playwright's blocking interface keeps an event loop of its
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -14,11 +15,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, WebSocketRoute, expect
 
 import realtimed
 from tests.site import PATIENCE, Site, messages, open_page, panel, running_site
@@ -224,6 +226,142 @@ def test_a_refused_broadcast_says_why(troubled_context: BrowserContext, site: Si
     expect(outcome(page)).to_have_text("Reached nobody: no client watches this channel · empty #1")
 
 
+@contextmanager
+def holding_a_broadcast(page: Page) -> Iterator[None]:
+    """Hold the next request of the form up, until the block is left."""
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/send.php", hold, times=1)
+    yield
+    while not held:
+        page.evaluate("0")  # Playwright takes events while it waits for something
+    held.pop().continue_()
+
+
+def test_the_form_says_that_a_broadcast_is_pending(context: BrowserContext, site: Site) -> None:
+    page = open_page(context, site, "pending")
+    send(page, "pending", "before")
+    expect(outcome(page)).to_have_text("Reached 1 client · pending #1")
+    with holding_a_broadcast(page):
+        send(page, "pending", "one")
+        expect(outcome(page)).to_have_text("Broadcasting…")
+        expect(outcome(page)).to_have_class("pending")
+        expect(page.locator("#send")).to_have_attribute("aria-busy", "true")
+        send(page, "pending", "two")
+        expect(outcome(page)).to_have_text("Broadcasting 2 messages…")
+    expect(outcome(page)).to_have_text("Reached 1 client · pending #3")
+    expect(outcome(page)).to_have_class("done")
+    expect(page.locator("#send")).to_have_attribute("aria-busy", "false")
+    expect(messages(page, "pending")).to_have_text(["before", "one", "two"])
+
+
+def test_the_form_gives_up_in_time(troubled_context: BrowserContext, site: Site) -> None:
+    page = open_page(troubled_context, site, "deadline")
+    send(page, "deadline", "before")
+    expect(outcome(page)).to_have_text("Reached 1 client · deadline #1")
+    page.route("**/send.php", lambda _: None)  # as if PHP had no worker free
+    began = time.monotonic()
+    send(page, "deadline", "one")
+    send(page, "deadline", "two")
+    expect(outcome(page)).to_have_text("Not broadcast: what was before it took too long.", timeout=PATIENCE * 1000)
+    assert 9.5 < time.monotonic() - began < 15
+    send(page, "deadline", "three")
+    expect(outcome(page)).to_have_text(
+        "No answer within 10 s: it may have been broadcast or not. Has PHP-FPM a worker free?", timeout=PATIENCE * 1000
+    )
+    expect(outcome(page)).to_have_class("failed")
+    page.unroute("**/send.php")
+    send(page, "deadline", "four")
+    expect(outcome(page)).to_have_text("Reached 1 client · deadline #2")
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ({"status": 500, "body": "oh"}, "It may have been broadcast or not: the web server says 500."),
+        ({"status": 404, "body": "oh"}, "Not broadcast: the web server says 404."),
+        ({"status": 200, "body": "oh"}, "It may have been broadcast or not: the web server says 200."),
+        (
+            {"status": 200, "body": "oh", "content_type": "application/json"},
+            "It may have been broadcast or not: the answer is not JSON. PHP’s error log may say why.",
+        ),
+        (None, "No answer: the web server cannot be reached."),
+    ],
+)
+def test_whatever_goes_wrong_is_shown(
+    answer: dict[str, Any] | None, said: str, troubled_context: BrowserContext, site: Site
+) -> None:
+    page = open_page(troubled_context, site, "trouble")
+    page.route("**/send.php", lambda route: route.abort() if answer is None else route.fulfill(**answer))
+    send(page, "trouble", "hello")
+    expect(outcome(page)).to_have_text(said)
+    expect(outcome(page)).to_have_class("failed")
+    expect(page.locator("#send")).to_have_attribute("aria-busy", "false")
+
+
+def test_a_failure_is_not_hidden_by_the_success_after_it(troubled_context: BrowserContext, site: Site) -> None:
+    page = open_page(troubled_context, site, "run")
+    with holding_a_broadcast(page):
+        send(page, "a b", "one")
+        send(page, "run", "two")
+    expect(messages(page, "run")).to_have_text(["two"])
+    expect(page.locator("#send")).to_have_attribute("aria-busy", "false")
+    expect(outcome(page)).to_contain_text("'a b' is not a channel name")
+    send(page, "run", "three")
+    expect(outcome(page)).to_have_text("Reached 1 client · run #2")
+
+
+def test_messages_show_when_they_were_sent(context: BrowserContext, site: Site) -> None:
+    """The server is played here, so that its clock can be: the page is to show nothing of its own."""
+    asked: list[dict[str, Any]] = []
+    now = int(time.time() * 1000)
+    times = [now - 49 * 3_600_000, now - 1, now + 1, None]
+
+    def serve(socket: WebSocketRoute) -> None:
+        def answer(text: str | bytes) -> None:
+            request = json.loads(text)
+            asked.append(request)
+            say("subscribed", channel="sent", id=request["id"], epoch="e1", offset=42)
+            for offset, published in enumerate(times, start=41):
+                stamp = {} if published is None else {"time": published}
+                say("message", channel="sent", offset=offset, data=str(offset), **stamp)
+
+        def say(event: str, **fields: object) -> None:
+            socket.send(json.dumps({"event": event, **fields}))
+
+        socket.on_message(answer)
+        say("welcome", client="c-1", heartbeat=25)
+
+    page = context.new_page()
+    page.route_web_socket("**/ws", serve)
+    page.goto(f"{site.origin}/?channel=sent")
+    expect(messages(page, "sent")).to_have_text(["41", "42", "43", "44"])
+    (request,) = asked
+    assert (request["action"], request["channel"], request["last"]) == ("subscribe", "sent", 20)
+    assert "since" not in request
+    expect(panel(page, "sent").locator("li.replayed .message")).to_have_text(["41", "42"])
+    shown = panel(page, "sent").locator("time")
+    stamps = shown.evaluate_all("found => found.map(each => [Date.parse(each.dateTime), each.textContent])")
+    assert [stamp for stamp, _ in stamps[:3]] == times[:3]
+    assert abs(stamps[3][0] - time.time() * 1000) < PATIENCE * 1000, "where the server does not say, when it came"
+    assert re.fullmatch(r"\S+ \d\d:\d\d:\d\d", stamps[0][1]), "on another day, with the date"
+    assert shown.nth(0).get_attribute("title") != ""
+
+
+def test_a_page_opens_with_the_last_messages(context: BrowserContext, site: Site) -> None:
+    for number in range(1, 31):
+        site.broadcast("opening", str(number))
+    page = open_page(context, site, "opening")
+    expect(messages(page, "opening")).to_have_text([str(number) for number in range(11, 31)])
+    expect(panel(page, "opening").locator("li.replayed")).to_have_count(20)
+    site.broadcast("opening", "new")
+    expect(messages(page, "opening").last).to_have_text("new")
+    expect(panel(page, "opening").locator("li.replayed")).to_have_count(20)
+
+
 def test_only_its_own_form_may_broadcast(context: BrowserContext, site: Site) -> None:
     page = open_page(context, site, "csrf")
     own = {"channel": "csrf", "message": "forged"}
@@ -249,13 +387,13 @@ def test_only_its_own_form_may_broadcast(context: BrowserContext, site: Site) ->
 
 
 def test_the_form_does_not_expire_while_it_is_used(context: BrowserContext, site: Site) -> None:
-    page = open_page(context, site, "news")
+    page = open_page(context, site, "unexpired")
     (cookie,) = context.cookies()
     session = site.sessions / f"sess_{cookie['value']}"
     ten_minutes_ago = time.time() - 600
     os.utime(session, (ten_minutes_ago, ten_minutes_ago))
-    send(page, "news", "hello")
-    expect(messages(page, "news")).to_have_text(["hello"])
+    send(page, "unexpired", "hello")
+    expect(messages(page, "unexpired")).to_have_text(["hello"])
     assert session.stat().st_mtime > ten_minutes_ago + 300
 
 
@@ -426,13 +564,14 @@ def test_text_stands_out_from_its_ground(scheme: str, browser: Browser, site: Si
     opened = browser.new_context(
         color_scheme="light" if scheme == "light" else "dark", viewport={"width": 360, "height": 740}
     )
-    page = open_page(opened, site, "news")
+    channel = f"contrast-{scheme}"
+    page = open_page(opened, site, channel)
     send(page, "a b", "hello")
     expect(outcome(page)).to_have_class("failed")
     page.get_by_role("button", name="Disconnect").click()
-    site.broadcast("news", "missed")
+    site.broadcast(channel, "missed")
     page.get_by_role("button", name="Connect now").click()
-    expect(panel(page, "news").locator(".replayed")).to_have_count(1)
+    expect(panel(page, channel).locator(".replayed")).to_have_count(1)
     measured = page.evaluate(MEASURE_CONTRASTS)
     assert len(measured) > 10
     assert {text: contrast for text, contrast in measured.items() if contrast < 4.5} == {}

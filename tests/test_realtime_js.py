@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 import subprocess
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import playwright
 import pytest
 import trio
 
 from tests.clients import Publisher, publisher
 from tests.plug import Plug, running_plug
 from tests.stack import ROOT, free_port, running_daemon
+from tests.typescript import find_node
 
 TESTS: Final = ROOT / "tests" / "js"
 CLIENT: Final = TESTS / "daemon_client.mjs"
+LAST_CLIENT: Final = TESTS / "last_client.mjs"
+REMOUNTING_CLIENT: Final = TESTS / "remounting_client.mjs"
 
 PATIENCE: Final = 30
 """Seconds within which whatever a test waits for has happened."""
@@ -29,9 +31,8 @@ PATIENCE: Final = 30
 
 @pytest.fixture(scope="session")
 def node() -> str:
-    """Find a Node that has a WebSocket class: the one that Playwright brings along, or the system's."""
-    bundled = Path(playwright.__file__).parent / "driver" / "node"
-    found = str(bundled) if bundled.exists() else shutil.which("node")
+    """Return the Node that runs these tests."""
+    found = find_node()
     if found is None:
         pytest.fail("Node.js is not installed: apt-get install nodejs (version 22 or later)")
     return found
@@ -73,11 +74,11 @@ class JavaScriptClient:
 
 @asynccontextmanager
 async def javascript_client(
-    node: str, port: int, *channels: str, options: Mapping[str, object] | None = None
+    node: str, port: int, *channels: str, options: Mapping[str, object] | None = None, script: Path = CLIENT
 ) -> AsyncIterator[JavaScriptClient]:
     url = f"ws://127.0.0.1:{port}/ws"
     async with trio.open_nursery() as nursery:
-        command = [node, CLIENT, url, json.dumps(options or {}), *channels]
+        command = [node, script, url, json.dumps(options or {}), *channels]
         process: trio.Process = await nursery.start(
             partial(trio.run_process, command, stdout=subprocess.PIPE, check=False)
         )
@@ -142,6 +143,50 @@ async def test_sent_away_for_good_it_says_so_and_stays_away(node: str, runtime_d
         assert "not allowed here (4403, no more of this)" in refusal["message"]
         await client.ended()  # no timer and no connection is left that would keep Node running
         assert await control.call("clients") == []
+
+
+async def test_last_opens_with_the_newest_messages_and_their_times(node: str, runtime_dir: Path) -> None:
+    port = free_port()
+    began = int(time.time() * 1000)
+    async with (
+        running_daemon(runtime_dir, "--websocket", f"127.0.0.1:{port}") as daemon,
+        publisher(daemon.control_socket) as control,
+    ):
+        for number in range(1, 6):
+            await control.call("broadcast", "news", str(number))
+        sent = int(time.time() * 1000)
+        async with javascript_client(node, port, "news", script=LAST_CLIENT, options={"last": 3}) as client:
+            seen = [await client.line() for _ in range(3)]
+            assert [(line["message"], line["replayed"]) for line in seen] == [("3", True), ("4", True), ("5", True)]
+            assert all(began <= line["time"] <= sent for line in seen), (began, seen, sent)
+            await control.call("broadcast", "news", "new")
+            line = await client.line()
+            assert (line["message"], line["replayed"]) == ("new", False)
+            assert line["time"] >= sent
+
+
+@pytest.mark.parametrize("options", [{}, {"rate": 20, "burst": 4}], ids=["at-its-pace", "held-up"])
+async def test_a_page_that_keeps_remounting_has_everything_once(
+    node: str, runtime_dir: Path, options: dict[str, object]
+) -> None:
+    port, count = free_port(), 1500
+    async with (
+        running_daemon(
+            runtime_dir, "--websocket", f"127.0.0.1:{port}", "--history-size", "2000", "--inbound-rate", "1000"
+        ) as daemon,
+        publisher(daemon.control_socket) as control,
+        javascript_client(node, port, "news", options=options, script=REMOUNTING_CLIENT) as client,
+    ):
+        assert await client.line() == {"subscribed": True}
+        for number in range(1, count + 1):
+            await control.call("broadcast", "news", str(number))
+        await control.call("broadcast", "news", "end")
+        seen = []
+        while "remounts" not in (line := await client.line()):
+            seen.append(line["message"])
+        assert seen == [*map(str, range(1, count + 1)), "end"]
+        assert line["remounts"] >= 15
+        assert line["missed"] == 0
 
 
 # Across failures of the network: nothing is lost, nothing comes twice.

@@ -177,3 +177,21 @@ def test_9_8_the_events_of_a_browser_are_those_that_are_heeded() -> None:
     heeded = set(re.findall(r"\[window(?:\.document)?, '(\w+)', this", SCRIPT))
     named = set(re.findall(r"`(\w+)`", clause(8))) - {"persisted"}
     assert named == heeded
+
+
+async def test_9_9_answers_are_told_apart_by_their_ids(open_peers: Opening, channel: str) -> None:
+    peers = await open_peers()
+    sender, browser = await peers.publisher(), await peers.enveloped()
+    for number in range(1, 4):
+        await sender.call("broadcast", channel, str(number))
+    start = {"epoch": (await browser.ask("subscribe", channel, id=1))["epoch"], "offset": 0}
+    await browser.ask("unsubscribe", channel, id=2)
+    await browser.say("subscribe", channel, id=3)
+    await browser.say("unsubscribe", channel, id=4)
+    await browser.say("subscribe", channel, id=5, since=start)
+    await browser.say("subscribe", channel, id=6, since={**start, "offset": 2})
+    events = [await browser.event() for _ in range(8)]
+    assert [event.get("id") or event["offset"] for event in events] == [3, 4, 5, 1, 2, 3, 6, 3]
+    await sender.call("broadcast", channel, "new")
+    assert (await browser.event())["offset"] == 4, "it is one subscription: a new message comes once"
+    await browser.nothing_more()

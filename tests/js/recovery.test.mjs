@@ -4,6 +4,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 import { World } from './fakes.mjs';
+import { Hub, seededChance } from './hub.mjs';
 
 /** A world whose page has the messages 1 to 5 of `news`, and has lost its connection. */
 function cutOffAfterFive() {
@@ -153,68 +154,6 @@ test('close() and connect() lose nothing either', () => {
   world.socket.welcome();
   assert.deepEqual(world.socket.sent[0].since, { epoch: 'e1', offset: 5 });
 });
-
-/** The server's side of one channel: it publishes, remembers the newest, and answers as section 4 of the protocol says. */
-class Hub {
-  epoch = 1;
-  offset = 0;
-  subscribed = false;
-  toServer = 0; // how many of the socket's messages it has read
-  toClient = [];
-
-  constructor(reach) {
-    this.reach = reach;
-  }
-
-  get position() {
-    return { epoch: `e${this.epoch}`, offset: this.offset };
-  }
-
-  publish() {
-    this.offset += 1;
-    this.#send(this.offset);
-  }
-
-  #send(offset) {
-    if (this.subscribed) {
-      this.toClient.push(['message', { channel: 'news', offset, data: `${this.epoch}/${offset}` }]);
-    }
-  }
-
-  restart() {
-    this.epoch += 1;
-    this.offset = 0;
-  }
-
-  connectionLost() {
-    this.subscribed = false;
-    this.toServer = 0;
-    this.toClient = [];
-  }
-
-  read({ action, channel, id, since }) {
-    if (action !== 'subscribe') {
-      this.subscribed = false;
-      this.toClient.push(['unsubscribed', { channel, id }]);
-      return;
-    }
-    this.subscribed = true;
-    const missing = this.offset - (since?.offset ?? 0);
-    const recovered = since && { recovered: since.epoch === this.position.epoch && missing <= this.reach };
-    this.toClient.push(['subscribed', { channel, id, ...this.position, ...recovered }]);
-    if (recovered?.recovered) {
-      for (let offset = since.offset + 1; offset <= this.offset; offset += 1) {
-        this.#send(offset);
-      }
-    }
-  }
-}
-
-/** Chance that can be had again: a linear congruential generator, Numerical Recipes' constants. */
-function seededChance(seed) {
-  let state = seed;
-  return () => (state = (1664525 * state + 1013904223) % 2 ** 32) / 2 ** 32;
-}
 
 test('whatever happens: each message once, in order, and none is missing unless the page was told', () => {
   let told = 0;
