@@ -35,6 +35,7 @@ from realtimed.control.calls import HISTORY_SHOWN, NOT_ALLOWED
 from realtimed.control.client import Client
 from realtimed.control.connection import DEFAULT_TIMEOUT
 from realtimed.errors import RealtimeError, RefusedError, quoted
+from realtimed.units import as_seconds
 
 __all__ = ["app", "main"]
 
@@ -42,6 +43,10 @@ _REFUSED: Final = 1
 _UNREACHABLE: Final = 3
 _INTERRUPTED: Final = 128 + 2  # as the shell reports SIGINT and SIGPIPE
 _PIPE_CLOSED: Final = 128 + 13
+
+_SHORTEST_INTERVAL: Final = 0.1
+_LONGEST_INTERVAL: Final = 3600.0
+"""Seconds between two looks of `top`."""
 
 _STANDARD_STREAMS: Final = "standard input or output"
 
@@ -74,16 +79,35 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def _time(given: object) -> float:
+    """Read a time, in seconds or with units, for typer."""
+    try:
+        return as_seconds(given)
+    except ValueError:
+        raise typer.BadParameter(
+            f"expected a number of seconds, or a time such as 500ms, 90s or 5m, got {quoted(given)}"
+        ) from None
+
+
+def _interval(given: object) -> float:
+    seconds = _time(given)
+    if not _SHORTEST_INTERVAL <= seconds <= _LONGEST_INTERVAL:
+        raise typer.BadParameter(f"expected a time from 100ms to 1h, got {quoted(given)}")
+    return seconds
+
+
 _SOCKET: Final = typer.Option(
     "--socket",
     metavar="PATH",
-    help="The daemon's control socket; else REALTIME_SOCKET says, else it is /run/realtime.sock.",
+    help="The daemon's control socket, PATH or unix:PATH; else REALTIME_SOCKET says, else it is /run/realtime.sock.",
     show_default=False,
 )
 _TIMEOUT: Final = typer.Option(
     "--timeout",
-    metavar="SECONDS",
-    help=f"How long the daemon may take to answer; else {DEFAULT_TIMEOUT:g}.",
+    metavar="TIME",
+    parser=_time,
+    help=f"How long the daemon may take to answer, such as 10 or 500ms; else {DEFAULT_TIMEOUT:g}s.",
     show_default=False,
 )
 _JSON: Final = typer.Option("--json", help="Print JSON for programs.", show_default=False)
@@ -417,7 +441,10 @@ def tail(
 def top(
     daemon: _Daemon,
     interval: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0.1, max=3600, help="Time between two looks at the daemon.")
+        float,
+        typer.Option(
+            metavar="TIME", parser=_interval, help="Time between two looks at the daemon, such as 5 or 500ms."
+        ),
     ] = 1.0,
     count: Annotated[
         int | None, typer.Option(metavar="NUMBER", min=1, help="End after so many looks.", show_default=False)
