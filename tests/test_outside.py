@@ -261,13 +261,14 @@ def realtimed(directory: Path, *options: str | bytes, **environment: str | bytes
 @pytest.mark.parametrize(
     ("socket_at", "sentence"),
     [
-        (b"", b"--socket: expected a path, got ''"),
+        (b"", b"--socket: expected PATH or unix:PATH; that is not the path of a socket, got ''"),
         (b"/nonexistent/s", b"cannot listen at unix:/nonexistent/s: No such file or directory"),
         (b"/nonexistent\xff/s", rb"cannot listen at unix:/nonexistent\udcff/s: No such file or directory"),
         (b"/nonexistent\x1b[31m\n/s", rb"cannot listen at unix:/nonexistent\x1b[31m\n/s: No such file or directory"),
         (b"/dev/null", b"cannot listen at unix:/dev/null: there is something that is not a socket; move it away"),
         (b"/" * 108, b"cannot listen at unix:/"),
-        (b"/" + b"x" * 108, b"--socket: expected a path of at most 107 bytes"),
+        (b"/" + b"x" * 108, b"--socket: expected PATH or unix:PATH; the path of a socket has at most 107 bytes, got"),
+        (b"127.0.0.1:9999", b"--socket: expected PATH or unix:PATH; a Unix socket has no port, but a file"),
     ],
 )
 def test_paths_of_sockets(socket_at: bytes, sentence: bytes, runtime_dir: Path) -> None:
