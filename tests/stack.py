@@ -199,15 +199,17 @@ async def running_daemon(
     environment: Mapping[str, str] | None = None,
     sockets: Mapping[str, socket.socket] | None = None,
     module: str = "realtimed",
+    ready_at: Path | None = None,
 ) -> AsyncIterator[Daemon]:
     """Run realtimed with its sockets in `directory`; `options` are added to its command line.
 
-    Another `module` is run in its place that takes the same command line.
+    Another `module` is run in its place that takes the same command line. `ready_at` is its control socket if `options`
+    say another one.
 
     With `sockets` it is handed these, under their names, as systemd does. Whoever connects to them then has to wait
     until it is ready, and so it is handed over at once.
     """
-    control, websocket = directory / "realtime.sock", directory / "realtime-ws.sock"
+    control, websocket = ready_at or directory / "realtime.sock", directory / "realtime-ws.sock"
     command: list[str | Path] = [sys.executable, "-m", module]
     if sockets is None:
         command += ["--socket", control, "--websocket", f"unix:{websocket}"]

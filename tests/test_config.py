@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ SIZES = [
     ("1M", 2**20), ("1.5M", 3 * 2**19), ("2G", 2**31), ("2 GiB", 2**31),
 ]  # fmt: skip
 RATES = [(5, 5), ("5", 5), ("0.5", 0.5), ("5/s", 5), ("5 / s", 5), ("30/m", 0.5), ("3600/h", 1), ("86400/d", 1)]
-KINDS: dict[str, list[tuple[Any, float]]] = {"TIME": TIMES, "SIZE": SIZES, "RATE": RATES}
+KINDS: dict[str, Sequence[tuple[Any, float]]] = {"TIME": TIMES, "SIZE": SIZES, "RATE": RATES}
 
 
 @pytest.mark.parametrize(

@@ -350,7 +350,7 @@ LARGE: Final = "1e308"
 @pytest.mark.parametrize("extreme", [LARGE, "1e-300"])
 def test_seconds_beyond_all_clocks(extreme: str, runtime_dir: Path) -> None:
     """All settings of time at once: none makes a timer overflow."""
-    timers = [each.option for each in SETTINGS.values() if each.metavar == "SECONDS"]
+    timers = [each.option for each in SETTINGS.values() if each.metavar == "TIME"]
     options = [argument for option in timers for argument in (option, extreme)]
     silence = ["--heartbeat", "1e307" if extreme == LARGE else "1e-301", "--drain", "0"]
     where: list[str | bytes | Path] = ["--socket", runtime_dir / "s", "--websocket", f"unix:{runtime_dir}/w"]
