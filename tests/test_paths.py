@@ -62,7 +62,8 @@ def test_python_finds_it(spelling: str, daemon: Daemon, connect: Opener, monkeyp
     written = spelling.format(daemon.control_socket)
     connect(written).ping()
     monkeypatch.setenv("REALTIME_SOCKET", written)
-    Client().ping()
+    with Client() as client:
+        client.ping()
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
