@@ -52,6 +52,52 @@ async def test_origins_are_compared_exactly(runtime_dir: Path, daemon: Daemon) -
             assert (await handshake(caddy.port, "/ws", origin)).status == 403, origin
 
 
+NAMELESS = [
+    # ALLOWED_ORIGINS, and whether a request without an Origin header gets in
+    ("none", True),
+    ("none http://a.example", True),
+    ("http://a.example none", True),
+    ("http://a.example  none  http://b.example", True),
+    ("http://a.example", False),
+    ("http://none", False),
+    ("none.example", False),
+    ("http://a.example,none", False),
+    ("NONE", False),
+    ("null", False),
+    ("*", False),
+    (None, False),
+]
+
+
+@pytest.mark.parametrize(("allowed", "let_in"), NAMELESS)
+async def test_who_sends_no_origin_gets_in_by_the_word_none_alone(
+    allowed: str | None, let_in: bool, runtime_dir: Path, daemon: Daemon
+) -> None:
+    variables = {"ALLOWED_ORIGINS": allowed}
+    async with running_caddy(runtime_dir, websocket_socket=daemon.websocket_socket, environment=variables) as caddy:
+        for spelling in SPELLINGS:
+            assert (await handshake(caddy.port, spelling)).status == (101 if let_in else 403), spelling
+        connected = await connections(daemon)
+        for refused in (
+            [""],
+            ["", ""],
+            ["http://evil.example"],
+            ["http://a.example", "http://a.example"],
+            ["https://none"],
+        ):
+            assert (await handshake(caddy.port, "/ws", *refused)).status == 403, refused
+        assert (await handshake(caddy.port, "/ws", "null")).status == (101 if allowed == "null" else 403)
+        assert await connections(daemon) == connected + (allowed == "null")
+
+
+async def test_with_none_pages_have_to_be_named_as_before(runtime_dir: Path, daemon: Daemon) -> None:
+    variables = {"ALLOWED_ORIGINS": "none http://a.example"}
+    async with running_caddy(runtime_dir, websocket_socket=daemon.websocket_socket, environment=variables) as caddy:
+        assert (await handshake(caddy.port, "/ws", "http://a.example")).status == 101
+        for page in ("http://b.example", "null", "http://a.example/", "http://a.example:80"):
+            assert (await handshake(caddy.port, "/ws", page)).status == 403, page
+
+
 async def test_a_refusal_says_what_to_do(caddy_alone: Caddy) -> None:
     foreign = await handshake(caddy_alone.port, "/ws", "http://evil.example")
     assert 'from "http://evil.example"' in foreign.body
@@ -59,7 +105,7 @@ async def test_a_refusal_says_what_to_do(caddy_alone: Caddy) -> None:
     assert foreign.headers["content-type"] == "text/plain; charset=utf-8"
     nameless = await handshake(caddy_alone.port, "/ws")
     assert "Origin" in nameless.body
-    assert "ALLOWED_ORIGINS" in nameless.body
+    assert "let in by the word none in it" in nameless.body
 
 
 async def test_without_the_variable_the_demo_is_allowed(runtime_dir: Path, daemon: Daemon) -> None:
