@@ -92,13 +92,16 @@ class SecureCaddy:
 
 
 @asynccontextmanager
-async def secure_caddy(directory: Path, daemon: Daemon, address: str, allowed: str) -> AsyncIterator[SecureCaddy]:
+async def secure_caddy(
+    directory: Path, daemon: Daemon, address: str, allowed: str, **more: str
+) -> AsyncIterator[SecureCaddy]:
     """Run Caddy at `address`, in which ``{https}`` stands for its HTTPS port."""
     https_port, http_port, storage = free_port(), free_port(), directory / "caddy-data"
     environment = {
         "SERVER_ADDRESS": address.format(https=https_port),
         "ALLOWED_ORIGINS": allowed,
         "CADDY_GLOBAL_OPTIONS": f"local_certs\nskip_install_trust\nhttps_port {https_port}\nhttp_port {http_port}",
+        **more,
     }
     async with running_caddy(directory, websocket_socket=daemon.websocket_socket, environment=environment):
         yield SecureCaddy(https_port, http_port, storage)
@@ -134,6 +137,18 @@ async def test_https_at_one_port_leaves_another_plain(runtime_dir: Path, daemon:
     async with secure_caddy(runtime_dir, daemon, f":{plain} :{{https}}", allowed) as caddy:
         assert (await handshake(plain, "/ws", f"http://localhost:{plain}")).status == 101
         assert (await caddy.handshake("yourdomain.com", "https://yourdomain.com")).status == 101
+
+
+@pytest.mark.parametrize(("options", "offered"), [({}, True), ({"CADDY_SERVER_OPTIONS": "protocols h1 h2"}, False)])
+async def test_http3_is_offered_unless_it_is_switched_off(
+    options: dict[str, str], offered: bool, runtime_dir: Path, daemon: Daemon
+) -> None:
+    """A reload cuts WebSockets over HTTP/3: who minds does without it."""
+    own = "https://yourdomain.com"
+    async with secure_caddy(runtime_dir, daemon, ":{https}", own, **options) as caddy:
+        answer = await caddy.handshake("yourdomain.com", "https://evil.example")
+        assert ("h3" in answer.headers.get("alt-svc", "")) is offered
+        assert (await caddy.handshake("yourdomain.com", own)).status == 101
 
 
 async def test_a_domain_name_has_its_certificate_before_anyone_asks(runtime_dir: Path, daemon: Daemon) -> None:
@@ -447,7 +462,7 @@ async def test_the_demo_is_found_from_the_root_and_from_beside_the_caddyfile(
 
 
 @pytest.fixture
-async def framework(runtime_dir: Path) -> AsyncIterator[Caddy]:
+async def framework(runtime_dir: Path, daemon: Daemon) -> AsyncIterator[Caddy]:
     """Serve an application whose index.php answers for all that is no file, as Laravel's and Symfony's do."""
     public = runtime_dir / "application" / "public"
     report = "echo json_encode([$_SERVER['SCRIPT_NAME'], $_SERVER['REQUEST_URI'], $_SERVER['REQUEST_METHOD'], $_GET]);"
@@ -467,7 +482,9 @@ async def framework(runtime_dir: Path) -> AsyncIterator[Caddy]:
     (public.parent / "artisan").write_text("secret")
     async with (
         running_php_fpm(runtime_dir) as fpm,
-        running_caddy(runtime_dir, php_socket=fpm.socket, app=public) as caddy,
+        running_caddy(
+            runtime_dir, websocket_socket=daemon.websocket_socket, php_socket=fpm.socket, app=public
+        ) as caddy,
     ):
         yield caddy
 
@@ -522,7 +539,6 @@ async def test_what_is_above_a_front_controller_is_not_served(framework: Caddy) 
         assert "secret" not in (await get(framework.port, target)).body
 
 
-@pytest.mark.usefixtures("daemon")
 async def test_a_websocket_beside_a_front_controller(framework: Caddy) -> None:
     own = f"http://localhost:{framework.port}"
     assert (await handshake(framework.port, "/ws", own)).status == 101
