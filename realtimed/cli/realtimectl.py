@@ -501,7 +501,12 @@ def doctor(
         str | None,
         typer.Option(metavar="ORIGIN", help="The origin of your pages; else that of the site.", show_default=False),
     ] = None,
-    php_user: Annotated[str, typer.Option(metavar="USER", help="The user PHP runs as.")] = "www-data",
+    php_user: Annotated[
+        str | None,
+        typer.Option(
+            metavar="USER", help="The user PHP runs as; else those of PHP-FPM here, else you.", show_default=False
+        ),
+    ] = None,
     caddy_user: Annotated[
         str | None,
         typer.Option(
@@ -523,7 +528,8 @@ def doctor(
       realtimectl doctor
       realtimectl doctor --url https://yourdomain.com --php-user www-data
     """  # noqa: D301
-    from realtimed.cli.doctor import FAILED, Patient, default_site, examine  # noqa: PLC0415
+    from realtimed.cli.doctor import default_site, examine  # noqa: PLC0415
+    from realtimed.cli.finding import FAILED, Patient  # noqa: PLC0415
 
     try:
         site = url if url is not None else default_site(os.environ)
@@ -538,7 +544,9 @@ def doctor(
     failures = 0
     findings = []
     with daemon.client() as client:
-        for each in examine(Patient(client, site, origin or site, php_user, caddy_user, caddy)):
+        allowed = os.environ.get("ALLOWED_ORIGINS")
+        patient = Patient(client, site, origin or site, php_user, caddy_user, caddy, allowed)
+        for each in examine(patient):
             failures += each.status == FAILED
             findings.append(each._asdict())
             if not daemon.json:
