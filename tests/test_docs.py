@@ -73,9 +73,9 @@ def test_every_close_code_is_explained_with_its_reason() -> None:
 
 
 def test_every_check_of_the_doctor_is_documented() -> None:
-    source = read("realtimed/cli/doctor.py")
+    source = read("realtimed/cli/doctor.py") + read("realtimed/cli/permissions.py")
     checks = set(re.findall(r'check(?:, patient)? = "([^"]+)"', source))
-    assert len(checks) == 12
+    assert len(checks) == 13
     rows = re.findall(
         r"^\| `([^`]+)` \| [^|]+ \|$", read("docs/operations.md").partition("### In the browser")[0], re.MULTILINE
     )

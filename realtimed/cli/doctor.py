@@ -17,7 +17,7 @@ from realtimed.cli.finding import FAILED, OK, SKIPPED, WARNING, Finding, Patient
 from realtimed.cli.origins import ANYBODY, NOBODY, mistakes
 from realtimed.cli.permissions import exposure, php_access, websocket_socket
 from realtimed.cli.probe import Probe, site_of
-from realtimed.cli.running import before
+from realtimed.cli.running import leading_to
 from realtimed.errors import ProtocolError, RealtimeError, RefusedError
 
 __all__ = ["default_site", "examine"]
@@ -118,9 +118,9 @@ def _caddy(patient: Patient) -> Finding:
 
 def _allowed(patient: Patient, info: Mapping[str, Any] | None) -> str | None:
     """Return the ALLOWED_ORIGINS of the Caddys before this daemon, else of our own environment, else None."""
-    caddys = before((info or {}).get("websocket", []))
+    caddys = leading_to((info or {}).get("websocket", []))
     theirs = [each.environ["ALLOWED_ORIGINS"] for each in caddys if each.environ and "ALLOWED_ORIGINS" in each.environ]
-    return " ".join(theirs) if theirs and info is not None else patient.allowed_origins
+    return " ".join(theirs) if theirs else patient.allowed_origins
 
 
 def _allowed_origins(allowed: str | None) -> Finding:

@@ -72,7 +72,6 @@ Exit status:
 """
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,  # plain text, and no rich to import
     pretty_exceptions_enable=False,
@@ -414,9 +413,9 @@ def tail(
     A channel may be a pattern, in which * stands for any characters. Then the channels are watched from outside: what
     is published to nobody is shown too, and publishers do not count this command as a recipient.
 
-    A line has the channel, the offset and the message. What could steer a terminal is escaped, and a binary message is
-    shown as b'...'. With --json each line is an object with "channel", "offset" and "message", or "base64" in place
-    of "message" if it is binary.
+    It says on standard error when it has begun. A line has the channel, the offset and the message. What could steer a
+    terminal is escaped, and a binary message is shown as b'...'. With --json each line is an object with "channel",
+    "offset" and "message", or "base64" in place of "message" if it is binary.
 
     With --since 5 each channel begins with the last 5 messages that are kept, with --since all with all of them. With
     --since EPOCH:OFFSET, for one channel, everything after that place is shown, or nothing of it if not all is kept any
@@ -430,6 +429,7 @@ def tail(
         daemon.client() as client,
         client.watch(*channels) if watching else following(client, channels, begin) as messages,
     ):
+        typer.echo(f"realtimectl: watching {visible(some(channels))}; Ctrl-C ends it", err=True)
         for message in messages:
             if daemon.json:
                 print_json(as_json(message))
@@ -526,7 +526,7 @@ def doctor(
 
     \b
       realtimectl doctor
-      realtimectl doctor --url https://yourdomain.com --php-user www-data
+      realtimectl doctor --url https://yourdomain.com --php-user deploy
     """  # noqa: D301
     from realtimed.cli.doctor import default_site, examine  # noqa: PLC0415
     from realtimed.cli.finding import FAILED, Patient  # noqa: PLC0415

@@ -161,7 +161,6 @@ def main() -> None:
     _start.__signature__ = inspect.Signature(_PARAMETERS)  # type: ignore[attr-defined]
     _start.__annotations__ = {each.name: each.annotation for each in _PARAMETERS}
     app = typer.Typer(
-        add_completion=False,
         rich_markup_mode=None,  # plain text, and no rich to import
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from realtimed.cli.access import Credentials, of_user
 
-__all__ = ["Pool", "Process", "before", "pools", "processes", "serving"]
+__all__ = ["Pool", "Process", "before", "leading_to", "pools", "processes", "serving"]
 
 _FPM: Final = re.compile(r"php-fpm[0-9.]*|php[0-9.]*-fpm")
 _MASTER: Final = re.compile(r"php-fpm: master process \((.+?)\)\s*")
@@ -75,15 +75,20 @@ def _environ(directory: Path) -> Mapping[str, str] | None:
     return {os.fsdecode(name): os.fsdecode(value) for name, _, value in (pair.partition(b"=") for pair in pairs)}
 
 
+def leading_to(websockets: Iterable[str]) -> list[Process]:
+    """Return the Caddys whose environment says that they lead to one of a daemon's `websockets`."""
+    upstreams = {each.replace("unix:", "unix/", 1) if each.startswith("unix:") else each for each in websockets}
+    caddys = processes(re.compile("caddy"))
+    return [each for each in caddys if each.environ is not None and _upstream(each.environ) in upstreams]
+
+
 def before(websockets: Iterable[str]) -> list[Process]:
-    """Return the Caddys that lead to one of a daemon's `websockets`, as far as their environment tells.
+    """Return the Caddys that lead to one of a daemon's `websockets`.
 
     If none is known to, those of which it is not known, and at last all: a Caddyfile of one's own knows no variables.
     """
     caddys = list(processes(re.compile("caddy")))
-    upstreams = {each.replace("unix:", "unix/", 1) if each.startswith("unix:") else each for each in websockets}
-    known = [each for each in caddys if each.environ is not None and _upstream(each.environ) in upstreams]
-    return known or [each for each in caddys if each.environ is None] or caddys
+    return leading_to(websockets) or [each for each in caddys if each.environ is None] or caddys
 
 
 def _upstream(environ: Mapping[str, str]) -> str:
