@@ -166,8 +166,8 @@ namespace Realtime {
         private ?Connection $connection = null;
 
         /**
-         * @param string|null $socket the path of the control socket; without it REALTIME_SOCKET says, and else it is
-         *     /run/realtime.sock
+         * @param string|null $socket the path of the control socket, with or without unix: before it; without a path
+         *     REALTIME_SOCKET says, and else it is /run/realtime.sock
          * @param float $timeout how many seconds a call may take in all, from the connection to the answer
          */
         public function __construct(?string $socket = null, public readonly float $timeout = 5.0)
@@ -175,7 +175,7 @@ namespace Realtime {
             if (!($timeout > 0)) {
                 throw new \ValueError("timeout must be above 0 seconds, not {$timeout}");
             }
-            $this->socket = $socket ?? self::defaultSocket();
+            $this->socket = Connection::path($socket ?? self::defaultSocket());
         }
 
         public function __clone()
@@ -602,17 +602,34 @@ namespace Realtime {
             $this->pid = (int) \getmypid();
         }
 
+        /** The path alone, of what may be written PATH, unix:PATH or, as a URL, unix:///PATH. */
+        public static function path(string $written): string
+        {
+            $path = \str_starts_with($written, 'unix:') ? \substr($written, 5) : $written;
+            return \str_starts_with($path, '//') ? '/' . \ltrim($path, '/') : $path;
+        }
+
+        /** Why no Unix socket can be at the path, as a clause; or null. */
+        private static function fault(string $path): ?string
+        {
+            return match (true) {
+                $path === '' || \str_contains($path, "\0") => 'that is not the path of a socket',
+                \strlen($path) > self::PATH_LIMIT => 'the path of a socket has at most ' . self::PATH_LIMIT . ' bytes',
+                \str_starts_with($path, 'unix/') =>
+                    'Caddy writes an address so; here it is ' . quoted(\substr($path, 5)),
+                \str_starts_with($path, '@') => 'a socket without a file has no permissions',
+                \preg_match('~^([^/]*:[0-9]+|[0-9]+)$~D', $path) === 1 =>
+                    'a Unix socket has no port, but a file, whose permissions say who may connect',
+                \preg_match('~^[a-z][a-z0-9+.-]*://~i', $path) === 1 => 'it is a path, not a URL',
+                default => null,
+            };
+        }
+
         public static function open(string $path, Deadline $deadline): self
         {
-            if (\strlen($path) > self::PATH_LIMIT) {
-                throw new NoDaemonException(
-                    "no daemon can be at {$path}: the path of a socket has at most " . self::PATH_LIMIT . ' bytes'
-                );
-            }
-            if ($path === '' || \str_contains($path, "\0")) {
-                throw new NoDaemonException(
-                    'no daemon can be at ' . quoted($path) . ': that is not the path of a socket; see REALTIME_SOCKET'
-                );
+            $fault = self::fault($path);
+            if ($fault !== null) {
+                throw new NoDaemonException('no daemon can be at ' . quoted($path) . ": {$fault}; see REALTIME_SOCKET");
             }
             while (true) {
                 $errno = 0;

@@ -27,8 +27,8 @@ from urllib.parse import urlsplit
 
 import trio
 
+from realtimed.cli.origins import mistakes
 from realtimed.cli.probe import site_of
-from realtimed.errors import quoted
 
 __all__ = [
     "APP",
@@ -199,15 +199,17 @@ async def running_daemon(
     environment: Mapping[str, str] | None = None,
     sockets: Mapping[str, socket.socket] | None = None,
     module: str = "realtimed",
+    ready_at: Path | None = None,
 ) -> AsyncIterator[Daemon]:
     """Run realtimed with its sockets in `directory`; `options` are added to its command line.
 
-    Another `module` is run in its place that takes the same command line.
+    Another `module` is run in its place that takes the same command line. `ready_at` is its control socket if `options`
+    say another one.
 
     With `sockets` it is handed these, under their names, as systemd does. Whoever connects to them then has to wait
     until it is ready, and so it is handed over at once.
     """
-    control, websocket = directory / "realtime.sock", directory / "realtime-ws.sock"
+    control, websocket = ready_at or directory / "realtime.sock", directory / "realtime-ws.sock"
     command: list[str | Path] = [sys.executable, "-m", module]
     if sockets is None:
         command += ["--socket", control, "--websocket", f"unix:{websocket}"]
@@ -490,6 +492,14 @@ def _origin_of(address: str) -> str:
         raise _AddressError(f"SERVER_ADDRESS: {error}") from None
 
 
+def _own_origins(address: str) -> list[str]:
+    """Return the origins of the pages at a site address. Where no host is named, this machine has three names."""
+    origin = _origin_of(address)
+    if origin.startswith("http://localhost") and "localhost" not in address:
+        return [origin, *(origin.replace("localhost", name, 1) for name in ("127.0.0.1", "[::1]"))]
+    return [origin]
+
+
 def _require_free(origin: str) -> None:
     """Raise `_AddressError` if another program has the port of `origin`.
 
@@ -510,12 +520,12 @@ def _require_free(origin: str) -> None:
 
 def _check_origins(origins: str) -> None:
     """Raise `_AddressError` if one of `origins` is what no browser sends: Caddy would take it and let nobody in."""
-    for origin in origins.split():
-        if origin != "null" and re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@*,\sA-Z]+", origin) is None:
-            raise _AddressError(
-                f"ALLOWED_ORIGINS: expected origins as browsers send them, separated by spaces, such as"
-                f" https://example.com or http://localhost:8080, got {quoted(origin)}"
-            )
+    lines = [
+        f"ALLOWED_ORIGINS: expected origins as browsers send them, separated by spaces, got {mistake}"
+        for mistake in mistakes(origins)
+    ]
+    if lines:
+        raise _AddressError("\n".join(lines))
 
 
 def _guide(daemon: Daemon, origin: str) -> str:
@@ -537,6 +547,7 @@ def _guide(daemon: Daemon, origin: str) -> str:
       {shlex.quote(shown(programs / "realtimectl"))} broadcast news 'Hello from the shell'
       php -r {shlex.quote(php)}
       {shlex.quote(shown(programs / "python"))} -c {shlex.quote(python)}
+      {shlex.quote(shown(programs / "realtimectl"))} doctor --url {origin}
 
   Logs are in {daemon.log_file.parent}. Ctrl-C ends everything.
 """
@@ -551,9 +562,10 @@ async def _cancel_on_signal(scope: trio.CancelScope, *, task_status: trio.TaskSt
 
 
 async def _run(server_address: str, allowed_origins: str | None) -> None:
-    own_origins = [_origin_of(address) for address in re.split(r"[\s,]+", server_address.strip())]
-    for origin in own_origins:
-        _require_free(origin)
+    addresses = re.split(r"[\s,]+", server_address.strip())
+    for address in addresses:
+        _require_free(_origin_of(address))
+    own_origins = [origin for address in addresses for origin in _own_origins(address)]
     _check_origins(allowed_origins or "")
     environment = {"SERVER_ADDRESS": server_address, "ALLOWED_ORIGINS": allowed_origins or " ".join(own_origins)}
     async with trio.open_nursery() as nursery:

@@ -92,13 +92,16 @@ class SecureCaddy:
 
 
 @asynccontextmanager
-async def secure_caddy(directory: Path, daemon: Daemon, address: str, allowed: str) -> AsyncIterator[SecureCaddy]:
+async def secure_caddy(
+    directory: Path, daemon: Daemon, address: str, allowed: str, **more: str
+) -> AsyncIterator[SecureCaddy]:
     """Run Caddy at `address`, in which ``{https}`` stands for its HTTPS port."""
     https_port, http_port, storage = free_port(), free_port(), directory / "caddy-data"
     environment = {
         "SERVER_ADDRESS": address.format(https=https_port),
         "ALLOWED_ORIGINS": allowed,
         "CADDY_GLOBAL_OPTIONS": f"local_certs\nskip_install_trust\nhttps_port {https_port}\nhttp_port {http_port}",
+        **more,
     }
     async with running_caddy(directory, websocket_socket=daemon.websocket_socket, environment=environment):
         yield SecureCaddy(https_port, http_port, storage)
@@ -134,6 +137,18 @@ async def test_https_at_one_port_leaves_another_plain(runtime_dir: Path, daemon:
     async with secure_caddy(runtime_dir, daemon, f":{plain} :{{https}}", allowed) as caddy:
         assert (await handshake(plain, "/ws", f"http://localhost:{plain}")).status == 101
         assert (await caddy.handshake("yourdomain.com", "https://yourdomain.com")).status == 101
+
+
+@pytest.mark.parametrize(("options", "offered"), [({}, True), ({"CADDY_SERVER_OPTIONS": "protocols h1 h2"}, False)])
+async def test_http3_is_offered_unless_it_is_switched_off(
+    options: dict[str, str], offered: bool, runtime_dir: Path, daemon: Daemon
+) -> None:
+    """A reload cuts WebSockets over HTTP/3: who minds does without it."""
+    own = "https://yourdomain.com"
+    async with secure_caddy(runtime_dir, daemon, ":{https}", own, **options) as caddy:
+        answer = await caddy.handshake("yourdomain.com", "https://evil.example")
+        assert ("h3" in answer.headers.get("alt-svc", "")) is offered
+        assert (await caddy.handshake("yourdomain.com", own)).status == 101
 
 
 async def test_a_domain_name_has_its_certificate_before_anyone_asks(runtime_dir: Path, daemon: Daemon) -> None:
@@ -378,6 +393,13 @@ async def demo(runtime_dir: Path) -> AsyncIterator[Caddy]:
         yield caddy
 
 
+async def test_the_demo_itself_is_served_by_its_files(caddy: Caddy) -> None:
+    assert "realtimed" in (await get(caddy.port, "/")).body
+    assert (await get(caddy.port, "/realtime.js")).status == 200
+    for missing in ("/missing", "/missing.php", "/realtime.php", "/page.php"):
+        assert (await get(caddy.port, missing)).status == 404, missing
+
+
 async def test_pages_and_files_are_served(demo: Caddy) -> None:
     assert (await get(demo.port, "/")).body == "page /run/realtime.sock"
     assert (await get(demo.port, "/index.php")).body == "page /run/realtime.sock"
@@ -437,6 +459,90 @@ async def test_the_demo_is_found_from_the_root_and_from_beside_the_caddyfile(
         assert (await get(caddy.port, "/name.txt")).body == "app"
     async with running_caddy(runtime_dir, app=runtime_dir / "other", working_directory=started) as caddy:
         assert (await get(caddy.port, "/name.txt")).body == "other"
+
+
+@pytest.fixture
+async def framework(runtime_dir: Path, daemon: Daemon) -> AsyncIterator[Caddy]:
+    """Serve an application whose index.php answers for all that is no file, as Laravel's and Symfony's do."""
+    public = runtime_dir / "application" / "public"
+    report = "echo json_encode([$_SERVER['SCRIPT_NAME'], $_SERVER['REQUEST_URI'], $_SERVER['REQUEST_METHOD'], $_GET]);"
+    files = {
+        "index.php": f"<?php if ($_SERVER['REQUEST_URI'] === '/gone') http_response_code(410); {report}",
+        "tool.php": f"<?php {report}",
+        "build/app.js": "export const script = 1",
+        "storage/index.html": "a directory's page",
+        ".htaccess": "secret",
+        "build/.env": "secret",
+        ".well-known/security.txt": "Contact: mailto:a@a.example",
+    }
+    for name, content in files.items():
+        (public / name).parent.mkdir(parents=True, exist_ok=True)
+        (public / name).write_text(content)
+    (public.parent / ".env").write_text("secret")
+    (public.parent / "artisan").write_text("secret")
+    async with (
+        running_php_fpm(runtime_dir) as fpm,
+        running_caddy(
+            runtime_dir, websocket_socket=daemon.websocket_socket, php_socket=fpm.socket, app=public
+        ) as caddy,
+    ):
+        yield caddy
+
+
+@pytest.mark.parametrize(
+    ("target", "script", "parameters"),
+    [
+        ("/", "/index.php", []),
+        ("/?page=2", "/index.php", {"page": "2"}),
+        ("/news/42?x=1", "/index.php", {"x": "1"}),
+        ("/news/", "/index.php", []),
+        ("/index.php", "/index.php", []),
+        ("/missing.php", "/index.php", []),
+        ("/missing.css", "/index.php", []),
+        ("/.well-known/change-password", "/index.php", []),
+        ("/caf%C3%A9", "/index.php", []),
+        ("/tool.php?x=1", "/tool.php", {"x": "1"}),
+        ("/wsx", "/index.php", []),
+    ],
+)
+async def test_a_front_controller_answers_for_all_that_is_no_file(
+    target: str, script: str, parameters: object, framework: Caddy
+) -> None:
+    answer = await get(framework.port, target)
+    assert (answer.status, json.loads(answer.body)) == (200, [script, target, "GET", parameters])
+
+
+async def test_beside_a_front_controller_files_are_served_as_they_are(framework: Caddy) -> None:
+    script = await get(framework.port, "/build/app.js")
+    assert (script.body, script.headers["content-type"].partition(";")[0]) == (
+        "export const script = 1",
+        "text/javascript",
+    )
+    assert (await get(framework.port, "/.well-known/security.txt")).body == "Contact: mailto:a@a.example"
+    assert (await get(framework.port, "/gone")).status == 410
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/.htaccess", "/build/.env", "/.env", "/../.env", "/%2e%2e/.env", "/build/..%2f..%2f.env", "/.git/config",
+        "/.well-known/../.htaccess", "/.well-known/%2e%2e/.htaccess", "/realtime.php", "/Realtime.PHP",
+    ],
+)  # fmt: skip
+async def test_a_front_controller_is_not_asked_for_what_is_nobodys_business(target: str, framework: Caddy) -> None:
+    answer = await get(framework.port, target)
+    assert (answer.status in (400, 404), answer.body) == (True, "")
+
+
+async def test_what_is_above_a_front_controller_is_not_served(framework: Caddy) -> None:
+    for target in ("/../artisan", "/%2e%2e/artisan", "/build/..%2f..%2fartisan", "/..%5cartisan"):
+        assert "secret" not in (await get(framework.port, target)).body
+
+
+async def test_a_websocket_beside_a_front_controller(framework: Caddy) -> None:
+    own = f"http://localhost:{framework.port}"
+    assert (await handshake(framework.port, "/ws", own)).status == 101
+    assert (await handshake(framework.port, "/ws", "http://evil.example")).status == 403
 
 
 def origin_of(caddy: Caddy) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from realtimed.cli.realtimed import shown_default
 from realtimed.config import SETTINGS
 from realtimed.frames import CloseCode
 from realtimed.metrics import CLOSE_REASONS, METRICS
@@ -30,8 +31,13 @@ def test_every_setting_is_documented_as_the_help_shows_it(setting: object) -> No
     rows = {row[0]: row for row in table}
     assert set(rows) == {each.option for each in SETTINGS.values()}
     each = next(known for known in SETTINGS.values() if known is setting)
-    option, metavar, variable, _, text = rows[each.option]
-    assert (option, metavar, variable, text) == (each.option, each.metavar, each.variable, each.help)
+    assert rows[each.option] == (
+        each.option,
+        each.metavar,
+        each.variable,
+        shown_default(each) or "–",
+        each.help,
+    )
 
 
 def test_every_close_code_is_documented() -> None:
@@ -67,9 +73,9 @@ def test_every_close_code_is_explained_with_its_reason() -> None:
 
 
 def test_every_check_of_the_doctor_is_documented() -> None:
-    source = read("realtimed/cli/doctor.py")
+    source = read("realtimed/cli/doctor.py") + read("realtimed/cli/permissions.py")
     checks = set(re.findall(r'check(?:, patient)? = "([^"]+)"', source))
-    assert len(checks) == 12
+    assert len(checks) == 13
     rows = re.findall(
         r"^\| `([^`]+)` \| [^|]+ \|$", read("docs/operations.md").partition("### In the browser")[0], re.MULTILINE
     )

@@ -19,11 +19,24 @@ import pytest
 import trio
 
 from realtimed import Client, __version__
+from realtimed.cli import permissions
 from realtimed.cli.access import Credentials, obstacle
 from realtimed.cli.doctor import _installation, default_site
+from realtimed.cli.finding import Finding, Patient
 from realtimed.cli.probe import site_of
+from realtimed.cli.running import Pool, Process, _configured, serving
 from tests.clients import raw_client
-from tests.stack import CADDYFILE, ROOT, Daemon, free_port, running_caddy, running_daemon, runtime_directory
+from tests.stack import (
+    CADDYFILE,
+    ROOT,
+    Daemon,
+    _find_php_fpm,
+    free_port,
+    running_caddy,
+    running_daemon,
+    runtime_directory,
+)
+from tests.test_stack import launcher
 
 OWN_USER = pwd.getpwuid(os.geteuid()).pw_name
 OTHER_USER = next(each for each in ("nobody", "www-data") if each != OWN_USER)
@@ -32,11 +45,15 @@ OTHER_USER = next(each for each in ("nobody", "www-data") if each != OWN_USER)
 PATIENCE = 60
 
 
-async def doctor(daemon: Daemon | None, port: int, *options: str, **environment: str) -> dict[str, Any]:
+async def doctor(
+    daemon: Daemon | None, port: int, *options: str, php: str | None = OWN_USER, **environment: str
+) -> dict[str, Any]:
     """Run the doctor; return its findings by check, after seeing that its two forms and its status agree."""
     control = str(daemon.control_socket) if daemon is not None else "/nonexistent/realtime.sock"
     command = [sys.executable, "-X", "dev", "-W", "error", "-m", "realtimed.cli.realtimectl", "--socket", control]
-    given = ["--url", f"http://localhost:{port}", "--php-user", OWN_USER, "--caddy-user", OWN_USER, *options]
+    given = ["--url", f"http://localhost:{port}", "--caddy-user", OWN_USER, *options]
+    if php is not None:
+        given[:0] = ["--php-user", php]
     run = partial(
         trio.run_process, capture_stdout=True, capture_stderr=True, check=False, cwd=ROOT, env=os.environ | environment
     )
@@ -81,8 +98,8 @@ async def test_all_is_well(daemon: Daemon, port: int) -> None:
     findings = await doctor(daemon, port)
     assert {each["status"] for each in findings.values()} == {"ok"}
     assert list(findings) == [
-        "control socket", "control socket's mode", "PHP's access", "Caddy's access", "Caddy", "own origin", "delivery",
-        "foreign origins", "addresses", "open files", "versions", "Caddy's version",
+        "control socket", "control socket's mode", "PHP's access", "Caddy's access", "Caddy", "allowed origins",
+        "own origin", "delivery", "foreign origins", "addresses", "open files", "versions", "Caddy's version",
     ]  # fmt: skip
 
 
@@ -216,6 +233,144 @@ async def test_a_running_caddy_whose_groups_are_older_than_the_system_says(runti
         process.kill()
         process.wait()
     assert "Caddy's access" not in failures(await doctor(daemon, port, "--caddy-user", OTHER_USER))
+
+
+# Who runs PHP here.
+
+
+async def test_on_make_run_all_is_well_without_a_word_about_it() -> None:
+    async with launcher() as run:
+        daemon = Daemon("realtimed", None, run.directory / "x", run.directory / "realtime.sock", run.directory / "ws")  # type: ignore[arg-type]
+        findings = await doctor(daemon, run.port, php=None)
+        run.process.terminate()
+    assert {each["status"] for each in findings.values()} == {"ok"}
+    assert f"pool realtime of PHP-FPM, as user {OWN_USER} may open" in findings["PHP's access"]["seen"]
+    assert findings["allowed origins"]["seen"] == f"http://localhost:{run.port} and 2 more, as browsers send it"
+    assert f"doctor --url http://localhost:{run.port}" in run.output
+
+
+@asynccontextmanager
+async def fpm_of(directory: Path, *pools: tuple[str, str]) -> AsyncIterator[None]:
+    """Run PHP-FPM with a pool for each pair of a name and a user; its socket is NAME.sock in `directory`."""
+    lines = ["[global]", "error_log = /proc/self/fd/2", f"include = {directory}/pool.d/*.conf"]
+    (directory / "fpm.conf").write_text("\n".join(lines))
+    (directory / "pool.d").mkdir()
+    for name, user in pools:
+        settings = f"user = {user}\nlisten = {directory}/$pool.sock\npm = ondemand ; none as yet\npm.max_children = 1\n"
+        (directory / "pool.d" / f"{name}.conf").write_text(f"[{name}]\n{settings}")
+    command: list[str | Path] = [_find_php_fpm(), "--nodaemonize", "--allow-to-run-as-root", "--fpm-config"]
+    process = start([*command, directory / "fpm.conf"], directory / "fpm.log")
+    try:
+        with trio.fail_after(PATIENCE):
+            while "ready to handle connections" not in (directory / "fpm.log").read_text():
+                assert process.poll() is None, (directory / "fpm.log").read_text()
+                await trio.lowlevel.checkpoint()
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can run PHP-FPM's pools as other users")
+async def test_the_pool_that_caddy_asks_is_the_one_that_counts(runtime_dir: Path, daemon: Daemon) -> None:
+    let_others_enter(runtime_dir)
+    async with fpm_of(runtime_dir, ("shop", OTHER_USER), ("blog", OWN_USER)):
+        async with caddy_for(runtime_dir, daemon, {"PHP_FASTCGI": f"unix/{runtime_dir}/shop.sock"}) as port:
+            found = failures(await doctor(daemon, port, php=None))
+            assert list(found) == ["PHP's access"]
+            assert f"pool shop of PHP-FPM, as user {OTHER_USER}, may not write to" in found["PHP's access"]
+        async with caddy_for(runtime_dir, daemon, {"PHP_FASTCGI": f"unix/{runtime_dir}/blog.sock"}) as port:
+            findings = await doctor(daemon, port, php=None)
+            assert failures(findings) == {}
+            assert f"pool blog of PHP-FPM, as user {OWN_USER} may open" in findings["PHP's access"]["seen"]
+        async with caddy_for(runtime_dir, daemon, {"PHP_FASTCGI": "unix//nowhere"}) as port:
+            seen = (await doctor(daemon, port, php=None))["PHP's access"]["seen"]
+            assert f"not so pool shop of PHP-FPM, as user {OTHER_USER}" in seen
+
+
+def test_pools_are_those_that_are_asked(tmp_path: Path) -> None:
+    (tmp_path / "link.sock").symlink_to(tmp_path / "b.sock")
+    nobody = Credentials("nobody", 1, frozenset())
+    a, b, c = (
+        Pool(name, listen, nobody)
+        for name, listen in zip("abc", (f"{tmp_path}/a.sock", f"{tmp_path}/b.sock", "127.0.0.1:9000"), strict=True)
+    )
+
+    def asked(where: str | None) -> list[Pool]:
+        environ = None if where is None else {"PHP_FASTCGI": where}
+        return serving([a, b, c], [Process(1, 1, "caddy", environ, nobody)])
+
+    assert asked(f"unix/{tmp_path}/a.sock") == [a]
+    assert asked(f"unix/{tmp_path}/link.sock") == [b]
+    assert asked("127.0.0.1:9000") == [c]
+    assert asked("127.0.0.1:9001") == asked(None) == [a, b, c]
+    assert serving([a], []) == [a]
+
+
+def test_pools_are_read_as_php_fpm_reads_them(tmp_path: Path) -> None:
+    (tmp_path / "more.conf").write_text('[www]\nuser = "www-data"\ngroup=web ; comment\nlisten = /run/php/$pool.sock\n')
+    (tmp_path / "fpm.conf").write_text(
+        f"; user = none\n[global]\npid = /x\n[app]\nlisten = 9000\n"
+        f"include={tmp_path}/m*.conf\ninclude={tmp_path}/fpm.conf\n"
+    )
+    assert _configured(tmp_path / "fpm.conf") == {
+        "app": ("9000", "", ""),
+        "www": ("/run/php/www.sock", "www-data", "web"),
+    }
+    assert _configured(tmp_path / "none.conf") == {}
+
+
+async def test_where_no_php_runs_it_asks_for_doctors_own_user(
+    daemon: Daemon, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(permissions, "pools", list)
+    with Client(daemon.control_socket) as client:
+        patient = Patient(client, f"http://localhost:{port}", "x", None, None, None)
+        found = await trio.to_thread.run_sync(lambda: permissions.php_access(patient, client.info()))
+    assert found == Finding(
+        "PHP's access", "ok", f"no PHP-FPM is running here; user {OWN_USER} may open {daemon.control_socket}"
+    )
+
+
+# Entries of ALLOWED_ORIGINS that no browser sends.
+
+
+@pytest.mark.parametrize(
+    ("allowed", "status", "seen"),
+    [
+        ("{own}", "ok", "{own}, as browsers send it"),
+        ("{own} https://a.example", "ok", "{own} and 1 more, as browsers send it"),
+        (
+            "{own} https://A.example/",
+            "failed",
+            "no browser sends 'https://A.example/': an origin ends with host and port",
+        ),
+        ("{own} a.example *", "failed", "browsers send https://a.example or http://a.example; nor '*': there are no"),
+        ("{own} " + "* " * 9, "failed", "; and 4 more"),
+        ("{own} none", "warning", "none is among them: every program that sends no Origin may connect"),
+        ("{own} null", "warning", "null is among them: every site can show pages with that origin"),
+    ],
+)
+async def test_entries_that_no_browser_sends_are_named(
+    runtime_dir: Path, daemon: Daemon, allowed: str, status: str, seen: str
+) -> None:
+    port = free_port()
+    own = f"http://localhost:{port}"
+    variables = {"SERVER_ADDRESS": f":{port}", "ALLOWED_ORIGINS": allowed.format(own=own)}
+    async with caddy_for(runtime_dir, daemon, variables):
+        findings = await doctor(daemon, port)
+    found = findings["allowed origins"]
+    assert (found["status"], seen.format(own=own) in found["seen"]) == (status, True), found
+    assert set(failures(findings)) == ({"allowed origins"} if status == "failed" else set())
+    assert ("is let in by the word none" in findings["foreign origins"]["seen"]) is ("none" in allowed.split())
+
+
+async def test_without_a_caddy_that_can_be_read_its_own_environment_counts(daemon: Daemon) -> None:
+    findings = await doctor(daemon, free_port(), ALLOWED_ORIGINS="https://a.example:443")
+    assert "https has port 443 unsaid" in findings["allowed origins"]["seen"]
+    findings = await doctor(daemon, free_port(), ALLOWED_ORIGINS="")
+    assert "Caddy does not start" in findings["allowed origins"]["seen"]
+    assert (await doctor(daemon, free_port()))["allowed origins"]["status"] == "skipped"
 
 
 # 7 and 8: the origin policy.

@@ -261,13 +261,14 @@ def realtimed(directory: Path, *options: str | bytes, **environment: str | bytes
 @pytest.mark.parametrize(
     ("socket_at", "sentence"),
     [
-        (b"", b"--socket: expected a path, got ''"),
+        (b"", b"--socket: expected PATH or unix:PATH; that is not the path of a socket, got ''"),
         (b"/nonexistent/s", b"cannot listen at unix:/nonexistent/s: No such file or directory"),
         (b"/nonexistent\xff/s", rb"cannot listen at unix:/nonexistent\udcff/s: No such file or directory"),
         (b"/nonexistent\x1b[31m\n/s", rb"cannot listen at unix:/nonexistent\x1b[31m\n/s: No such file or directory"),
         (b"/dev/null", b"cannot listen at unix:/dev/null: there is something that is not a socket; move it away"),
         (b"/" * 108, b"cannot listen at unix:/"),
-        (b"/" + b"x" * 108, b"--socket: expected a path of at most 107 bytes"),
+        (b"/" + b"x" * 108, b"--socket: expected PATH or unix:PATH; the path of a socket has at most 107 bytes, got"),
+        (b"127.0.0.1:9999", b"--socket: expected PATH or unix:PATH; a Unix socket has no port, but a file"),
     ],
 )
 def test_paths_of_sockets(socket_at: bytes, sentence: bytes, runtime_dir: Path) -> None:
@@ -349,7 +350,7 @@ LARGE: Final = "1e308"
 @pytest.mark.parametrize("extreme", [LARGE, "1e-300"])
 def test_seconds_beyond_all_clocks(extreme: str, runtime_dir: Path) -> None:
     """All settings of time at once: none makes a timer overflow."""
-    timers = [each.option for each in SETTINGS.values() if each.metavar == "SECONDS"]
+    timers = [each.option for each in SETTINGS.values() if each.metavar == "TIME"]
     options = [argument for option in timers for argument in (option, extreme)]
     silence = ["--heartbeat", "1e307" if extreme == LARGE else "1e-301", "--drain", "0"]
     where: list[str | bytes | Path] = ["--socket", runtime_dir / "s", "--websocket", f"unix:{runtime_dir}/w"]

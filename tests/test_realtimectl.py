@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final
 
 import pytest
 from anyio.from_thread import start_blocking_portal
@@ -250,11 +251,15 @@ def tailing(daemon: Daemon, *arguments: str, stdout: int = subprocess.PIPE) -> I
     )
     with process, Client(daemon.control_socket) as client:
         try:
-            until(lambda: process.poll() is not None or bool(client.channels("tailed")))
+            until(lambda: process.poll() is not None or bool(client.channels("tailed") or client.stats()["watchers"]))
             yield process
         finally:
             process.kill()
         until(lambda: not client.channels("tailed"))
+
+
+WATCHING: Final = b"realtimectl: watching tailed; Ctrl-C ends it\n"
+"""What `tail` says on standard error when it has begun."""
 
 
 def line(stream: IO[bytes] | None) -> str:
@@ -316,10 +321,23 @@ def test_tail_on_a_terminal(daemon: Daemon, client: Client) -> None:
 
 def test_ctrl_c_ends_tail_quietly(daemon: Daemon) -> None:
     with tailing(daemon, "tailed") as process:
+        assert process.stderr is not None
+        said = b""
+        while not said.endswith(b"\n"):
+            said += os.read(process.stderr.fileno(), 1)  # and nothing into Python's own buffer
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=PATIENCE)
 
-    assert (process.returncode, out, err) == (INTERRUPTED, b"", b"")
+    assert (process.returncode, out, said, err) == (INTERRUPTED, b"", WATCHING, b"")
+
+
+def test_tail_says_what_it_watches_and_nothing_that_steers_a_terminal(daemon: Daemon) -> None:
+    with tailing(daemon, "a", "b", "tailed", "c", "d") as process:
+        assert line(process.stderr) == "realtimectl: watching a b tailed and 2 more; Ctrl-C ends it\n"
+    with tailing(daemon, "*", "tailed*") as process, Client(daemon.control_socket) as client:
+        assert line(process.stderr) == "realtimectl: watching * tailed*; Ctrl-C ends it\n"
+        client.broadcast("tailed", "x")
+        assert line(process.stdout).startswith("tailed ")
 
 
 def test_a_reader_who_has_seen_enough_ends_tail_quietly(daemon: Daemon, client: Client) -> None:
@@ -331,7 +349,7 @@ def test_a_reader_who_has_seen_enough_ends_tail_quietly(daemon: Daemon, client: 
         client.broadcast("tailed", "two")
         assert process.wait(PATIENCE) == PIPE_CLOSED
         assert process.stderr is not None
-        assert process.stderr.read() == b""
+        assert process.stderr.read() == WATCHING
 
 
 def test_tail_says_when_the_daemon_goes_away(runtime_dir: Path) -> None:
@@ -347,13 +365,61 @@ def test_tail_says_when_the_daemon_goes_away(runtime_dir: Path) -> None:
     _, err = process.communicate(timeout=PATIENCE)
 
     assert process.returncode == NO_DAEMON
-    assert re.fullmatch(rb"realtimectl: the daemon at \S+ hung up: it has stopped, or .*\n", err)
+    assert re.fullmatch(
+        rb"realtimectl: watching news; Ctrl-C ends it\nrealtimectl: the daemon at \S+ hung up: it has stopped, or .*\n",
+        err,
+    )
 
 
 def test_tail_of_a_bad_channel_is_refused(daemon: Daemon) -> None:
     done = ctl(daemon, "tail", "news", "not a channel")
 
     assert (done.status, done.out, "invalid_channel" in done.err) == (REFUSED, "", True)
+
+
+# Completion in bash.
+
+
+COMPLETE = """
+set -eu
+{program} --install-completion >/dev/null
+. ~/.bashrc
+complete -p {program} >/dev/null
+complete_words() {
+    COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()
+    _{program}_completion {program}
+    echo "${COMPREPLY[*]-}"
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
+@pytest.mark.parametrize(
+    ("program", "words", "completed"),
+    [
+        ("realtimectl", "realtimectl cl", "clients"),
+        ("realtimectl", "realtimectl dis", "disconnect"),
+        ("realtimectl", "realtimectl --soc", "--socket"),
+        ("realtimectl", "realtimectl tail --si", "--since"),
+        ("realtimectl", "realtimectl doctor --php", "--php-user"),
+        ("realtimed", "realtimed --max-m", "--max-message"),
+    ],
+)
+def test_bash_completes_commands_and_options(program: str, words: str, completed: str, tmp_path: Path) -> None:
+    script = COMPLETE.replace("{program}", program) + f"complete_words {words}\n"
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    variables = environment(HOME=str(tmp_path), PATH=path, SHELL="/bin/bash")
+    done = subprocess.run(
+        ["bash", "--norc", "-c", script],
+        capture_output=True,
+        env=variables,
+        cwd=tmp_path,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert completed in done.stdout.decode().split()
+    assert len(done.stdout.split()) <= 2
 
 
 # Where the daemon is, and when it is not.

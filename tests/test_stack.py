@@ -18,6 +18,7 @@ import pytest
 import trio
 
 from realtimed.frames import CloseCode
+from tests import stack
 from tests.clients import closing, websocket
 from tests.handshakes import get, handshake
 from tests.stack import (
@@ -128,6 +129,9 @@ async def test_it_serves_until_a_signal_and_leaves_nothing(number: signal.Signal
         origin = f"http://localhost:{run.port}"
         assert origin in run.output
         assert (await handshake(run.port, "/ws", origin)).status == 101
+        assert (await handshake(run.port, "/ws", f"http://127.0.0.1:{run.port}")).status == 101
+        assert (await handshake(run.port, "/ws", f"http://[::1]:{run.port}")).status == 101
+        assert (await handshake(run.port, "/ws", f"http://127.0.0.2:{run.port}")).status == 403
         assert (await handshake(run.port, "/ws", "http://evil.example")).status == 403
         assert (await get(run.port, "/realtime.php")).status == 404
         assert len(processes_in(run.directory)) >= 3
@@ -155,6 +159,20 @@ async def test_a_taken_port_is_said() -> None:
 
 
 @pytest.mark.parametrize(
+    ("address", "origins"),
+    [
+        (":8080", ["http://localhost:8080", "http://127.0.0.1:8080", "http://[::1]:8080"]),
+        ("http://:8080", ["http://localhost:8080", "http://127.0.0.1:8080", "http://[::1]:8080"]),
+        ("http://localhost:8080", ["http://localhost:8080"]),
+        (":443", ["https://localhost"]),
+        ("example.com", ["https://example.com"]),
+    ],
+)
+def test_this_machine_has_several_names_where_no_host_is_named(address: str, origins: list[str]) -> None:
+    assert stack._own_origins(address) == origins  # noqa: SLF001
+
+
+@pytest.mark.parametrize(
     "origins", ["*", "https://a.example,https://b.example", "https://a.example/", "a.example", "https://A.example"]
 )
 async def test_an_origin_that_no_browser_sends_is_said(origins: str) -> None:
@@ -167,7 +185,7 @@ async def test_an_origin_that_no_browser_sends_is_said(origins: str) -> None:
     )
     assert done.returncode == 1
     assert "ALLOWED_ORIGINS: expected origins as browsers send them, separated by spaces" in done.stderr.decode()
-    assert f"got '{origins}'" in done.stderr.decode()
+    assert f"got '{origins}': " in done.stderr.decode()
 
 
 async def test_the_end_of_a_part_ends_all_and_is_explained() -> None:

@@ -451,7 +451,8 @@ async def test_a_reload_applies_what_it_can_and_says_what_it_cannot(runtime_dir:
 
                 file.write_text('max_message = "much"\nmax_mesage = 5\n')
                 status = await reload(daemon, notified)
-                wrong = f"max_message in {file}: expected a number of bytes above 0, such as 65536 or 64K, got 'much'"
+                a_size = "a number of bytes above 0, such as 65536, 64K, 64KiB, 1.5M or 2G"
+                wrong = f"max_message in {file}: expected {a_size}, got 'much'"
                 assert status.endswith(f"; not reloaded: {wrong}")
                 refused = [line for line in daemon.log.splitlines() if "ERROR not reloaded reason=" in line]
                 assert all(

@@ -1,15 +1,14 @@
-"""Who may open a Unix socket: what the permission bits say about a user, or about a process that runs."""
+"""Who may open a Unix socket: what the permission bits say about a user, or about this process."""
 
 from __future__ import annotations
 
 import os
 import pwd
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Credentials", "obstacle", "of_processes", "of_user"]
+__all__ = ["Credentials", "obstacle", "of_us", "of_user"]
 
 
 class Credentials(NamedTuple):
@@ -26,20 +25,14 @@ def of_user(name: str) -> Credentials:
     return Credentials(f"user {name}", user.pw_uid, frozenset(os.getgrouplist(name, user.pw_gid)))
 
 
-def of_processes(program: str) -> Iterator[Credentials]:
-    """Yield what running processes of that name may do, which a change of groups does not reach until a restart."""
-    for directory in Path("/proc").iterdir():
-        if not directory.name.isdigit():
-            continue
-        try:
-            if (directory / "comm").read_text().strip() != program:
-                continue
-            fields = dict(line.split(":", 1) for line in (directory / "status").read_text().splitlines() if ":" in line)
-        except OSError:
-            continue  # it has ended meanwhile
-        uid, gid = int(fields["Uid"].split()[1]), int(fields["Gid"].split()[1])
-        groups = frozenset([gid, *map(int, fields["Groups"].split())])
-        yield Credentials(f"the running {program} (process {directory.name}, uid {uid})", uid, groups)
+def of_us() -> Credentials:
+    """Return what this process may do."""
+    uid = os.geteuid()
+    try:
+        name = f"user {pwd.getpwuid(uid).pw_name}"
+    except KeyError:
+        name = f"uid {uid}"
+    return Credentials(name, uid, frozenset([os.getegid(), *os.getgroups()]))
 
 
 def obstacle(path: Path, who: Credentials) -> str | None:

@@ -6,27 +6,21 @@ import re
 import secrets
 import shutil
 import ssl
-import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from realtimed import __version__
-from realtimed.cli.access import Credentials, obstacle, of_processes, of_user
+from realtimed.cli.finding import FAILED, OK, SKIPPED, WARNING, Finding, Patient
+from realtimed.cli.origins import ANYBODY, NOBODY, mistakes
+from realtimed.cli.permissions import exposure, php_access, websocket_socket
 from realtimed.cli.probe import Probe, site_of
-from realtimed.control.client import Client
+from realtimed.cli.running import leading_to
 from realtimed.errors import ProtocolError, RealtimeError, RefusedError
 
-__all__ = ["FAILED", "OK", "SKIPPED", "WARNING", "Finding", "Patient", "default_site", "examine"]
-
-OK: Final = "ok"
-FAILED: Final = "failed"
-SKIPPED: Final = "skipped"
-WARNING: Final = "warning"
-"""What may be a fault or may be meant."""
+__all__ = ["default_site", "examine"]
 
 _PROBE_TIMEOUT: Final = 10.0
 """Seconds that a handshake may take: Caddy itself waits 5 for a daemon that restarts."""
@@ -37,33 +31,15 @@ _FOREIGN: Final = "https://foreign.invalid"
 _OLDEST_CADDY: Final = (2, 11, 3)
 """The first one that understands all of ``caddy/Caddyfile``."""
 
+_MISTAKES_SHOWN: Final = 5
+"""Entries of ALLOWED_ORIGINS that are named."""
+
 _FEW_CONNECTIONS: Final = 1000
 """A daemon that can hold no more than so many WebSockets has hardly been given that limit on purpose."""
 
 
 _FEW_CLIENTS: Final = 5
 """Up to so many connections, it means nothing that most of them have one address."""
-
-
-class Finding(NamedTuple):
-    """What came of one check: its status, what was seen, and what to do about a fault or a warning."""
-
-    check: str
-    status: str
-    seen: str
-    advice: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Patient:
-    """What is to be examined."""
-
-    client: Client
-    site: str
-    origin: str
-    php_user: str
-    caddy_user: str | None
-    caddy: str | None
 
 
 def default_site(environ: Mapping[str, str]) -> str:
@@ -80,14 +56,16 @@ def examine(patient: Patient) -> Iterator[Finding]:
     """Yield the findings in the order of the way from PHP to the browser."""
     finding, info = _control_socket(patient)
     yield finding
-    yield _exposure(patient, info)
-    yield _php_access(patient, info)
-    yield _websocket_socket(patient, info)
+    yield exposure(patient, info)
+    yield php_access(patient, info)
+    yield websocket_socket(patient, info)
     yield _caddy(patient)
+    allowed = _allowed(patient, info)
+    yield _allowed_origins(allowed)
     own = _OwnOrigin(patient)
     yield own.finding
     yield own.delivery(info)
-    yield _foreign_origin(patient)
+    yield _foreign_origin(patient, allowed)
     yield _addresses(info)
     yield _open_files(info)
     yield _versions(info)
@@ -108,100 +86,6 @@ def _control_socket(patient: Patient) -> tuple[Finding, Mapping[str, Any] | None
             advice = "Run this as one of them, or start realtimed with --allow-user for this user as well."
         return Finding(check, FAILED, str(error), advice), None
     return Finding(check, OK, f"the daemon answers at {path}, as process {info.get('pid')}"), info
-
-
-def _exposure(patient: Patient, info: Mapping[str, Any] | None) -> Finding:
-    """See that not everybody on this machine may publish."""
-    check = "control socket's mode"
-    try:
-        mode = stat.S_IMODE(Path(patient.client.socket).stat().st_mode)
-    except OSError as error:
-        return Finding(check, SKIPPED, f"there is no socket to look at: {error.strerror}")
-    if not mode & 0o002 or (info is not None and (info.get("allow_user") or info.get("allow_group"))):
-        return Finding(check, OK, f"mode {mode:04o}")
-    return Finding(
-        check,
-        FAILED,
-        f"mode {mode:04o}: everybody on this machine may publish, list the clients and disconnect them",
-        "Start realtimed with --socket-mode 0660 and --socket-group, or limit it with --allow-user.",
-    )
-
-
-def _php_access(patient: Patient, info: Mapping[str, Any] | None) -> Finding:
-    check = "PHP's access"
-    path = Path(patient.client.socket)
-    try:
-        php = of_user(patient.php_user)
-    except KeyError:
-        return Finding(
-            check, FAILED, f"there is no user {patient.php_user}", "Say which user PHP runs as: --php-user NAME."
-        )
-    if info is None and not path.exists():
-        return Finding(check, SKIPPED, "there is no socket to look at")
-    hindrance = _hindrance(path, php)
-    if hindrance is not None:
-        return Finding(
-            check,
-            FAILED,
-            hindrance,
-            f"Start realtimed with --socket-group and a group of {patient.php_user}, in a directory that it may enter;"
-            " or is PHP's user another one (--php-user)?",
-        )
-    users, groups = (info or {}).get("allow_user") or [], (info or {}).get("allow_group") or []
-    if (users or groups) and php.uid not in users and php.groups.isdisjoint(groups):
-        return Finding(
-            check,
-            FAILED,
-            f"{php.name} may open {path}, but is not of those that the daemon serves",
-            f"Start realtimed with --allow-user {patient.php_user} as well.",
-        )
-    return Finding(check, OK, f"{php.name} may open {path}")
-
-
-def _websocket_socket(patient: Patient, info: Mapping[str, Any] | None) -> Finding:
-    check = "Caddy's access"
-    if info is None:
-        return Finding(check, SKIPPED, "the daemon did not say where its WebSocket sockets are")
-    paths = [Path(each.removeprefix("unix:")) for each in info.get("websocket", []) if each.startswith("unix:")]
-    if not paths:
-        return Finding(check, OK, "WebSockets come in at a port, which needs no permission")
-    everybody = _caddy_credentials(patient.caddy_user)
-    if not everybody:
-        return Finding(
-            check,
-            FAILED,
-            f"there is no user {patient.caddy_user}"
-            if patient.caddy_user is not None
-            else "no Caddy is running here, and there is no user caddy",
-            "Start Caddy, or say which user it runs as: --caddy-user NAME.",
-        )
-    for path, hindrance in [(path, _hindrance(path, each)) for path in paths for each in everybody]:
-        if hindrance is not None:
-            return Finding(
-                check,
-                FAILED,
-                hindrance,
-                f"Put Caddy's user into the group of {path} (usermod --append --groups GROUP USER) and restart Caddy,"
-                " or start realtimed with another --socket-group.",
-            )
-    return Finding(check, OK, f"{everybody[0].name} may open {paths[0]}")
-
-
-def _caddy_credentials(user: str | None) -> list[Credentials]:
-    """Return what the running Caddys may do, those of `user` if it is given; if none runs, what that user may."""
-    try:
-        known = of_user(user or "caddy")
-    except KeyError:
-        known = None
-    running = [each for each in of_processes("caddy") if user is None or (known is not None and each.uid == known.uid)]
-    return running or ([known] if known is not None else [])
-
-
-def _hindrance(path: Path, who: Credentials) -> str | None:
-    try:
-        return obstacle(path, who)
-    except OSError as error:
-        return f"cannot look at {path}: {error.strerror}; run this as root"
 
 
 # Caddy, as a browser sees it.
@@ -230,6 +114,40 @@ def _caddy(patient: Patient) -> Finding:
             advice = "Start Caddy; or is the site elsewhere? Say so with --url, or with SERVER_ADDRESS as Caddy has it."
             return Finding(check, FAILED, trouble, advice)
         return Finding(check, OK, f"{patient.site} answers")
+
+
+def _allowed(patient: Patient, info: Mapping[str, Any] | None) -> str | None:
+    """Return the ALLOWED_ORIGINS of the Caddys before this daemon, else of our own environment, else None."""
+    caddys = leading_to((info or {}).get("websocket", []))
+    theirs = [each.environ["ALLOWED_ORIGINS"] for each in caddys if each.environ and "ALLOWED_ORIGINS" in each.environ]
+    return " ".join(theirs) if theirs else patient.allowed_origins
+
+
+def _allowed_origins(allowed: str | None) -> Finding:
+    """See that each entry is one that a browser may send."""
+    check = "allowed origins"
+    if allowed is None:
+        return Finding(
+            check, SKIPPED, "ALLOWED_ORIGINS is neither in Caddy's environment, as far as it can be read, nor here"
+        )
+    entries = allowed.split()
+    if not entries:
+        seen = "ALLOWED_ORIGINS is set, but empty: Caddy does not start"
+        return Finding(check, FAILED, seen, "Name the origins of your pages in it.")
+    wrong = list(map(str, mistakes(allowed)))
+    if wrong:
+        more = f"; and {len(wrong) - _MISTAKES_SHOWN} more" if len(wrong) > _MISTAKES_SHOWN else ""
+        seen = "no browser sends " + "; nor ".join(wrong[:_MISTAKES_SHOWN]) + more
+        return Finding(check, FAILED, seen, "Write them in ALLOWED_ORIGINS as browsers send them, and restart Caddy.")
+    if ANYBODY in entries:
+        seen = f"{ANYBODY} is among them: every site can show pages with that origin, in a sandboxed frame"
+        return Finding(check, WARNING, seen, f"Remove {ANYBODY}, unless every page in the world may connect.")
+    if NOBODY in entries:
+        seen = f"{NOBODY} is among them: every program that sends no Origin may connect, though no foreign page"
+        return Finding(check, WARNING, seen, f"Remove {NOBODY} if no native application needs it.")
+    return Finding(
+        check, OK, f"{entries[0]}{f' and {len(entries) - 1} more' if entries[1:] else ''}, as browsers send it"
+    )
 
 
 class _OwnOrigin:
@@ -297,19 +215,27 @@ class _OwnOrigin:
         return Finding(check, OK, f"a broadcast has come through {self._patient.site}")
 
 
-def _foreign_origin(patient: Patient) -> Finding:
+def _foreign_origin(patient: Patient, allowed: str | None) -> Finding:
     check = "foreign origins"
     advice = (
         "Every page in the world may use a visitor's WebSockets here. Use the project's caddy/Caddyfile, or keep its"
-        " matchers, responds and reverse_proxy together in one handle block; and ALLOWED_ORIGINS must not have *."
+        " matchers, responds and reverse_proxy together in one handle block."
     )
+    nameless = NOBODY in (allowed or "").split()
     for origin, shown in ((_FOREIGN, _FOREIGN), (None, "no origin")):
+        if origin is None and nameless:
+            continue
         with Probe(patient.site, _PROBE_TIMEOUT) as probe:
             if _attempt(patient, probe, origin) is not None:
                 return Finding(check, SKIPPED, "Caddy does not answer")
             if probe.status != 403:
+                if origin is None:
+                    advice = (
+                        f"Let only pages with an Origin in; or is {NOBODY} in Caddy's ALLOWED_ORIGINS? Say so there."
+                    )
                 return Finding(check, FAILED, f"a WebSocket with {shown} gets {probe.status}, not 403", advice)
-    return Finding(check, OK, f"{_FOREIGN} gets 403, and so does whoever names no origin")
+    rest = f"whoever names no origin is let in by the word {NOBODY}" if nameless else "so does whoever names no origin"
+    return Finding(check, OK, f"{_FOREIGN} gets 403, and {rest}")
 
 
 # Limits and versions.

@@ -35,6 +35,7 @@ from realtimed.control.calls import HISTORY_SHOWN, NOT_ALLOWED
 from realtimed.control.client import Client
 from realtimed.control.connection import DEFAULT_TIMEOUT
 from realtimed.errors import RealtimeError, RefusedError, quoted
+from realtimed.units import as_seconds
 
 __all__ = ["app", "main"]
 
@@ -42,6 +43,10 @@ _REFUSED: Final = 1
 _UNREACHABLE: Final = 3
 _INTERRUPTED: Final = 128 + 2  # as the shell reports SIGINT and SIGPIPE
 _PIPE_CLOSED: Final = 128 + 13
+
+_SHORTEST_INTERVAL: Final = 0.1
+_LONGEST_INTERVAL: Final = 3600.0
+"""Seconds between two looks of `top`."""
 
 _STANDARD_STREAMS: Final = "standard input or output"
 
@@ -67,23 +72,41 @@ Exit status:
 """
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,  # plain text, and no rich to import
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def _time(given: object) -> float:
+    """Read a time, in seconds or with units, for typer."""
+    try:
+        return as_seconds(given)
+    except ValueError:
+        raise typer.BadParameter(
+            f"expected a number of seconds, or a time such as 500ms, 90s or 5m, got {quoted(given)}"
+        ) from None
+
+
+def _interval(given: object) -> float:
+    seconds = _time(given)
+    if not _SHORTEST_INTERVAL <= seconds <= _LONGEST_INTERVAL:
+        raise typer.BadParameter(f"expected a time from 100ms to 1h, got {quoted(given)}")
+    return seconds
+
+
 _SOCKET: Final = typer.Option(
     "--socket",
     metavar="PATH",
-    help="The daemon's control socket; else REALTIME_SOCKET says, else it is /run/realtime.sock.",
+    help="The daemon's control socket, PATH or unix:PATH; else REALTIME_SOCKET says, else it is /run/realtime.sock.",
     show_default=False,
 )
 _TIMEOUT: Final = typer.Option(
     "--timeout",
-    metavar="SECONDS",
-    help=f"How long the daemon may take to answer; else {DEFAULT_TIMEOUT:g}.",
+    metavar="TIME",
+    parser=_time,
+    help=f"How long the daemon may take to answer, such as 10 or 500ms; else {DEFAULT_TIMEOUT:g}s.",
     show_default=False,
 )
 _JSON: Final = typer.Option("--json", help="Print JSON for programs.", show_default=False)
@@ -390,10 +413,10 @@ def tail(
     A channel may be a pattern, in which * stands for any characters. Then the channels are watched from outside: what
     is published to nobody is shown too, and publishers do not count this command as a recipient.
 
-    A line has the time of publication, the channel, the offset and the message. The time is local, and of old messages
-    it is when they were published, not when they are shown. What could steer a terminal is escaped, and a binary
-    message is shown as b'...'. With --json each line is an object with "channel", "offset", "time" in seconds since
-    1970, and "message", or "base64" in place of "message" if it is binary.
+    It says on standard error when it has begun. A line has the time of publication, the channel, the offset and the
+    message. The time is local, and of old messages it is when they were published, not when they are shown. What could
+    steer a terminal is escaped, and a binary message is shown as b'...'. With --json each line is an object with
+    "channel", "offset", "time" in seconds since 1970, and "message", or "base64" in place of "message" if it is binary.
 
     With --since 5 each channel begins with the last 5 messages that are kept, with --since all with all of them. With
     --since EPOCH:OFFSET, for one channel, everything after that place is shown, or nothing of it if not all is kept any
@@ -407,6 +430,7 @@ def tail(
         daemon.client() as client,
         client.watch(*channels) if watching else following(client, channels, begin) as messages,
     ):
+        typer.echo(f"realtimectl: watching {visible(some(channels))}; Ctrl-C ends it", err=True)
         for message in messages:
             if daemon.json:
                 print_json(as_json(message))
@@ -418,7 +442,10 @@ def tail(
 def top(
     daemon: _Daemon,
     interval: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0.1, max=3600, help="Time between two looks at the daemon.")
+        float,
+        typer.Option(
+            metavar="TIME", parser=_interval, help="Time between two looks at the daemon, such as 5 or 500ms."
+        ),
     ] = 1.0,
     count: Annotated[
         int | None, typer.Option(metavar="NUMBER", min=1, help="End after so many looks.", show_default=False)
@@ -475,7 +502,12 @@ def doctor(
         str | None,
         typer.Option(metavar="ORIGIN", help="The origin of your pages; else that of the site.", show_default=False),
     ] = None,
-    php_user: Annotated[str, typer.Option(metavar="USER", help="The user PHP runs as.")] = "www-data",
+    php_user: Annotated[
+        str | None,
+        typer.Option(
+            metavar="USER", help="The user PHP runs as; else those of PHP-FPM here, else you.", show_default=False
+        ),
+    ] = None,
     caddy_user: Annotated[
         str | None,
         typer.Option(
@@ -495,9 +527,10 @@ def doctor(
 
     \b
       realtimectl doctor
-      realtimectl doctor --url https://yourdomain.com --php-user www-data
+      realtimectl doctor --url https://yourdomain.com --php-user deploy
     """  # noqa: D301
-    from realtimed.cli.doctor import FAILED, Patient, default_site, examine  # noqa: PLC0415
+    from realtimed.cli.doctor import default_site, examine  # noqa: PLC0415
+    from realtimed.cli.finding import FAILED, Patient  # noqa: PLC0415
 
     try:
         site = url if url is not None else default_site(os.environ)
@@ -512,7 +545,9 @@ def doctor(
     failures = 0
     findings = []
     with daemon.client() as client:
-        for each in examine(Patient(client, site, origin or site, php_user, caddy_user, caddy)):
+        allowed = os.environ.get("ALLOWED_ORIGINS")
+        patient = Patient(client, site, origin or site, php_user, caddy_user, caddy, allowed)
+        for each in examine(patient):
             failures += each.status == FAILED
             findings.append(each._asdict())
             if not daemon.json:

@@ -21,8 +21,9 @@ from realtimed.cli.output import say_what_failed, visible
 from realtimed.config import SETTINGS, Setting, load
 from realtimed.errors import ConfigurationError
 from realtimed.log_output import open_standard_descriptors
+from realtimed.units import shown_seconds, shown_size
 
-__all__ = ["main"]
+__all__ = ["main", "shown_default"]
 
 # A paragraph is a line: typer wraps it to the terminal.
 _HELP = """Serve WebSockets, and broadcast to them what publishers send.
@@ -38,6 +39,9 @@ Try it without being root, in two terminals:
 
 Each option has an environment variable, and may stand in a TOML file, named like the variable without REALTIME_ and \
 in lower case. The command line wins, then the environment, then the file.
+
+A TIME is in seconds or has units: 500ms, 90s, 5m, 12h, 7d, 1h30m. A SIZE is in bytes or has one: 64K, 1.5M, 2G, of \
+1,024, with B or iB behind it or not. A RATE is for each second, or has a unit: 50/s, 30/m.
 """
 
 _EXIT_FAILED = 1
@@ -94,7 +98,8 @@ class _Command(TyperCommand):
                 formatter.write_dl(records)
 
 
-def _shown_default(setting: Setting) -> str:
+def shown_default(setting: Setting) -> str:
+    """Return the default as it may be given, or an empty string."""
     match setting.name, setting.default:
         case _, None | ():
             return ""
@@ -102,22 +107,24 @@ def _shown_default(setting: Setting) -> str:
             shown = f"{mode:04o}"
         case _, tuple(values):
             shown = " ".join(map(str, values))
-        case _, int(number) if number >= 2**20 and number % 2**20 == 0:
-            shown = f"{number // 2**20}M"
-        case _, int(number) if number >= 2**10 and number % 2**10 == 0:
-            shown = f"{number // 2**10}K"
+        case _, int(size) if setting.metavar == "SIZE":
+            shown = shown_size(size)
+        case _, float(seconds) if setting.metavar == "TIME":
+            shown = shown_seconds(seconds)
         case _, float(number):
             shown = f"{number:g}"
         case _, default:
             shown = str(default)
-    return f"default {shown}; "
+    return shown
 
 
 def _parameter(setting: Setting) -> inspect.Parameter:
+    default = shown_default(setting)
+    shown = f"default {default}; {setting.variable}" if default else setting.variable
     # The variable is only shown: `load` reads it, and names it when its value is wrong.
     option = typer.Option(
         setting.option,
-        help=f"{setting.help} ({_shown_default(setting)}{setting.variable})",
+        help=f"{setting.help} ({shown})",
         metavar=setting.metavar,
         show_default=False,
         rich_help_panel=setting.panel,
@@ -154,7 +161,6 @@ def main() -> None:
     _start.__signature__ = inspect.Signature(_PARAMETERS)  # type: ignore[attr-defined]
     _start.__annotations__ = {each.name: each.annotation for each in _PARAMETERS}
     app = typer.Typer(
-        add_completion=False,
         rich_markup_mode=None,  # plain text, and no rich to import
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},

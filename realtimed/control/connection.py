@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
+from realtimed import paths
 from realtimed.control.calls import (
     Batch,
     Call,
@@ -43,9 +44,6 @@ DEFAULT_TIMEOUT: Final = 5.0
 """Seconds a call may take in all, from the connection to the answer."""
 
 _DEFAULT_PATH: Final = "/run/realtime.sock"
-
-_PATH_LIMIT: Final = 107
-"""Bytes of a Unix socket's path, without the closing zero byte (unix(7), sun_path)."""
 
 _ANSWER_LIMIT: Final = 2**30
 """Bytes of one answer. The list of all clients of a large daemon may be long; it is no place to be strict."""
@@ -91,8 +89,11 @@ class Deadline:
 
 
 def socket_path(path: str | os.PathLike[str] | None) -> str:
-    """Return the path of the control socket: `path`, else what REALTIME_SOCKET says, else /run/realtime.sock."""
-    return os.fspath(path) if path is not None else os.environ.get("REALTIME_SOCKET", _DEFAULT_PATH)
+    """Return the path of the control socket: `path`, else what REALTIME_SOCKET says, else /run/realtime.sock.
+
+    Each may be written PATH or unix:PATH.
+    """
+    return paths.plain(os.fspath(path) if path is not None else os.environ.get("REALTIME_SOCKET", _DEFAULT_PATH))
 
 
 def check_timeout(timeout: float) -> float:
@@ -172,10 +173,9 @@ class _Connection:
 
 def _connect(path: str, deadline: Deadline) -> Steps[_Connection]:
     """Open a connection, or raise `NoDaemonError`."""
-    if len(os.fsencode(path)) > _PATH_LIMIT:
-        raise NoDaemonError(f"no daemon can be at {quoted(path)}: the path of a socket has at most {_PATH_LIMIT} bytes")
-    if not path or "\0" in path:
-        raise NoDaemonError(f"no daemon can be at {path!r}: that is not the path of a socket; see REALTIME_SOCKET")
+    fault = paths.fault(path)
+    if fault is not None:
+        raise NoDaemonError(f"no daemon can be at {quoted(path)}: {fault}; see REALTIME_SOCKET")
     try:
         sock = socket.socket(socket.AF_UNIX)
     except OSError as error:
