@@ -232,8 +232,9 @@ class Subscription:
     says so. When the daemon hangs up, because it stops or because the messages were read
     too slowly, `NoDaemonError` is raised: the iteration does not just end. Not for several threads at a time.
 
-    An exception from a signal handler loses no message while one is waited for. If it comes while messages are read,
-    the next `receive` raises `ProtocolError`, since some may be lost; `seen` says from where to subscribe again.
+    An exception from a signal handler loses no message while one is waited for, only one that is just being returned.
+    If it comes while messages are read, the next `receive` raises `ProtocolError`, since some may be lost; `seen` says
+    from where to subscribe again.
     """
 
     def __init__(self, feed: Feed) -> None:
