@@ -176,7 +176,7 @@ def test_a_call_within_a_call_is_made_at_once_wherever_that_is(daemon: Daemon) -
             assert client.history("a", 1).messages[0].message == "of a"
 
         for instruction in range(0, 10_000, 3 * EVERY):
-            reached = []
+            reached: list[str] = []
 
             def inner(reached: list[str] = reached) -> None:
                 [found] = client.history("b", 1).messages

@@ -567,7 +567,7 @@ def test_the_timeout_is_for_the_whole_answer(path: Path, listener: socket.socket
         with accepted(listener) as peer:
             peer.request()
             if len(piece) == 1:
-                peer.sock.sendall(b"\x94\x01\x00\xc0\xdb\x03\x00\x00\x00")
+                peer.sock.sendall(b"\x94\x01\x00\xc0\xdb\x02\x00\x00\x00")
             trickle(peer, piece)
         with pytest.raises(PhpError) as error:
             client.result()
@@ -857,7 +857,7 @@ def repacked(php: Php, packed: bytes, piece: int) -> bytes:
         php.run(
             f"$pieces = str_split({literal(packed)}, {piece});"
             "$unpacker = new Realtime\\Unpacker(static function () use (&$pieces) { return array_shift($pieces); });"
-            "$value = $unpacker->value();"
+            "$value = $unpacker->next();"
             "return base64_encode($pieces === [] && $unpacker->isEmpty() ? Realtime\\MessagePack::pack($value) : '');"
         )
     )
