@@ -929,13 +929,14 @@ namespace Realtime {
                     . (\preg_match('~^/(var/)?tmp/~', $path) ? '. A service with PrivateTmp sees another /tmp' : '');
             }
             $status = self::look($path);
+            $refused = $errno === self::ECONNREFUSED || $errno === self::EACCES;
+            if ($refused && \is_array($status) && ($status['mode'] & 0170000) !== 0140000) {
+                return "no daemon at {$path}: this file is not a socket";
+            }
             if ($errno === self::ECONNREFUSED) {
                 if (!\is_array($status)) {
                     return "no daemon at {$path}: nothing listens there. The socket is left from a daemon that has"
                         . ' ended, or the file is not a socket';
-                }
-                if (($status['mode'] & 0170000) !== 0140000) {
-                    return "no daemon at {$path}: this file is not a socket";
                 }
                 return "no daemon at {$path}: the socket is left from one that has ended."
                     . ' Start realtimed, which replaces it';
@@ -953,6 +954,9 @@ namespace Realtime {
                 return "cannot open {$path}: the user {$user} may not write to this socket, which has mode {$mode},"
                     . ' owner ' . self::userName($status['uid']) . ' and group ' . self::groupName($status['gid'])
                     . '. Add the user to the group, or start realtimed with another --socket-group or --socket-mode';
+            }
+            if ($errno === 0) { // no socket could be made, and PHP does not say why
+                $error .= '. That happens when too many files are open (ulimit -n)';
             }
             return "cannot connect to {$path}: {$error}";
         }

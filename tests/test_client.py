@@ -317,8 +317,11 @@ def test_a_socket_left_by_a_dead_daemon(path: Path, connect: Opener) -> None:
 
 
 def test_a_file_that_is_no_socket(path: Path, connect: Opener) -> None:
-    path.touch()
+    path.touch(0o400)
     with pytest.raises(NoDaemonError, match="not a socket"):
+        connect(path).broadcast("news", "hello")
+    path.parent.chmod(0o755)
+    with unprivileged(), pytest.raises(NoDaemonError, match="not a socket"):
         connect(path).broadcast("news", "hello")
 
 

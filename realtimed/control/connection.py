@@ -281,9 +281,12 @@ def _why_not(path: str, error: OSError) -> str:
         status = os.stat(path)  # noqa: PTH116  (pathlib is slow to import)
     except OSError:
         status = None
+    refused = error.errno in (errno.ECONNREFUSED, errno.EACCES)
+    if refused and status is not None and not stat.S_ISSOCK(status.st_mode):
+        return f"no daemon at {path}: this file is not a socket"
     if error.errno == errno.ECONNREFUSED:
-        if status is not None and not stat.S_ISSOCK(status.st_mode):
-            return f"no daemon at {path}: this file is not a socket"
+        if status is None:
+            return f"no daemon at {path}: nothing listens there"
         return f"no daemon at {path}: the socket is left from one that has ended. Start realtimed, which replaces it"
     if error.errno == errno.EACCES:
         if status is None:
