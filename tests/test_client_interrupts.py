@@ -219,6 +219,7 @@ def called_at(instruction: int, inner: Callable[[], None], outer: Callable[[], N
 RANDOM = """
 import gc, os, random, signal, sys, threading
 from pathlib import Path
+import realtimed.control.connection
 from realtimed import Client
 
 path, interrupts, helpers, seed = sys.argv[1], *map(int, sys.argv[2:])
@@ -274,8 +275,9 @@ signal.signal(signal.SIGALRM, interrupt)
 for count in range(interrupts):
     try:
         signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-6, 1e-3))
-        while True:
+        for _ in range(10_000):
             ask(client, chance)
+        raise AssertionError("an exception has got lost")
     except Interrupted:
         pass
     assert not failures, failures
@@ -292,6 +294,7 @@ kept = descriptors() - before
 assert 1 <= kept <= 8, kept
 client.close()
 assert descriptors() == before, (descriptors(), before)
+assert len(realtimed.control.connection._opened) <= 2 * 64 + 8
 print("done")
 """
 

@@ -59,6 +59,9 @@ _TAKEN_AT_ONCE: Final = 512
 """Messages that are taken out of what was received before others may have their turn, and the deadline: a millisecond
 or two."""
 
+_FEW: Final = 64
+"""Connections that ended without being closed, as interrupted calls leave them, and are not worth a search."""
+
 _RETRY_SECONDS: Final = 0.01
 """How long to wait before knocking again at a daemon whose queue of new connections is full."""
 
@@ -126,7 +129,7 @@ class Connection:
         self.deaf = False
         """The daemon takes no more bytes. What it sent before may still be there to read."""
         self._decoder = Decoder(ANSWER_LIMIT, VALUES_LIMIT)
-        _open.add(self)
+        _register(self)
 
     @property
     def clean(self) -> bool:
@@ -139,6 +142,7 @@ class Connection:
             with suppress(OSError):  # the daemon may have gone first
                 self.sock.shutdown(socket.SHUT_RDWR)  # a child that was forked meanwhile would keep it open
         self.sock.close()
+        _opened.pop(id(self), None)
 
     def send(self, data: memoryview) -> int:
         """Send what the socket takes at once and return how much that was. After an error `deaf` is set."""
@@ -206,13 +210,28 @@ class Connection:
         return messages
 
 
-_open: Final[weakref.WeakSet[Connection]] = weakref.WeakSet()
-"""All connections of this process."""
+_Opened: TypeAlias = dict[int, weakref.ref[Connection]]
+
+_opened: Final[_Opened] = {}
+"""All connections of this process that are not closed, and a few of those that ended without it.
+
+The references have no callbacks, in which an exception from a signal handler would be lost.
+"""
+
+
+def _register(connection: Connection) -> None:
+    """Remember that a connection is open, and from time to time forget those that ended without being closed."""
+    _opened[id(connection)] = weakref.ref(connection)
+    if len(_opened) % _FEW == 0:
+        for number, reference in _opened.copy().items():
+            if reference() is None and _opened.get(number) is reference:
+                _opened.pop(number, None)
 
 
 def _close_those_of_the_parent() -> None:
-    for connection in list(_open):
-        if connection.pid != os.getpid():
+    for reference in list(_opened.values()):
+        connection = reference()
+        if connection is not None and connection.pid != os.getpid():
             connection.close()
 
 
