@@ -1100,8 +1100,7 @@ namespace Realtime {
     final class Unpacker
     {
         /**
-         * Bytes of memory that an answer may take; PHP's memory_limit is commonly 128 MiB, and what is read is there
-         * twice for a moment.
+         * Bytes of memory that an answer may take; PHP's memory_limit is commonly 128 MiB.
          */
         private const SIZE_LIMIT = 48 * 2 ** 20;
 
@@ -1219,8 +1218,10 @@ namespace Realtime {
 
         private function string(int $length): string
         {
-            $this->grow(self::STRING_BYTES + $length);
-            return $this->bytes($length);
+            $this->grow(self::STRING_BYTES + 2 * $length); // it is there twice while it is taken out of the buffer
+            $string = $this->bytes($length);
+            $this->size -= $length;
+            return $string;
         }
 
         private function grow(int $bytes): void

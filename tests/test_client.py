@@ -6,6 +6,7 @@ import inspect
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -829,6 +830,80 @@ print("done")
 def test_a_forked_child_opens_connections_of_its_own(runtime_dir: Path) -> None:
     with daemon_in_thread(runtime_dir, "--history-size", "0") as daemon:
         assert run_python(FORKING, str(daemon.control_socket)) == "done\n"
+
+
+FORKED_IN_USE = """
+import os, sys, threading, warnings
+from pathlib import Path
+from realtimed import Client, NoDaemonError
+
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and later: a process with threads forks
+
+def sockets():
+    return sum(str(each.readlink()).startswith("socket:") for each in Path("/proc/self/fd").iterdir())
+
+def pairs():
+    yield "other", "x" * 70_000
+    begun.set()
+    over.wait()
+
+client = Client(sys.argv[1])
+client.ping()
+begun, over = threading.Event(), threading.Event()
+thread = threading.Thread(target=client.broadcast_each, args=[pairs()])
+with client.subscribe("news") as subscription:
+    thread.start()
+    begun.wait()
+    assert sockets() == 2
+    child = os.fork()
+    if child == 0:
+        assert sockets() == 0, sockets()  # what a child kept open, the daemon would go on serving
+        try:
+            subscription.receive(0)
+        except NoDaemonError as error:
+            assert str(error).endswith("after a fork, subscribe again"), error
+        else:
+            raise AssertionError("the child takes the messages of the parent")
+        client.broadcast("news", "of the child")
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    print(subscription.receive(10).message)
+    over.set()
+    thread.join()
+client.close()
+"""
+
+
+def test_a_forked_child_has_none_of_the_connections_that_were_in_use(daemon: Daemon) -> None:
+    assert run_python(FORKED_IN_USE, str(daemon.control_socket)) == "of the child\n"
+
+
+def test_a_closed_connection_ends_though_another_process_has_a_copy_of_it(path: Path) -> None:
+    """As a child has that was forked by no Python code, or that has not come to close it yet."""
+    heard_of_the_end = threading.Event()
+
+    def listening_to_the_end(peer: Peer) -> None:
+        healthy(peer)
+        heard_of_the_end.set()
+
+    with FakeDaemon(path, listening_to_the_end), Client(path) as client:
+        client.broadcast("news", "hello")
+        child = subprocess.Popen(
+            ["sleep", str(3 * PATIENCE)], pass_fds=[each for each in range(3, 100) if is_socket(each)]
+        )
+        try:
+            client.close()
+            assert heard_of_the_end.wait(PATIENCE / 2)
+        finally:
+            child.kill()
+            child.wait()
+
+
+def is_socket(descriptor: int) -> bool:
+    try:
+        return stat.S_ISSOCK(os.fstat(descriptor).st_mode)
+    except OSError:
+        return False
 
 
 SHARED = """
