@@ -833,14 +833,14 @@ def test_a_forked_child_opens_connections_of_its_own(runtime_dir: Path) -> None:
 
 
 FORKED_IN_USE = """
-import os, sys, threading, warnings
-from pathlib import Path
+import os, stat, sys, threading, warnings
 from realtimed import Client, NoDaemonError
 
 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and later: a process with threads forks
 
 def sockets():
-    return sum(str(each.readlink()).startswith("socket:") for each in Path("/proc/self/fd").iterdir())
+    descriptors = [f"/proc/self/fd/{each}" for each in os.listdir("/proc/self/fd")]
+    return sum(os.path.exists(each) and stat.S_ISSOCK(os.stat(each).st_mode) for each in descriptors)
 
 def pairs():
     yield "other", "x" * 70_000
@@ -850,7 +850,7 @@ def pairs():
 client = Client(sys.argv[1])
 client.ping()
 begun, over = threading.Event(), threading.Event()
-thread = threading.Thread(target=client.broadcast_each, args=[pairs()])
+thread = threading.Thread(target=client.broadcast_each, args=[pairs()], daemon=True)
 with client.subscribe("news") as subscription:
     thread.start()
     begun.wait()
