@@ -161,6 +161,9 @@ namespace Realtime {
         /** About how many of them a channel takes beside its name. */
         private const CHANNEL_BYTES = 250;
 
+        /** How many count for a page, which may be empty: so the pages have an end. */
+        private const PAGE_BYTES = 64 * 1024;
+
         /** Bytes of the daemon's own words that an exception shows. */
         private const SAID_BYTES = 1000;
 
@@ -299,6 +302,7 @@ namespace Realtime {
                 $answer = self::map($this->call('channels', [['prefix' => $prefix, 'limit' => self::PAGE] + $place]));
                 $page = self::map($answer['channels'] ?? null);
                 $next = self::next($answer, \count($page), $place['after'] ?? -1);
+                $size += self::PAGE_BYTES;
                 foreach ($page as $name => $found) {
                     $channels[$name] = self::channel((string) $name, $found);
                     $size += self::CHANNEL_BYTES + \strlen((string) $name);
@@ -490,13 +494,14 @@ namespace Realtime {
          */
         private static function next(array $answer, int $members, int $after): ?int
         {
-            $next = $answer['next'] ?? null;
-            $goesOn = \is_int($next) && $next > $after && $members > 0;
-            if ($members > self::PAGE || !($goesOn || $next === null)) {
+            if ($members > self::PAGE) {
                 throw new ProtocolException(
-                    "the daemon sent a page that is none: {$members} members behind {$after}, and then come those"
-                    . ' behind ' . quoted($next)
+                    "the daemon sent a page of {$members} where " . self::PAGE . ' were asked for'
                 );
+            }
+            $next = ($answer['next'] ?? null) === null ? null : self::count($answer, 'next');
+            if ($next !== null && $next <= $after) {
+                throw new ProtocolException("the daemon's pages do not go on: behind {$after} comes {$next}");
             }
             return $next;
         }

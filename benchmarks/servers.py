@@ -47,8 +47,10 @@ def _length_prefixed(size: int) -> tuple[bytes, bytes]:
 
 @asynccontextmanager
 async def _running_realtimed(directory: Path) -> AsyncIterator[Target]:
-    # The load client subscribes to all channels of a client at once; a browser's burst of requests has a limit.
-    async with running_daemon(directory, "--inbound-burst", "1000") as daemon:
+    # The load client subscribes to all channels of a client at once; a browser's burst of requests has a limit. Behind
+    # Caddy all clients have the address of this machine.
+    options = ("--inbound-burst", "1000", "--max-connections-per-address", "0")
+    async with running_daemon(directory, *options) as daemon:
         yield Target(
             processes={"realtimed": daemon.process.pid},
             address=f"unix:{daemon.websocket_socket}",

@@ -43,6 +43,9 @@ _CHUNK_SECONDS: Final = 0.1
 _ENDINGS: Final = 16
 """Slow clients that are told so in one turn of the event loop."""
 
+_SHORT: Final = 50
+"""Entries of a queue that is let go of at once."""
+
 _DISCARDED_AT_ONCE: Final = 500
 """Entries that are let go of before other tasks get their turn: half a millisecond."""
 
@@ -85,6 +88,7 @@ class Backlogs:
         self._discarded: deque[_Queue] = deque()
         self._shared: dict[int, int] = {}
         self._replays = replays or Replays(History(limit=0, clock=float, default=Retention(0, 0)))
+        self._replays.freed = self.freed
         self._waiting = trio.lowlevel.ParkingLot()
         self._attendant = trio.lowlevel.ParkingLot()
         self._turns = trio.StrictFIFOLock()
@@ -96,8 +100,8 @@ class Backlogs:
 
     @property
     def replaying(self) -> int:
-        """How many bytes of memory are taken by what clients have asked for."""
-        return self.asked + self._replays.bytes
+        """How many bytes of memory are taken by the pieces of replays that wait for clients to read them."""
+        return self.asked + self._replays.shared
 
     @property
     def pace(self) -> float:
@@ -157,28 +161,31 @@ class Backlogs:
 
     def discard(self, queue: _Queue) -> None:
         """Let go of a queue of entries: at once if it is short, or else with `let_go`. It is no longer the caller's."""
-        self._let_go_of(queue, _DISCARDED_AT_ONCE)
+        self._let_go_of(queue, _SHORT)
         if queue:
             self._discarded.append(queue)
             self._attendant.unpark_all()
 
     def let_go(self) -> bool:
         """Let go of a part of what has been discarded, which may be a lot; return whether there is more."""
-        if self._discarded:
-            queue = self._discarded[0]
-            self._let_go_of(queue, _DISCARDED_AT_ONCE)
-            if not queue:
+        budget = _DISCARDED_AT_ONCE
+        while self._discarded and budget:
+            budget -= self._let_go_of(self._discarded[0], budget)
+            if not self._discarded[0]:
                 self._discarded.popleft()
-            self.freed()
+        self.freed()
         return bool(self._discarded)
 
-    def _let_go_of(self, queue: _Queue, count: int) -> None:
-        for _ in range(min(count, len(queue))):
+    def _let_go_of(self, queue: _Queue, most: int) -> int:
+        """Let go of `most` entries, or all; return how many these were."""
+        count = min(most, len(queue))
+        for _ in range(count):
             _, data, asked = queue.popleft()
             if isinstance(data, Pieces):
                 data.close()
             else:
                 self.discharge(data, asked)
+        return count
 
     def freed(self) -> None:
         """To be called after something has been taken away, or the limit been raised: let those go on who wait."""

@@ -162,7 +162,7 @@ class Daemon:
                 background.start_soon(garbage.look_often)
                 background.start_soon(self.fan_out.run)
                 background.start_soon(heartbeat, self.sessions, lambda: self.config)
-                background.start_soon(relief, self.sessions)
+                background.start_soon(relief, self.sessions, lambda: self.service.connections)
                 background.start_soon(shed_largest, self.service)
                 background.start_soon(self._expire_history)
                 background.start_soon(_keep_log_going)

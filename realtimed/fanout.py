@@ -84,9 +84,10 @@ class FanOut:
             self._round = None
             for subscriber in self._hub.abandon_round():
                 subscriber.transmit_failed(b"", OSError(errno.ECANCELED, "what was published could not be sent"))
-            self._through.unpark_all()
         if not self._hub.watchers.idle:
             self._show_slice()
+        # Always: the last watcher may have left, with all that waited for it, in between.
+        self._through.unpark_all()
         return not self._hub.idle
 
     def _show_slice(self) -> None:
@@ -96,7 +97,6 @@ class FanOut:
             log.exception(Event("internal error", client="watchers"))
             for watcher in self._hub.watchers.abandon():
                 watcher.transmit_failed(b"", OSError(errno.ECANCELED, "what was published could not be shown"))
-        self._through.unpark_all()
 
     def _send_slice(self) -> None:
         if self._round is None:
@@ -105,7 +105,6 @@ class FanOut:
         if self._round is not None and not self._round.step(_SLICE):
             self._round = None
             self.round_times.observe(time.perf_counter() - self._began)
-            self._through.unpark_all()
 
     async def room(self) -> None:
         """Wait until the fan-out has caught up enough for more to be published."""

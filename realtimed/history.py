@@ -40,6 +40,9 @@ _GONE_ALLOWED: Final = 16
 _GONE: Final[Kept] = bytearray()
 """What stands in the place of a payload that was dropped."""
 
+_NOTHING: Final[dict[int, Kept]] = {}
+"""What is evicted of most rings: nobody writes to it."""
+
 
 class Retention(NamedTuple):
     """How much of a channel's history is kept: the last `size` publications, each for `age` seconds."""
@@ -52,7 +55,8 @@ class Ring:
     """One channel's recent publications."""
 
     __slots__ = (
-        "count", "first", "gone", "name", "needed_to", "payloads", "readers", "retained", "shelf", "size", "times",
+        "count", "evicted", "first", "gone", "name", "needed_to", "payloads", "readers", "retained", "shelf", "size",
+        "times",
     )  # fmt: skip
 
     # Invariants: there are `count` publications, consecutive ones, the first of which has the offset `first`; at most
@@ -60,10 +64,10 @@ class Ring:
     # `times` are columns: first `gone` places of what was dropped, then one for each publication. So a place's offset
     # is its index + `first` - `gone`.
     #
-    # A place that was dropped holds `_GONE`, unless a reader may still need it. `readers` are those that read at their
-    # own pace, each with `first` as it was when the reader began, in the order of beginning, so in that of offsets: no
-    # reader needs anything before its own. None needs anything behind the offset `needed_to`. `retained` is what
-    # the payloads cost that are kept for readers alone.
+    # `readers` are those that read at their own pace, each with `first` as it was when the reader began, in the order
+    # of beginning, so in that of offsets: no reader needs anything before its own. None needs anything behind the
+    # offset `needed_to`. What was dropped of that between is in `evicted`, by offset and in that order, as long as
+    # there are readers; `retained` is what it costs.
 
     def __init__(self, name: str, size: int, shelf: Shelf) -> None:
         self.name = name
@@ -76,6 +80,7 @@ class Ring:
         self.gone = 0
         self.readers: OrderedDict[object, int] | None = None
         self.needed_to = 0
+        self.evicted: dict[int, Kept] = _NOTHING
         self.retained = 0
 
     @property
@@ -85,12 +90,12 @@ class Ring:
 
     @property
     def needed_from(self) -> int:
-        """The offset of the oldest publication that is kept, or that a reader may need."""
+        """The offset of the oldest publication that a reader may need."""
         return next(iter(self.readers.values())) if self.readers else self.first
 
     def at(self, offset: int) -> Kept:
         """Return the payload of a publication that is kept, or retained for a reader."""
-        return self.payloads[offset - self.first + self.gone]
+        return self.evicted[offset] if offset < self.first else self.payloads[offset - self.first + self.gone]
 
 
 class Shelf:
@@ -268,6 +273,7 @@ class History:
         """Retain what is kept now, whatever is dropped, until `reader` has ended. Each reader begins once."""
         if ring.readers is None:
             ring.readers = OrderedDict()
+            ring.evicted = {}
         ring.readers[reader] = ring.first
         ring.needed_to = ring.first + ring.count - 1
 
@@ -279,9 +285,9 @@ class History:
             self._release(ring)
         else:
             ring.readers = None
+            ring.evicted = _NOTHING
             self.retained -= ring.retained
             ring.retained = 0
-            _close_up(ring, ring.gone)
 
     def ages(self, ring: Ring) -> list[tuple[float, Kept]]:
         """Return for each of a ring's publications, oldest first, how many seconds old it is, and its payload."""
@@ -302,10 +308,18 @@ class History:
             for offset, (age, payload) in enumerate(entries, newest - len(entries) + 1)
         ]
         everything.sort(key=itemgetter(0, 1))
-        for time, offset, payload, ring in everything:
-            self.keep(ring, offset, payload, time)
-        while self.expire(len(everything)):
-            pass
+        # A ring may be emptied, to make room, and then get more: what becomes of its channel shows at the end.
+        emptied, self.emptied = self.emptied, len
+        try:
+            for time, offset, payload, ring in everything:
+                self.keep(ring, offset, payload, time)
+            while self.expire(len(everything)):
+                pass
+        finally:
+            self.emptied = emptied
+        for ring in {ring for *_, ring in everything}:
+            if not ring.count:
+                emptied(ring.name)
 
     def expire(self, budget: int) -> bool:
         """Drop up to `budget` publications that are too old; return whether there may be more."""
@@ -362,17 +376,18 @@ class History:
         size = len(payloads[gone]) + ENTRY_BYTES
         self.bytes -= size
         if ring.readers and ring.first <= ring.needed_to:
+            ring.evicted[ring.first] = payloads[gone]
             ring.retained += size
             self.retained += size
-        else:
-            payloads[gone] = _GONE
+        payloads[gone] = _GONE
         ring.gone = gone = gone + 1
         ring.first += 1
         ring.count -= 1
         ring.shelf.live -= 1
         self.publications -= 1
-        if gone > ring.count + _GONE_ALLOWED and not ring.readers:  # seldom, as all that is left has to move
-            _close_up(ring, gone)
+        if gone > ring.count + _GONE_ALLOWED:  # seldom, as all that is left has to move
+            del payloads[:gone], ring.times[:gone]
+            ring.gone = 0
         if not ring.count:
             self.bytes -= RING_BYTES
             self.channels -= 1
@@ -381,23 +396,13 @@ class History:
 
     def _release(self, ring: Ring) -> None:
         """Let go of what no reader of a ring needs any more."""
-        base = ring.first - ring.gone
-        end = min(ring.needed_from - base, ring.gone)
         before = ring.retained
-        for place in range(end):
-            payload = ring.payloads[place]
-            if payload is not _GONE:
-                ring.retained -= len(payload) + ENTRY_BYTES
+        needed = ring.needed_from
+        while ring.evicted and (offset := next(iter(ring.evicted))) < needed:
+            ring.retained -= len(ring.evicted.pop(offset)) + ENTRY_BYTES
         self.retained -= before - ring.retained
-        _close_up(ring, end)
 
     def _forget_leaving(self, ring: Ring) -> None:
         self.joined(ring)
         if not ring.count:
             self.emptied(ring.name)
-
-
-def _close_up(ring: Ring, places: int) -> None:
-    """Take away the first `places` of a ring, which have been dropped."""
-    del ring.payloads[:places], ring.times[:places]
-    ring.gone -= places

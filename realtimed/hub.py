@@ -171,7 +171,7 @@ class Hub:
             if channel.ring is not None:
                 self.channels[channel.name] = channel
             else:
-                self._end_life(channel.name)
+                self._lives[hash(channel.name) % _LIVES] += 1  # `_end_life` by hand
                 if not self.watchers:
                     return Receipt(0, channel.epoch, 1)
         channel.offset += 1

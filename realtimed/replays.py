@@ -10,7 +10,7 @@ retains what a replay may need (see `realtimed.history.Ring`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Final
 from weakref import ref
@@ -163,25 +163,32 @@ class Replay(Iterator[Frame]):
         self._end = self._next
         self._answers = iter(())
         if self._missed.ring is not None:
-            self._replays.history.end_reading(self._missed.ring, self)
+            self._replays.close(self, self._missed.ring)
 
 
 class Replays:
     """All replays: the frames that they share, and what the history retains for them."""
 
     # Invariants: `_frames` finds each shared frame that somebody waits for, by the epoch and offset of its publication
-    # and by its format. A shared frame is a memoryview, since there are no weak references to bytes. `_shared` is what
+    # and by its format. A shared frame is a memoryview, since there are no weak references to bytes. `shared` is what
     # they take together.
 
     def __init__(self, history: History) -> None:
         self.history = history
-        self._shared = 0
+        self.freed: Callable[[], object] = lambda: None
+        """Called when fewer bytes are taken than before. It returns at once."""
+        self.shared = 0
         self._frames: dict[_Key, ref[memoryview]] = {}
 
     @property
     def bytes(self) -> int:
         """How many bytes of memory all replays together take, beside what waits for each client alone."""
-        return self._shared + self.history.retained
+        return self.shared + self.history.retained
+
+    def close(self, replay: Replay, ring: Ring) -> None:
+        """Retain nothing of a ring for a replay any more."""
+        self.history.end_reading(ring, replay)
+        self.freed()
 
     def replay(self, answers: Sequence[Frame], missed: Missed, form: WireFormat) -> Iterable[Frame]:
         """Return the answers, and behind them the frames of what was missed; those that are shared are memoryviews."""
@@ -198,10 +205,11 @@ class Replays:
             frame = memoryview(publication.encoded(form))
             size = len(frame) + _SHARED_COST
             self._frames[key] = ref(frame, partial(self._drop, key, size))
-            self._shared += size
+            self.shared += size
         return frame
 
     def _drop(self, key: _Key, size: int, _: object) -> None:
         """Account for a frame that nobody waits for any more."""
-        self._shared -= size
+        self.shared -= size
         del self._frames[key]
+        self.freed()

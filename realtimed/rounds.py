@@ -65,7 +65,9 @@ class Round:
             else:
                 dirty[channel] = [publication]
         mixed = _in_several([channel for channel in dirty if channel.plural])
-        mixed.update(each for each in late if not each.channels.isdisjoint(dirty))
+        if late:
+            of_round = frozenset(dirty)  # of two sets the smaller one is walked over
+            mixed.update(each for each in late if not each.channels.isdisjoint(of_round))
         self._parts: list[tuple[bytes | None, Roster, tuple[Channel, WireFormat] | None]] = []
         self._part_of: dict[tuple[Channel, WireFormat] | None, int] = {}
         self._places: dict[int, dict[Subscriber, int]] = {}

@@ -13,11 +13,12 @@ import math
 import random
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from http import HTTPStatus
 from ipaddress import ip_address
-from typing import Final
+from operator import itemgetter
+from typing import Final, Protocol
 
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
@@ -33,7 +34,7 @@ from realtimed.hub import Hub
 from realtimed.logs import Event
 from realtimed.protocols import Conversation, ViolationError, choose
 from realtimed.request import forwarded_for, path, refusal, request_for_library, subprotocols
-from realtimed.stream import ClientStream
+from realtimed.stream import ClientStream, QueuedStream
 
 __all__ = ["Session", "Sessions", "heartbeat", "relief"]
 
@@ -61,11 +62,14 @@ _LEFT_ALLOWED: Final = 5000
 """Parsers, of about 1.5 KB each, that may lie about until the garbage is collected. That may take half a second."""
 
 _HANDSHAKES: Final = 8
+_DEPARTURES: Final = 8
+"""How many handshakes are under way at a time, and how many connections are given up in a turn of the event loop: when
+thousands come or go, all others are served in between."""
 
 _RELIEF: Final = 0.9
 """To which part of `max-backlog-total` the slowest clients are disconnected once it is exceeded."""
 
-_RELIEF_SLICE: Final = 20
+_RELIEF_SLICE: Final = 8
 """Clients that are disconnected for that before other tasks get their turn."""
 
 _RELIEF_INTERVAL: Final = 1.0
@@ -138,14 +142,20 @@ class Session:
                     self._nursery.cancel_scope.cancel()
                 # Else the library's reader ends with the peer's Close or end of file, the drain task with the backlog.
         finally:
-            self._hub.leave(self.stream)
-            self._sessions.members.pop(self.id, None)
-            self.stream.shut()
-            if self._place is not None:
-                self._sessions.admission.leave(self._place)
-            self._let_go()
-            if self.stream.answered == HTTPStatus.SWITCHING_PROTOCOLS and not self.stream.parser_is_through:
-                self._sessions.note_left()
+            with trio.CancelScope(shield=True):
+                async with self._sessions.departures:
+                    self._depart()
+
+    def _depart(self) -> None:
+        """Give back everything that the connection has taken."""
+        self._hub.leave(self.stream)
+        self._sessions.members.pop(self.id, None)
+        self.stream.shut()
+        if self._place is not None:
+            self._sessions.admission.leave(self._place)
+        self._let_go()
+        if self.stream.answered == HTTPStatus.SWITCHING_PROTOCOLS and not self.stream.parser_is_through:
+            self._sessions.note_left()
 
     def describe(self) -> dict[str, object]:
         """Return what the ``clients`` command shows."""
@@ -431,8 +441,8 @@ class Sessions:
         self.run = secrets.token_hex(2)
         """In every client's id: one that was noted before a restart means nobody after it."""
         self.handshakes = trio.Semaphore(_HANDSHAKES)
-        """So many requests that have arrived are answered at a time: when thousands come, all others are served in
-        between."""
+        """Held by those whose request has arrived."""
+        self.departures = trio.Semaphore(_DEPARTURES)
         self._numbers = itertools.count(1)
 
     def note_left(self) -> None:
@@ -498,7 +508,25 @@ def _expiry(max_age: float | None) -> float:
     return math.inf if max_age is None else trio.current_time() + max_age * random.uniform(_YOUNGEST, 1)
 
 
-async def relief(sessions: Sessions) -> None:
+class Listener(Protocol):
+    """Who is subscribed on the control socket, and may retain history that counts for clients."""
+
+    @property
+    def stream(self) -> QueuedStream:
+        """Its stream."""
+
+    @property
+    def closing(self) -> bool:
+        """Whether somebody has ended the connection."""
+
+    def slow(self, reason: str) -> None:
+        """See `realtimed.stream.Owner`."""
+
+    def broken(self) -> None:
+        """See `realtimed.stream.Owner`."""
+
+
+async def relief(sessions: Sessions, listeners: Callable[[], Iterable[Listener]]) -> None:
     """Whenever too much waits for all clients together, disconnect those that most waits for, at once.
 
     Publishers wait until that is done, and no longer: a client that does not read delays nobody else.
@@ -506,19 +534,29 @@ async def relief(sessions: Sessions) -> None:
     backlogs = sessions.backlogs
     while True:
         await backlogs.exceeded()
-        behind = [session for session in sessions.members.values() if session.stream.burden]
-        behind.sort(key=lambda session: session.stream.burden)
-        while behind and backlogs.held > backlogs.total_limit * _RELIEF:
-            for session in reversed(behind[-_RELIEF_SLICE:]):
-                if backlogs.held <= backlogs.total_limit * _RELIEF:
+        holding = [(_held_for(each), each) for each in (*sessions.members.values(), *listeners())]
+        holding = sorted((pair for pair in holding if pair[0]), key=itemgetter(0))
+        leaving = 0  # bytes of those that have been ended and are not gone
+        while holding and backlogs.held - leaving > backlogs.total_limit * _RELIEF:
+            for burden, each in reversed(holding[-_RELIEF_SLICE:]):
+                if backlogs.held - leaving <= backlogs.total_limit * _RELIEF:
                     break
-                session.slow(
-                    f"{session.stream.burden} bytes are waiting, and {backlogs.held} for all clients;"
-                    f" the limit, max-backlog-total, is {backlogs.total_limit}"
-                )
-            del behind[-_RELIEF_SLICE:]
+                if each.closing:  # its Close is behind all that waits
+                    each.broken()
+                else:
+                    each.slow(
+                        f"{burden} bytes are waiting, and {backlogs.held} for all clients;"
+                        f" the limit, max-backlog-total, is {backlogs.total_limit}"
+                    )
+                leaving += _held_for(each)
+            del holding[-_RELIEF_SLICE:]
             await trio.lowlevel.checkpoint()
             while backlogs.let_go():
                 await trio.lowlevel.checkpoint()
         if backlogs.held > backlogs.total_limit:
             await trio.sleep(_RELIEF_INTERVAL)
+
+
+def _held_for(holder: Session | Listener) -> int:
+    """Return how many bytes that count for clients may be free again without this connection."""
+    return holder.stream.burden if isinstance(holder, Session) else holder.stream.retained

@@ -137,6 +137,11 @@ class QueuedStream(trio.abc.Stream):
         """How many bytes of memory may be free again without this stream."""
         return self._backlog.size + self._backlog.retained if self._backlog is not None else 0
 
+    @property
+    def retained(self) -> int:
+        """How many bytes of history may be retained for this stream alone."""
+        return self._backlog.retained if self._backlog is not None else 0
+
     def write(self, data: bytes) -> None:
         """Send `data`, or keep what cannot be sent at once. Never waits."""
         try:

@@ -98,7 +98,9 @@ class Watchers:
         return not self._queue
 
     def add(self, watcher: Watcher, pattern: object) -> None:
-        """Let `watcher` see what is published on matching channels from the next round on.
+        """Let `watcher` see what is published on matching channels from now on.
+
+        One that watches something already sees with another pattern what is queued, too.
 
         Raises `RefusedError` with the code ``invalid_channel``, ``too_many_channels`` or ``too_many_watchers``.
         """

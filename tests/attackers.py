@@ -140,19 +140,27 @@ class Bystander:
         self._command = [sys.executable, "-m", "tests.attackers", *map(str, sockets)]
         self._process: subprocess.Popen[str]
 
-    def __enter__(self) -> Self:
+    def begin(self) -> None:
+        """Stand by."""
         self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "ready\n"
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def end(self) -> None:
+        """Leave."""
         try:
             answer = self._process.communicate(timeout=_PATIENCE)[0]
             self.pings, self.broadcasts = json.loads(answer)
         finally:
             self._process.kill()
             self._process.wait()
+
+    def __enter__(self) -> Self:
+        self.begin()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
     @property
     def ping_p99(self) -> float:

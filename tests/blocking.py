@@ -17,11 +17,11 @@ FLAVOURS = ("blocking", "trio", "asyncio")
 
 
 @contextmanager
-def daemon_in_thread(directory: Path, *options: str) -> Iterator[Daemon]:
-    """Run the daemon with its sockets in `directory`."""
+def daemon_in_thread(directory: Path, *options: str, module: str = "realtimed") -> Iterator[Daemon]:
+    """Run the daemon with its sockets in `directory`, or another `module` that takes the same command line."""
     with (
         start_blocking_portal("trio") as portal,
-        portal.wrap_async_context_manager(running_daemon(directory, *options)) as daemon,
+        portal.wrap_async_context_manager(running_daemon(directory, *options, module=module)) as daemon,
     ):
         yield daemon
 

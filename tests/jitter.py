@@ -217,7 +217,8 @@ async def run(
     """Publish as planned while connections break; return what came of it when everyone is complete, or cannot be."""
     history = str(math.ceil(plan.rate * plan.history_seconds))
     async with (
-        running_daemon(directory, "--history-size", history) as daemon,
+        # Behind Caddy all clients have the address of this machine.
+        running_daemon(directory, "--history-size", history, "--max-connections-per-address", "0") as daemon,
         running_caddy(directory, websocket_socket=daemon.websocket_socket) as caddy,
         publisher(daemon.control_socket) as sender,
         Readers.running() as readers,

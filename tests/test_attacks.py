@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.attacks import ATTACKS, Attack, attack
-from tests.stack import running_daemon
+from tests.attacks import ATTACKS, Attack, attack, attacked_daemon
 
 SECONDS = 3
 TRIES = 3
@@ -18,7 +17,7 @@ TRIES = 3
 @pytest.mark.parametrize("kind", ATTACKS, ids=lambda kind: kind.name)
 async def test_an_attack_disturbs_nobody_and_memory_is_bounded(kind: Attack, runtime_dir: Path) -> None:
     for _ in range(TRIES):
-        async with running_daemon(runtime_dir, "--log-level=error", *kind.options) as daemon:
+        async with attacked_daemon(runtime_dir, kind) as daemon:
             outcome = await trio.to_thread.run_sync(attack, daemon, kind, SECONDS)
         if not outcome.complaints:
             break

@@ -1135,3 +1135,44 @@ def test_the_package_exports_what_it_says() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Cleint'"):
         getattr(realtimed, "Cleint")  # noqa: B009
     assert realtimed.__version__ == version("realtimed")
+
+
+def test_lists_come_page_by_page_and_each_is_asked_for_once(path: Path, connect: Opener) -> None:
+    asked: list[object] = []
+
+    def pages(peer: Peer) -> None:
+        info = {"subscribers": 1, "epoch": "e", "offset": 0, "history": 0}
+        for names, following in ((["a", "b"], 7), ([], 9), (["c"], None)):
+            request = peer.request()
+            asked.append(request.params)
+            peer.answer(request, {"next": following, "channels": dict.fromkeys(names, info)})
+        peer.answer(peer.request(), {"next": 3, "channels": {"a": info}})
+        peer.answer(peer.request(), {"next": 3, "channels": {"b": info}})
+
+    with FakeDaemon(path, pages):
+        client = connect(path)
+        assert list(client.channels("x")) == ["a", "b", "c"]
+        first = {"prefix": "x", "limit": 1000}
+        assert asked == [[first], [{**first, "after": 7}], [{**first, "after": 9}]]
+        with pytest.raises(ProtocolError, match="pages do not go on: behind 3 comes 3"):
+            client.channels()
+        client.close()
+
+
+def test_a_limit_of_a_list_is_kept_to(path: Path, connect: Opener) -> None:
+    def pages(peer: Peer) -> None:
+        for _ in range(2):
+            request = peer.request()
+            count = min(request.params[0]["limit"], 1000)  # type: ignore[index]
+            info = {"subscribers": 1, "epoch": "e", "offset": 0, "history": 0}
+            peer.answer(
+                request, {"next": request.id + 1, "channels": {f"{request.id}-{at}": info for at in range(count)}}
+            )
+
+    with FakeDaemon(path, pages):
+        client = connect(path)
+        assert len(client.channels(limit=1200)) == 1200
+        for limit in (0, -1, 2**32):
+            with pytest.raises(ValueError, match="limit must be from 1"):
+                client.channels(limit=limit)
+        client.close()

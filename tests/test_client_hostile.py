@@ -116,7 +116,6 @@ WRONG: Final[list[tuple[Ask, object, str]]] = [
     *((CHANNELS, page("channels", value), "not a map") for value in values([], None, {7: INFO}, {NOT_UTF_8: INFO})),
     *((CHANNELS, page("channels", {"a": {**INFO, name: True}}), name) for name in INFO),
     *((CHANNELS, page("channels", {"a": INFO}, next), "next") for next in values(True, -1, "1", 1.0)),
-    (CHANNELS, page("channels", {}, 7), "an empty page"),
     (CHANNELS, page("channels", dict.fromkeys(map(str, range(1001)), INFO)), "1001 where 1000 were asked for"),
     *((CLIENTS, page("clients", value), "not an array") for value in values({}, None)),
     *((CLIENTS, page("clients", [{**CLIENT_INFO, name: True}]), name) for name in CLIENT_INFO),
@@ -192,7 +191,6 @@ IN_PHP: Final[dict[str, list[object]]] = {
         *(page("channels", value) for value in ([INFO], None, "x")),
         *(page("channels", {"a": {**INFO, name: True}}) for name in INFO),
         *(page("channels", {"a": INFO}, next) for next in (True, -1, "1", 1.0)),
-        page("channels", {}, 7),
         page("channels", dict.fromkeys(map(str, range(1001)), INFO)),
     ],
     "stats()": [[1], None, True, "x"],
@@ -212,7 +210,23 @@ def test_php_takes_no_result_on_trust(path: Path, ask: str) -> None:
         php.run("return $client->close();")
 
 
-def test_pages_go_on_and_on(path: Path, connect: Opener) -> None:
+def test_empty_pages_have_an_end(path: Path, connect: Opener) -> None:
+    def pages(peer: Peer) -> None:
+        for number, request in enumerate(peer.requests()):
+            peer.answer(request, page("channels", {}, number))
+
+    with FakeDaemon(path, pages, pages):
+        client = connect(path, timeout=PATIENCE)
+        with pytest.raises(ProtocolError, match="more than 268435456 bytes of memory, the limit"):
+            client.channels()
+        client.close()
+        with running_php(path, timeout=PATIENCE) as php:
+            with pytest.raises(PhpError, match="more than 67108864 bytes of memory, the limit"):
+                php.run("return $client->channels();")
+            php.run("return $client->close();")
+
+
+def test_pages_go_on(path: Path, connect: Opener) -> None:
     def pages(peer: Peer) -> None:
         for number, request in enumerate(peer.requests()):
             peer.answer(request, page("clients", [CLIENT_INFO], 7 if number else 8))

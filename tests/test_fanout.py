@@ -158,3 +158,27 @@ async def test_a_fault_on_the_way_to_a_watcher_ends_watchers_and_nobody_else(
     assert listener.failures == []
     assert hub.idle
     assert [record.levelname for record in caplog.records] == ["ERROR"] * 2
+
+
+async def test_who_waits_for_room_goes_on_when_the_last_watcher_leaves() -> None:
+    """What waited for the watcher, and held publishers up, is gone with it."""
+    hub, watcher = make_hub(), Listener()
+    fan_out = FanOut(hub)
+    hub.watchers.add(watcher, "*")
+    for _ in range(20_000):
+        hub.publish("news", "x" * 100)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fan_out.run)
+        while hub.watchers.idle or hub.log_bytes:  # all of it waits for the watcher
+            await trio.lowlevel.checkpoint()
+        nursery.start_soon(fan_out.room)
+        nursery.start_soon(fan_out.settle)
+        await trio.lowlevel.checkpoint()
+        assert hub.unsent_bytes > 4 * 2**20
+        hub.watchers.leave(watcher)
+        with trio.fail_after(10):
+            await fan_out.room()
+            await fan_out.settle()
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(nursery.child_tasks) == 1, "all but the fan-out have gone on"
+        nursery.cancel_scope.cancel()

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realtimed.history import ENTRY_BYTES, RING_BYTES, History, Retention, Ring, Shelf
-from realtimed.hub import Hub, Joined, Position
+from realtimed.hub import Hub, Joined, Position, SavedChannel
 from realtimed.rounds import Round
 from tests.test_hub import LINES, MODEL_RUNS, OTHER_LINES, Listener, fan_out
 
@@ -525,3 +525,45 @@ def test_subscribing_twice_with_since_answers_each_time(again: bool) -> None:
     if again:
         assert missed(hub.subscribe(listener, "news", start)) == ["1", "2"]
     assert hub.channels["news"].count == 1
+
+
+def test_what_does_not_fit_any_more_is_left_out_of_what_is_restored() -> None:
+    """The only old publication of a channel goes, to make room, before its new one comes."""
+    clock = Clock()
+    hub = make_hub(limit=6000, clock=clock)
+    torn = SavedChannel("torn", "e", 2, [(200.0, b"old", True), (1.0, b"new", True)])
+    gone = SavedChannel("gone", "e", 1, [(250.0, b"x" * 1000, True)])
+    others = [SavedChannel(f"other-{number}", "e", 1, [(100.0 - number, b"x" * 1000, True)]) for number in range(6)]
+    hub.restore([gone, torn, *others], 0)
+    assert {"torn", "other-5"} <= hub.channels.keys()
+    assert "gone" not in hub.channels
+    assert missed(come_back(hub, "torn", Position("e", 1))) == ["new"]
+    for _ in range(20):
+        hub.publish("later", "y" * 1000)
+    clock.now += 1000
+    while hub.history.expire(10):
+        pass
+    assert (hub.history.channels, hub.history.publications) == (0, 0)
+
+
+def test_a_reader_keeps_what_it_may_need_and_nothing_of_what_comes_later() -> None:
+    hub = make_hub(size=10)
+    hub.publish("news", "x")
+    publish(hub, "news", 10)
+    since = Position(hub.channels["news"].epoch, 1)
+    ring = hub.channels["news"].ring
+    assert ring is not None
+    first, second = (iter(hub.replays.replay([], come_back(hub, "news", since).missed, LINES)) for _ in range(2))
+    next(first)
+    for number in range(100_000):
+        hub.publish("news", str(number))
+    assert len(ring.payloads) < 100
+    assert len(ring.times) < 100
+    assert len(ring.evicted) == 10
+    kept = hub.history.retained
+    assert kept == sum(ENTRY_BYTES + len(each) for each in ring.evicted.values())
+    lines = [b"".join([bytes(frame) for frame in each]).decode().split(";")[:-1] for each in (first, second)]
+    assert [line.rpartition("/")[2] for line in lines[1]] == [str(number) for number in range(1, 11)]
+    assert lines[0] == lines[1][1:]
+    assert hub.history.retained == 0
+    assert not ring.evicted

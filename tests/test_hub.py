@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -400,3 +401,28 @@ def test_of_many_mixes_a_step_makes_no_more_than_it_sends() -> None:
     assert sum(batches) == sum(len(each.received) for each in listeners) == len(pairs) * 2 * 100_000
     assert max(batches) <= 100 * 4096 + 2 * 100_000
     assert hub.sends == len(pairs)
+
+
+def test_many_who_have_been_caught_up_make_a_round_of_many_channels_little_dearer() -> None:
+    hub = make_hub(max_channels=1000)
+    crowd = [Listener() for _ in range(3000)]
+    for each in crowd:
+        hub.subscribe(each, "mine")
+    other = Listener()
+    for number in range(512):
+        hub.subscribe(other, f"news-{number}")
+
+    def seconds(*, late: bool) -> float:
+        for number in range(512):
+            hub.publish(f"news-{number}", "x")
+        for each in crowd if late else ():
+            hub.catch_up(each)
+        began = time.process_time()
+        a_round = hub.next_round()
+        lasted = time.process_time() - began
+        assert a_round is not None
+        while a_round.step(512):
+            pass
+        return lasted
+
+    assert min(seconds(late=True) for _ in range(5)) < min(seconds(late=False) for _ in range(5)) + 0.02

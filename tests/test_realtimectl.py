@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -476,3 +476,28 @@ def test_it_starts_without_the_daemon_and_trio() -> None:
         "realtimed.hub",
     ):
         assert f"'{module}'" not in done.stdout
+
+
+# Lists of many
+
+
+def test_lists_are_filtered_limited_and_counted(daemon: Daemon, client: Client) -> None:
+    names = [f"listed:{number:04}" for number in range(100)]
+    with client.subscribe(*names):
+        assert ctl(daemon, "channels", "listed:", "--count").out == "100\n"
+        assert ctl(daemon, "channels", "listed:", "--count", "--json").json == {"count": 100}
+        assert list(ctl(daemon, "channels", "listed:", "--limit", "3", "--json").json) == names[:3]
+        assert ctl(daemon, "channels", "listed:", "-n", "0").status == USAGE
+    with start_blocking_portal("trio") as portal:
+        opened = (
+            websocket(daemon.websocket_socket, headers=[("X-Forwarded-For", f"192.0.2.{at}")]) for at in (1, 2, 2)
+        )
+        with ExitStack() as stack:
+            for each in opened:
+                connected = stack.enter_context(portal.wrap_async_context_manager(each))
+                portal.call(connected.send_message, subscribe("listed:ws"))
+            until(lambda: ctl(daemon, "clients", "--channel", "listed:ws", "--count").out == "3\n")
+            assert ctl(daemon, "clients", "--address", "192.0.2.2", "--count").out == "2\n"
+            shown = ctl(daemon, "clients", "--channel", "listed:ws", "--limit", "1", "--json").json
+            assert [each["address"] for each in shown] == ["192.0.2.1"]
+    assert "--address ADDRESS" in ctl(daemon, "clients", "--help").out

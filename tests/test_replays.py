@@ -528,3 +528,57 @@ async def test_fifty_come_back_to_six_megabytes_at_once(runtime_dir: Path) -> No
     assert highest - before < 48 * 2**20, "fifty frames of their own would be 313 MiB"
     assert after - before < 24 * 2**20
     assert waits[-1] < 1, "the rest is the machine's; docs/performance.md has figures"
+
+
+@asynccontextmanager
+async def history_moves_on(backlogs: Backlogs, hub: Hub) -> AsyncIterator[Setting]:
+    """A stream that has asked for everything, and history that has dropped most of it before it could be sent."""
+    async with trio.open_nursery() as nursery:
+        made = Setting(nursery, backlogs)
+        made.stream.form = Plain.form
+        epoch = hub.publish("news", "x").epoch
+        for _ in range(20_000):
+            hub.publish("news", "x" * 1000)
+        joined = hub.subscribe(made.stream, "news", Position(epoch, 1))
+        made.stream.write_frames(hub.replays.replay([ANSWER], joined.missed, Plain.form))
+        hub.leave(made.stream)
+        for _ in range(20_000):
+            hub.publish("news", "y" * 1000)
+        yield made
+        nursery.cancel_scope.cancel()
+    made.stream.shut()
+    made.peer.close()
+
+
+def long_history() -> Hub:
+    history = History(limit=2**30, clock=float, default=Retention(20_000, 300))
+    return Hub(max_message=LIMIT, max_channels=128, history=history)
+
+
+async def test_history_that_waits_to_be_replayed_keeps_nobody_from_being_served() -> None:
+    hub = long_history()
+    backlogs = Backlogs(limit=2**20, timeout=TIMEOUT, total_limit=32 * 2**20, replays=hub.replays)
+    async with history_moves_on(backlogs, hub) as made:
+        assert hub.history.retained > backlogs.total_limit // 2
+        with trio.fail_after(PATIENCE):
+            await made.read(20_000 * 1000)
+        assert made.owner.said == []
+    assert backlogs.held == 0
+
+
+async def test_who_waits_for_memory_goes_on_when_a_replay_of_others_has_ended() -> None:
+    """A subscriber on the control socket has backlogs of its own, but history is retained for it as for clients."""
+    hub = long_history()
+    backlogs = Backlogs(limit=2**20, timeout=TIMEOUT, total_limit=16 * 2**20, replays=hub.replays)
+    answers = Backlogs(limit=2**26, timeout=TIMEOUT, total_limit=2**27)
+    async with trio.open_nursery() as nursery:
+        async with history_moves_on(answers, hub):
+            assert backlogs.held > backlogs.total_limit
+            nursery.start_soon(backlogs.room)
+            await wait_all_tasks_blocked()
+        with trio.fail_after(PATIENCE):
+            await backlogs.room()
+        await wait_all_tasks_blocked()
+        assert backlogs.held == 0
+        assert not [task for task in nursery.child_tasks if "room" in task.name]
+        nursery.cancel_scope.cancel()

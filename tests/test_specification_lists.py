@@ -12,7 +12,7 @@ import trio
 
 from realtimed.control.commands import COMMANDS, Context, carry_out
 from realtimed.control.idempotency import Answered
-from realtimed.control.listing import collected
+from realtimed.control.listing import Steps, Whole
 from realtimed.errors import RefusedError
 from realtimed.hub import Hub
 from tests.clients import Publisher, publisher, subscribe, websocket
@@ -21,6 +21,22 @@ from tests.stack import Daemon, running_daemon
 
 PATIENCE = 20
 """Seconds after which a test has failed; what it waits for takes far less."""
+
+
+def collected(steps: Steps) -> object:
+    """Take all steps and return the result."""
+    elements: list[object] = []
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as end:
+            whole: Whole = end.value
+            break
+        elements += step or ()
+    result = dict(zip(elements[::2], elements[1::2], strict=True)) if whole.pairs else elements
+    if whole.name == "":
+        return result
+    return {**whole.fields, whole.name: result} if whole.name is not None else dict(whole.fields)
 
 
 async def all_pages(asking: Any, method: str, **options: object) -> list[dict[str, Any]]:

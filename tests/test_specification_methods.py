@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,7 +30,7 @@ from tests.peers import (
     Publisher,
     Settings,
 )
-from tests.stack import Daemon
+from tests.stack import Daemon, running_daemon
 
 PATIENCE = 20
 """Seconds after which a test has failed; what it waits for takes far less."""
@@ -541,3 +543,26 @@ async def test_6_12_12_answer_too_large(open_peers: Opening) -> None:
         await sender.call("broadcast", "large", "x" * 60_000)
     assert (await refusal(sender, "history", "large")).code == "answer_too_large"
     assert await sender.call("ping") == "pong"
+
+
+async def test_6_12_5_a_reload_changes_what_an_open_connection_may_send(runtime_dir: Path) -> None:
+    path = runtime_dir / "realtimed.toml"
+    path.write_text('max_message = "100"\n')
+    with trio.fail_after(PATIENCE):
+        async with (
+            running_daemon(runtime_dir, "--config", str(path), "--max-backlog", "4M") as daemon,
+            publisher(daemon.control_socket) as sender,
+        ):
+            large = "x" * (2 * 2**20)
+            assert (await sender.call("broadcast", "news", large))["code"] == "message_too_large"
+            path.write_text('max_message = "3M"\n')
+            daemon.process.send_signal(signal.SIGHUP)
+            while (await sender.call("info"))["limits"]["max_message"] != 3 * 2**20:
+                pass
+            assert (await sender.call("broadcast", "news", large))["offset"] == 1
+            path.write_text('max_message = "100"\n')
+            daemon.process.send_signal(signal.SIGHUP)
+            while (await sender.call("info"))["limits"]["max_message"] != 100:
+                pass
+            refused = await sender.call("broadcast", "news", large)
+            assert "the command has more than 1048676 bytes" in refused["message"]

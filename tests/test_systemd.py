@@ -26,7 +26,7 @@ from realtimed.config import Config, load
 from realtimed.errors import ConfigurationError
 from realtimed.reload import Change, compare
 from realtimed.systemd import Handover, ServiceManager, receive_sockets
-from tests.clients import closing, publisher, raw_client, subscribe, websocket
+from tests.clients import closing, handshake_of, publisher, raw_client, subscribe, websocket
 from tests.service_manager import Manager, find_systemd, listening, service_manager
 from tests.stack import APP, ROOT, Daemon, PartFailedError, find_php, running_daemon
 
@@ -481,6 +481,48 @@ def test_what_stands_in_the_file_only_is_compared_as_well(tmp_path: Path) -> Non
     file.write_text('[[channels]]\nmatch = "chat:*"\nhistory_size = 5\n')
     change = compare(Config(), load(file=file))
     assert (change.config, change.needs_restart) == (Config(), ("channels",))
+
+
+async def test_a_reload_changes_the_limits_of_one_address(runtime_dir: Path, notified: Manager) -> None:
+    file = runtime_dir / "realtimed.toml"
+    file.write_text("max_connections = 6\n")
+    options, address = ("--config", str(file)), "203.0.113.7"
+
+    async def is_let_in() -> bool:
+        async with await trio.open_unix_socket(daemon.websocket_socket) as stream:
+            await stream.send_all(handshake_of(address))
+            return b" 101 " in await stream.receive_some()
+
+    with trio.fail_after(PATIENCE):
+        async with running_daemon(runtime_dir, *options, environment=notified.environment) as daemon:
+            await notified.until("READY")
+            async with (
+                publisher(daemon.control_socket) as asking,
+                raw_client(daemon.websocket_socket, address),
+                raw_client(daemon.websocket_socket, address),
+                raw_client(daemon.websocket_socket, address),
+            ):
+                assert not await is_let_in()
+                file.write_text("max_connections = 6\nmax_connections_per_address = 5\n")
+                await reload(daemon, notified)
+                assert await is_let_in()
+                file.write_text("max_connections = 6\nmax_connections_per_address = 2\n")
+                await reload(daemon, notified)
+                assert not await is_let_in()
+                assert (await asking.call("stats"))["clients"] >= 3, "who is there stays"
+                file.write_text(
+                    "max_connections = 600\nmax_connections_per_address = 0\nhandshakes_per_address = 0.01\n"
+                )
+                await reload(daemon, notified)
+                assert await is_let_in()
+                assert not await is_let_in()
+                limits = (await asking.call("info"))["limits"]
+                assert (limits["max_connections_per_address"], limits["handshakes_per_address"]) == (0, 0.01)
+                file.write_text("max_connections = 600\n")
+                await reload(daemon, notified)
+                assert await is_let_in()
+                limits = (await asking.call("info"))["limits"]
+                assert (limits["max_connections_per_address"], limits["handshakes_per_address"]) == (300, 0)
 
 
 def test_a_reload_that_would_contradict_what_needs_a_restart_is_refused() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from time import perf_counter
+from time import thread_time
 from typing import Final
 
 import msgpack
@@ -50,7 +50,7 @@ class Work:
         return self._answer.size if self._answer is not None else 0
 
     def go_on(self, until: float) -> bool:
-        """Take steps, one at least, until it is `until` by `perf_counter`; return whether they are through.
+        """Take steps, one at least, until it is `until` by `thread_time`; return whether they are through.
 
         Raises `RefusedError` as the steps do, and with the code ``answer_too_large``.
         """
@@ -61,6 +61,8 @@ class Work:
                 if self._answer is not None:
                     self.pieces = self._answer.finish(end.value)
                 return True
+            if elements is None:
+                return False
             if self._answer is not None:
                 self._answer.add(elements)
                 if self._answer.size > self._limit and self._command.shorter:
@@ -69,7 +71,7 @@ class Work:
                         f"the answer has more than {self._limit} bytes, the limit (a quarter of max-answers-total, and"
                         f" {ANSWER_LIMIT} at most); {self._command.shorter}",
                     )
-            if perf_counter() > until:
+            if thread_time() > until:
                 return False
 
     def close(self) -> None:

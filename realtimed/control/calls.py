@@ -63,6 +63,9 @@ _COUNT_LIMIT: Final = 2**32
 LIST_BYTES: Final = 256 * 2**20
 """Bytes of memory that a list of clients or channels may take that comes page by page."""
 
+_PAGE_BYTES: Final = 64 * 2**10
+"""How many of them count for a page, which may be empty: so the pages have an end."""
+
 _KEY_BYTES: Final = 16
 """Random bytes of a key that is made up: as many as a UUID has."""
 
@@ -270,9 +273,7 @@ class Pages(Generic[_T]):
         page = self._read(result)
         if len(page) > self._asked:
             raise ProtocolError(f"the daemon sent a page of {len(page)} where {self._asked} were asked for")
-        if after is not None and not page:
-            raise ProtocolError(f"the daemon sent an empty page, and says that more comes behind {after}")
-        self._size += sum(map(_size, page))
+        self._size += _PAGE_BYTES + sum(map(_size, page))
         if self._size > LIST_BYTES:
             raise ProtocolError(
                 f"the list takes more than {LIST_BYTES} bytes of memory, the limit; ask for a part of it, with"

@@ -137,7 +137,7 @@ def _publish_on_all(
         return Whole({})
     names, key, answered = tuple(map(str, channels)), checked_key(key), context.answered
     while answered.is_under_way(names, key):  # for another connection; that takes a few turns
-        yield ()
+        yield None
     receipts = answered.known(names, key)
     if receipts is not None:
         for start in range(0, len(receipts), _STEP):

@@ -18,7 +18,7 @@ from realtimed.channel import Channel
 from realtimed.errors import RefusedError, quoted
 from realtimed.hub import Hub
 
-__all__ = ["Client", "Steps", "Whole", "collected", "list_channels", "list_clients"]
+__all__ = ["Client", "Steps", "Whole", "list_channels", "list_clients"]
 
 _M = TypeVar("_M")
 
@@ -71,23 +71,9 @@ class Whole(NamedTuple):
     pairs: bool = False
 
 
-Steps: TypeAlias = Generator[Sequence[object], None, Whole]
-"""A result in the making: yields some of its elements, or none, whenever others may have their turn."""
-
-
-def collected(steps: Steps) -> object:
-    """Take all steps at once and return the result: for whoever need not let others have their turn."""
-    elements: list[object] = []
-    while True:
-        try:
-            elements += next(steps)
-        except StopIteration as end:
-            whole: Whole = end.value
-            break
-    result = dict(zip(elements[::2], elements[1::2], strict=True)) if whole.pairs else elements
-    if whole.name == "":
-        return result
-    return {**whole.fields, whole.name: result} if whole.name is not None else dict(whole.fields)
+Steps: TypeAlias = Generator[Sequence[object] | None, None, Whole]
+"""A result in the making: yields some of its elements, or none, whenever others may have their turn; and None when it
+cannot go on before they have had it."""
 
 
 @dataclass
@@ -180,7 +166,7 @@ class _Listing(Generic[_M]):
 
     def walk(self, members: list[_M], wanted: _Wanted) -> Steps:
         """Walk over the members behind `wanted.after`. The list is used up."""
-        if wanted.after >= 0:
+        if wanted.after >= 0 and not wanted.count:
             del members[: bisect_right(members, wanted.after, key=self.number)]
         found = last = size = 0
         elements: list[object] = []

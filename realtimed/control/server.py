@@ -1,9 +1,9 @@
 """The daemon's end of the control socket: commands in, answers out. What the commands do is in `commands`.
 
-Commands that have arrived together are carried out in one go and answered in one write, for some milliseconds at most;
-meanwhile nothing else runs, so their publications share a round of the fan-out. Nothing more is carried out or read on
-a connection while its answers wait to be read, while the fan-out is behind, or while too much waits for slow clients:
-that is how publishers feel back-pressure.
+Commands that have arrived together are carried out in one go and answered in one write, for a moment; then the
+connection takes turns with others that have more to do. Meanwhile nothing else runs, so their publications share a
+round of the fan-out. Nothing more is carried out or read on a connection while its answers wait to be read, while the
+fan-out is behind, or while too much waits for slow clients: that is how publishers feel back-pressure.
 
 What a connection holds counts (see `Connection.burden`), and so does the sum over all of them, in `Service.answers`.
 When that is above its limit, nobody is read, and those that hold most are ended.
@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Generator, Sequence
-from time import perf_counter
+from collections.abc import Sequence
+from functools import partial
+from time import thread_time
+from types import GeneratorType
 from typing import ClassVar, Final
 
 import trio
@@ -35,18 +37,21 @@ from realtimed.control.wire import (
 )
 from realtimed.errors import ProtocolError, RefusedError
 from realtimed.frames import CloseCode, Publication, WireFormat
-from realtimed.hub import Joined
+from realtimed.hub import Joined, Receipt
 from realtimed.logs import Event
 from realtimed.stream import QueuedStream
 
 __all__ = ["Connection"]
 
-_READ_BYTES: Final = 64 * 2**10
 _PARAMS_ROOM: Final = 2**20
 """Bytes a command may have beside its message: names of channels, above all."""
 
-_SLICE_SECONDS: Final = 0.003
-"""For how long commands are carried out before everyone else gets their turn."""
+_SLICE_SECONDS: Final = 0.002
+"""How much processor time a connection takes in one turn of the event loop: at once for what has just arrived, and then
+whenever it is its turn, see `Service.turns`."""
+
+_SHORT_SLICE: Final = 1 / 8
+"""To which part of that it is held at first, while others wait for their turns."""
 
 _ANSWERS_BYTES: Final = 64 * 2**10
 """Bytes of answers that are put together before they are written, and the next command waits until they are read."""
@@ -121,6 +126,11 @@ class Connection:
         """How many bytes of memory may be free again without this connection."""
         return self.stream.burden + self._counted
 
+    @property
+    def closing(self) -> bool:
+        """Whether somebody has ended the connection."""
+        return self._nursery.cancel_scope.cancel_called
+
     def stop(self) -> None:
         """Take no more commands, but for one that has begun to arrive, or the first of all. Returns at once."""
         if self._is_new:
@@ -191,10 +201,10 @@ class Connection:
     async def _receive(self, deadline: float) -> bytes | None:
         """Return what has arrived, or None if nothing has by the deadline."""
         if deadline == math.inf:
-            return await self.stream.receive_some(_READ_BYTES)
+            return await self.stream.receive_some(self._service.read_bytes)
         # Not `trio.fail_at`: from Python 3.12 on its exception leads back to itself, and stays.
         with trio.CancelScope(deadline=deadline):
-            return await self.stream.receive_some(_READ_BYTES)
+            return await self.stream.receive_some(self._service.read_bytes)
         return None
 
     def _end(self, code: str, message: str) -> None:
@@ -221,21 +231,27 @@ class Connection:
         Raises `ProtocolError` for bytes that are not MessagePack-RPC, after all that came before them.
         """
         before = self._commands
+        others_wait = self._service.turns.statistics().tasks_waiting
+        self._carry_out_for(_SLICE_SECONDS * (_SHORT_SLICE if others_wait else 1))
         while True:
-            if len(self._service.connections) == 1:  # nobody else can publish in this turn
-                self._service.at_once(self._carry_out)
-            else:
-                self._carry_out()
             if self._work is not None:
                 await self._finish_work(self._work)
             elif not self._decoder.pending:
                 return self._commands != before
             await self._pause()
-            await trio.lowlevel.checkpoint()
+            async with self._service.turns:
+                self._carry_out_for(_SLICE_SECONDS)
 
-    def _carry_out(self) -> None:
+    def _carry_out_for(self, seconds: float) -> None:
+        """Carry out commands for so long; make the first sends as well, if nobody else can publish in this turn."""
+        carry_out = partial(self._carry_out, thread_time() + seconds)
+        if len(self._service.connections) == 1:
+            self._service.at_once(carry_out)
+        else:
+            carry_out()
+
+    def _carry_out(self, until: float) -> None:
         """Carry out commands until there are none left, time is up, many answers wait, or one goes on in steps."""
-        until = perf_counter() + _SLICE_SECONDS
         answers: list[bytes] = []
         size = 0
         carry_out_one = self._result if self._forbidden is None else self._forbid
@@ -249,6 +265,12 @@ class Connection:
                     answers = []
                 try:
                     result = carry_out_one(message)
+                    if type(result) is Receipt and type(message) is Request:  # as most are: by hand
+                        answers.append(encode_response(message.id, None, shown(result)))
+                        size += len(answers[-1])
+                        if thread_time() > until:
+                            break
+                        continue
                     pieces = self._answered(message, result, until)
                 except RefusedError as error:
                     result, pieces = None, self._refusal(message, error)
@@ -262,7 +284,7 @@ class Connection:
                     answers = []
                     if result.missed:
                         break  # what is replayed may be long
-                if perf_counter() > until:
+                if thread_time() > until:
                     break
         finally:
             self._write(answers)
@@ -288,7 +310,7 @@ class Connection:
 
     def _answered(self, message: Message, result: object, until: float) -> list[bytes] | None:
         """Return the pieces of the answer to a command, or None if it goes on in steps for longer than `until`."""
-        if not isinstance(result, Generator):
+        if not isinstance(result, GeneratorType):
             return [encode_response(message.id, None, shown(result))] if isinstance(message, Request) else []
         assert isinstance(message, (Request, Notification)), "nothing else is a command"
         work = Work(message, result, self._service.answer_limit)
@@ -319,8 +341,8 @@ class Connection:
         over = False
         while not over:
             self._count(self._decoder.held + work.size)
-            await trio.lowlevel.checkpoint()
-            over = work.go_on(perf_counter() + _SLICE_SECONDS)
+            async with self._service.turns:
+                over = work.go_on(thread_time() + _SLICE_SECONDS)
 
     def _refusal(self, message: Message, error: RefusedError) -> list[bytes]:
         """Count a refused command, and return the answer to it, if it gets one."""

@@ -11,6 +11,7 @@ import trio
 from realtimed.backlog import Backlogs
 from realtimed.config import Config
 from realtimed.control.commands import Context
+from realtimed.stream import QueuedStream
 
 __all__ = ["ANSWER_LIMIT", "WAITING_LIMIT", "Publisher", "Service", "shed_largest"]
 
@@ -23,6 +24,14 @@ ANSWER_LIMIT: Final = 32 * 2**20
 _ANSWER_LEAST: Final = 2**20
 """Bytes that any answer may take, whatever that limit is: those that are told of what was done do not take more."""
 
+_READ_TOGETHER: Final = 2**20
+_READ_MOST: Final = 64 * 2**10
+_READ_LEAST: Final = 4 * 2**10
+"""Bytes that all connections may read in one turn of the event loop, and each of them."""
+
+_AT_A_TIME: Final = 2
+"""Connections that carry out long series of commands in one turn of the event loop."""
+
 _SHED_TO: Final = 0.9
 """To which part of `max-answers-total` connections are ended once it is exceeded."""
 
@@ -32,6 +41,20 @@ _SHED_INTERVAL: Final = 1.0
 
 class Publisher(Protocol):
     """A connection, as it is known here."""
+
+    @property
+    def stream(self) -> QueuedStream:
+        """Its stream."""
+
+    @property
+    def closing(self) -> bool:
+        """Whether somebody has ended the connection."""
+
+    def slow(self, reason: str) -> None:
+        """See `realtimed.stream.Owner`."""
+
+    def broken(self) -> None:
+        """See `realtimed.stream.Owner`."""
 
     @property
     def burden(self) -> int:
@@ -63,6 +86,8 @@ class Service:
     """Refused commands, by the code of the error."""
     walks: trio.StrictFIFOLock = field(default_factory=trio.StrictFIFOLock)
     """Held by who carries out steps of a kind of which one is carried out at a time."""
+    turns: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(_AT_A_TIME))
+    """Held by connections that carry out more than a few commands: in a turn of the event loop, so many of them do."""
     left: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
     """Where to wait for a connection to be gone, or to be done with its commands."""
     settle: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
@@ -82,6 +107,11 @@ class Service:
         while len(self.connections) > len(self.listening):
             await self.left.park()
         await self.settle()
+
+    @property
+    def read_bytes(self) -> int:
+        """How much a connection reads at a time: less if they are many, since all of them may do so in one turn."""
+        return max(min(_READ_MOST, _READ_TOGETHER // len(self.connections)), _READ_LEAST)
 
     def note_refusal(self, code: str) -> None:
         """Count a command that is refused."""

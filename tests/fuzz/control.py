@@ -26,8 +26,8 @@ from tests.fuzz.harness import cut, publisher_hears
 __all__ = ["SEEDS", "check"]
 
 _CODES: Final = {
-    "invalid_channel", "invalid_params", "invalid_pattern", "invalid_utf8", "message_too_large", "protocol_error",
-    "too_many_channels", "too_many_watchers", "unknown_method",
+    "answer_too_large", "invalid_channel", "invalid_params", "invalid_pattern", "invalid_utf8", "message_too_large",
+    "protocol_error", "too_many_channels", "too_many_watchers", "unknown_method",
 }  # fmt: skip
 
 SEEDS: Final = (
@@ -38,6 +38,10 @@ SEEDS: Final = (
     + encode_request(6, "watch", ["n*"])
     + encode_request(7, "unwatch", ["n*"])
     + encode_request(8, "stats", []),
+    b"\x01" + encode_request(20, "channels", [{"limit": 1}]) + encode_request(21, "clients", [{"count": True}]),
+    b"\x01"
+    + encode_request(22, "broadcast_many", [["a", "b", "a"], "x", "k"])
+    + encode_request(23, "channels", [{1: 2}]),
     b"\x00" + encode_request(9, "disconnect", ["c-1", 4000, "x"]) + encode_request(10, "clients", []),
     b"\x03" + encode_request(11, "history", ["news", 5]) + encode_request(12, "info", []) + b"\xc1",
     b"\x00" + encode_request(13, "unsubscribe", ["news"]) + encode_request(14, "dance", [None]) + b"\x94\x00",
