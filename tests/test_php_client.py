@@ -634,7 +634,7 @@ def test_with_many_open_files_the_timeout_is_for_the_whole_answer(
         with accepted(listener) as peer:
             peer.request()
             if piece == b"\xa9":
-                peer.sock.sendall(b"\x94\x01\x00\xc0\xdb\x02\x00\x00\x00")
+                peer.sock.sendall(b"\x94\x01\x00\xc0\xdb\x01\x00\x00\x00")
             if piece:
                 trickle(peer, piece)
             took = client.result()
@@ -776,7 +776,7 @@ def test_the_timeout_is_for_the_whole_answer(path: Path, listener: socket.socket
         with accepted(listener) as peer:
             peer.request()
             if len(piece) == 1:
-                peer.sock.sendall(b"\x94\x01\x00\xc0\xdb\x02\x00\x00\x00")
+                peer.sock.sendall(b"\x94\x01\x00\xc0\xdb\x01\x00\x00\x00")
             trickle(peer, piece)
         with pytest.raises(PhpError) as error:
             client.result()
