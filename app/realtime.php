@@ -157,6 +157,21 @@ namespace Realtime {
         /** How long to wait, after a connection broke, before a request is repeated on another: it may be a restart. */
         private const REPEAT_MICROSECONDS = 50_000;
 
+        /** Channels of a page that is asked for. The daemon may send fewer. */
+        private const PAGE = 1000;
+
+        /** Bytes of memory that a list of channels may take; PHP's memory_limit is commonly twice that. */
+        private const LIST_BYTES = 64 * 2 ** 20;
+
+        /** About how many of them a channel takes beside its name. */
+        private const CHANNEL_BYTES = 250;
+
+        /** How many count for a page, which may be empty: so the pages have an end. */
+        private const PAGE_BYTES = 64 * 1024;
+
+        /** Bytes of the daemon's own words that an exception shows. */
+        private const SAID_BYTES = 1000;
+
         /** The path of the control socket. */
         public readonly string $socket;
 
@@ -203,7 +218,7 @@ namespace Realtime {
         public static function defaultSocket(): string
         {
             // PHP-FPM may have cleared the environment; what its pool or a .env file sets is in $_SERVER or $_ENV.
-            $path = \getenv('REALTIME_SOCKET');
+            $path = \function_exists('getenv') ? \getenv('REALTIME_SOCKET') : false;
             if ($path === false) {
                 $path = $_SERVER['REALTIME_SOCKET'] ?? $_ENV['REALTIME_SOCKET'] ?? null;
             }
@@ -258,46 +273,52 @@ namespace Realtime {
         ): array {
             $names = \array_map(static fn (string|int $name): string => (string) $name, \array_values($channels));
             $result = $this->callWithKey('broadcast_many', [$names, $message], $key, $retry);
-            if (!\is_array($result) || \count($result) !== \count($names)) {
+            if (!\is_array($result) || !\array_is_list($result) || \count($result) !== \count($names)) {
                 throw new ProtocolException(
                     "the daemon's answer is not a receipt for each channel: " . quoted($result)
                 );
             }
-            return \array_map(self::receipt(...), \array_values($result));
+            return \array_map(self::receipt(...), $result);
         }
 
         /** Return if the daemon answers, and throw if not. */
         public function ping(): void
         {
-            $this->call('ping');
+            $result = $this->call('ping');
+            if ($result !== 'pong') {
+                throw new ProtocolException("the daemon's answer to ping is not pong: " . quoted($result));
+            }
         }
 
         /**
-         * The channels that have subscribers and whose names begin with the prefix. However many there are, they come page
-         * by page, and the timeout is for each page; what comes or goes meanwhile may be among them or not.
+         * The channels that have subscribers and whose names begin with the prefix.
+         *
+         * However many there are, they come page by page; the timeout is for each page. What comes or goes meanwhile
+         * may be among them or not.
          *
          * @return array<ChannelInfo> by name; PHP makes an int of a key like "42"
          */
         public function channels(string $prefix = ''): array
         {
             $channels = [];
-            $options = ['prefix' => $prefix];
+            $size = 0;
+            $place = [];
             do {
-                $page = $this->call('channels', [$options]);
-                foreach (self::map(self::map($page)['channels'] ?? null) as $name => $found) {
-                    $channels[$name] = new ChannelInfo(
-                        (string) $name,
-                        self::intField($found, 'subscribers'),
-                        self::stringField($found, 'epoch'),
-                        self::intField($found, 'offset'),
-                        self::intField($found, 'history'),
+                $answer = self::map($this->call('channels', [['prefix' => $prefix, 'limit' => self::PAGE] + $place]));
+                $page = self::map($answer['channels'] ?? null);
+                $next = self::next($answer, \count($page), $place['after'] ?? -1);
+                $size += self::PAGE_BYTES;
+                foreach ($page as $name => $found) {
+                    $channels[$name] = self::channel((string) $name, $found);
+                    $size += self::CHANNEL_BYTES + \strlen((string) $name);
+                }
+                if ($size > self::LIST_BYTES) {
+                    throw new ProtocolException(
+                        'the list of channels takes more than ' . self::LIST_BYTES . ' bytes of memory, the limit;'
+                        . ' ask for a part of them, by their prefix'
                     );
                 }
-                $next = ($page['next'] ?? null) === null ? null : self::intField($page, 'next');
-                if ($next !== null && $next <= ($options['after'] ?? -1)) {
-                    throw new ProtocolException("the daemon's pages do not go on: " . quoted($next));
-                }
-                $options['after'] = $next;
+                $place = ['after' => $next];
             } while ($next !== null);
             return $channels;
         }
@@ -317,13 +338,18 @@ namespace Realtime {
                 $result = $this->call('history', [$channel, $count]); // as a daemon of before times takes it
             }
             $messages = \is_array($result) ? $result['messages'] ?? null : null;
-            if (!\is_array($messages)) {
+            if (!\is_array($messages) || !\array_is_list($messages)) {
                 throw self::unusable($result, 'messages');
             }
+            if (\count($messages) > $count) {
+                throw new ProtocolException(
+                    'the daemon sent ' . \count($messages) . " messages where {$count} were asked for"
+                );
+            }
             return new History(
-                self::stringField($result, 'epoch'),
-                self::intField($result, 'offset'),
-                \array_map(self::message(...), \array_values($messages)),
+                self::text($result, 'epoch'),
+                self::count($result, 'offset'),
+                \array_map(self::message(...), $messages),
             );
         }
 
@@ -396,7 +422,7 @@ namespace Realtime {
                 $connection = $this->beginAgain($request, $deadline, $broken);
             }
             if ($error !== null) {
-                throw new RefusedException(self::stringField($error, 'code'), self::stringField($error, 'message'));
+                throw self::refusal($error);
             }
             return $result;
         }
@@ -455,21 +481,62 @@ namespace Realtime {
         private static function receipt(mixed $result): Receipt
         {
             return new Receipt(
-                self::intField($result, 'recipients'),
-                self::stringField($result, 'epoch'),
-                self::intField($result, 'offset'),
+                self::count($result, 'recipients'),
+                self::text($result, 'epoch'),
+                self::count($result, 'offset'),
                 self::flag($result, 'repeated'),
             );
+        }
+
+        private static function channel(string $name, mixed $found): ChannelInfo
+        {
+            return new ChannelInfo(
+                $name,
+                self::count($found, 'subscribers'),
+                self::text($found, 'epoch'),
+                self::count($found, 'offset'),
+                self::count($found, 'history'),
+            );
+        }
+
+        /**
+         * Where the next page begins, or null: of a page with so many members that was asked for behind $after.
+         *
+         * @param array<mixed> $answer
+         */
+        private static function next(array $answer, int $members, int $after): ?int
+        {
+            if ($members > self::PAGE) {
+                throw new ProtocolException(
+                    "the daemon sent a page of {$members} where " . self::PAGE . ' were asked for'
+                );
+            }
+            $next = ($answer['next'] ?? null) === null ? null : self::count($answer, 'next');
+            if ($next !== null && $next <= $after) {
+                throw new ProtocolException("the daemon's pages do not go on: behind {$after} comes {$next}");
+            }
+            return $next;
+        }
+
+        /** What the daemon says in words stands in the exception on one line, and cut. */
+        private static function refusal(mixed $error): RefusedException
+        {
+            $code = self::text($error, 'code');
+            if (\preg_match('/^[!-~]{1,64}$/D', $code) !== 1) {
+                throw self::unusable($error, 'code');
+            }
+            return new RefusedException($code, printable(self::text($error, 'message'), self::SAID_BYTES));
         }
 
         private static function message(mixed $kept): Message
         {
             $offset = \is_array($kept) ? $kept[0] ?? null : null;
             $message = \is_array($kept) ? $kept[1] ?? null : null;
-            $time = \is_array($kept) && isset($kept[2]) ? self::intField($kept[2], 'time') / 1000.0 : null;
+            $time = \is_array($kept) && isset($kept[2]) ? self::time($kept[2]) : null;
+            $numbered = \is_int($offset) && $offset >= 0;
             return match (true) {
-                \is_int($offset) && \is_string($message) => new Message($offset, $message, false, $time),
-                \is_int($offset) && $message instanceof Bytes => new Message($offset, $message->bytes, true, $time),
+                $numbered && \is_string($message) && isText($message) => new Message($offset, $message, false, $time),
+                $numbered && $message instanceof Bytes => new Message($offset, $message->bytes, true, $time),
                 default => throw new ProtocolException(
                     "the daemon's history has a message that is none: " . quoted($kept)
                 ),
@@ -479,22 +546,22 @@ namespace Realtime {
         /** @return array<mixed> */
         private static function map(mixed $result): array
         {
-            if (!\is_array($result)) {
+            if (!\is_array($result) || ($result !== [] && \array_is_list($result))) {
                 throw new ProtocolException("the daemon's answer is not a map: " . quoted($result));
             }
             return $result;
         }
 
-        private static function intField(mixed $map, string $name): int
+        private static function count(mixed $map, string $name): int
         {
             $value = \is_array($map) ? $map[$name] ?? null : null;
-            return \is_int($value) ? $value : throw self::unusable($map, $name);
+            return \is_int($value) && $value >= 0 ? $value : throw self::unusable($map, $name);
         }
 
-        private static function stringField(mixed $map, string $name): string
+        private static function text(mixed $map, string $name): string
         {
             $value = \is_array($map) ? $map[$name] ?? null : null;
-            return \is_string($value) ? $value : throw self::unusable($map, $name);
+            return \is_string($value) && isText($value) ? $value : throw self::unusable($map, $name);
         }
 
         /** What is said only when it is true. */
@@ -502,6 +569,13 @@ namespace Realtime {
         {
             $value = \is_array($map) ? $map[$name] ?? false : false;
             return \is_bool($value) ? $value : throw self::unusable($map, $name);
+        }
+
+        /** The time of publication in seconds, out of what the daemon says behind a message. */
+        private static function time(mixed $more): float
+        {
+            $milliseconds = \is_array($more) ? $more['time'] ?? null : null;
+            return \is_int($milliseconds) ? $milliseconds / 1000.0 : throw self::unusable($more, 'time');
         }
 
         private static function unusable(mixed $map, string $name): ProtocolException
@@ -568,9 +642,25 @@ namespace Realtime {
         /** How long to wait before knocking again at a daemon whose queue of new connections is full. */
         private const RETRY_MICROSECONDS = 10_000;
 
+        /**
+         * How long PHP may wait by itself where stream_select() is of no use. A signal's handler runs afterwards, and
+         * one signal after the other may prolong this.
+         */
+        private const SLICE_MICROSECONDS = 2_000;
+
+        /** What this client cannot do without, of all that an administrator may take away with disable_functions. */
+        private const NEEDED = [
+            'stream_socket_client', 'stream_set_blocking', 'stream_set_timeout', 'stream_set_read_buffer',
+            'stream_get_meta_data', 'fread', 'fwrite', 'fclose', 'usleep',
+        ];
+
         private const READ_BYTES = 64 * 1024;
 
         private const WRITE_BYTES = 256 * 1024;
+
+        /** Bytes of the daemon's last words that an exception shows, and of their code. */
+        private const SAID_BYTES = 1000;
+        private const CODE_BYTES = 64;
 
         // errno(3) of Linux.
         private const ENOENT = 2;
@@ -592,6 +682,13 @@ namespace Realtime {
         /** The daemon has hung up, or has died, before it answered. */
         private bool $hungUp = false;
 
+        /** Whether stream_select() can be used: not for descriptors from 1024 on, nor where it is disabled. */
+        private bool $selectable;
+
+        /** What was read while waiting, and is to be received first; '' if that was the end of the stream. */
+        private ?string $early = null;
+
+        /** 0 if PHP is not allowed to ask for it. */
         private readonly int $pid;
 
         /** @param resource $stream */
@@ -599,7 +696,17 @@ namespace Realtime {
         {
             \stream_set_blocking($stream, false);
             \stream_set_read_buffer($stream, 0);
-            $this->pid = (int) \getmypid();
+            $this->selectable = \function_exists('stream_select');
+            $this->pid = self::processId();
+        }
+
+        private static function processId(): int
+        {
+            return match (true) {
+                \function_exists('getmypid') => (int) \getmypid(),
+                \function_exists('posix_getpid') => \posix_getpid(),
+                default => 0,
+            };
         }
 
         /** The path alone, of what may be written PATH, unix:PATH or, as a URL, unix:///PATH. */
@@ -630,6 +737,13 @@ namespace Realtime {
             $fault = self::fault($path);
             if ($fault !== null) {
                 throw new NoDaemonException('no daemon can be at ' . quoted($path) . ": {$fault}; see REALTIME_SOCKET");
+            }
+            foreach (self::NEEDED as $function) {
+                if (!\function_exists($function)) {
+                    throw new NoDaemonException(
+                        "cannot connect to {$path}: PHP's disable_functions takes away {$function}(), which is needed"
+                    );
+                }
             }
             while (true) {
                 $errno = 0;
@@ -664,7 +778,7 @@ namespace Realtime {
         {
             $this->request = $request;
             $this->sent = 0;
-            if ($this->pid !== \getmypid()) {
+            if ($this->pid !== self::processId()) {
                 return false; // after a fork it is the parent's
             }
             [$readable] = $this->wait(0);
@@ -685,9 +799,11 @@ namespace Realtime {
             $unpacker = new Unpacker(fn (): string => $this->receive($deadline));
             while (true) {
                 try {
-                    $message = $unpacker->value();
+                    $message = $unpacker->next();
                 } catch (\UnexpectedValueException $error) {
                     throw $this->strange($error->getMessage(), $error);
+                } catch (\LengthException $error) {
+                    throw new ProtocolException("the daemon at {$this->path} sent {$error->getMessage()}");
                 }
                 if (!\is_array($message) || !\array_is_list($message)) {
                     throw $this->strange(quoted($message));
@@ -763,7 +879,8 @@ namespace Realtime {
                     $this->send();
                 }
                 if ($readable) {
-                    $data = self::quietly(fn () => \fread($this->stream, self::READ_BYTES));
+                    $data = $this->early ?? self::quietly(fn () => \fread($this->stream, self::READ_BYTES));
+                    $this->early = null;
                     if ($data !== false && $data !== '') {
                         return $data;
                     }
@@ -783,6 +900,9 @@ namespace Realtime {
          */
         private function wait(int $microseconds, bool $toWrite = false): array
         {
+            if (!$this->selectable) {
+                return $this->waitInSlices($microseconds, $toWrite);
+            }
             $read = [$this->stream];
             $write = $toWrite ? [$this->stream] : [];
             $except = [];
@@ -790,13 +910,38 @@ namespace Realtime {
             $ready = self::quietly(static function () use (&$read, &$write, &$except, $seconds, $microseconds) {
                 return \stream_select($read, $write, $except, $seconds, $microseconds % 1_000_000);
             }, $warning);
-            if ($ready === false) {
-                if (!\str_contains($warning ?? '', '[' . self::EINTR . ']')) {
-                    throw new NoDaemonException("cannot wait for the daemon at {$this->path}: {$warning}");
-                }
-                return [false, false];
+            if ($ready !== false) {
+                return [$read !== [], $write !== []];
             }
-            return [$read !== [], $write !== []];
+            $this->selectable = \str_contains($warning ?? '', '[' . self::EINTR . ']');
+            return [false, false];
+        }
+
+        /**
+         * Wait as wait() does, but no longer than a moment, and read what there is to read.
+         *
+         * A read that blocks uses poll(2), which knows no largest descriptor. Whether there is room to write has to be
+         * tried.
+         *
+         * @return array{bool, bool}
+         */
+        private function waitInSlices(int $microseconds, bool $toWrite): array
+        {
+            if ($microseconds > 0) {
+                \stream_set_timeout($this->stream, 0, \min($microseconds, self::SLICE_MICROSECONDS));
+                \stream_set_blocking($this->stream, true);
+            }
+            try {
+                $data = self::quietly(fn () => \fread($this->stream, self::READ_BYTES));
+            } finally {
+                \stream_set_blocking($this->stream, false);
+            }
+            if ($data !== false && $data !== '') {
+                $this->early = $data;
+            } elseif (\stream_get_meta_data($this->stream)['eof']) {
+                $this->early = '';
+            }
+            return [$this->early !== null, $toWrite];
         }
 
         private function strange(string $what, ?\Throwable $cause = null): ProtocolException
@@ -810,7 +955,11 @@ namespace Realtime {
         private static function lastWords(mixed $error): string
         {
             $isError = \is_array($error) && \is_string($error['code'] ?? null) && \is_string($error['message'] ?? null);
-            return $isError ? "{$error['message']} ({$error['code']})" : quoted($error);
+            if (!$isError) {
+                return quoted($error);
+            }
+            $code = printable($error['code'], self::CODE_BYTES);
+            return printable($error['message'], self::SAID_BYTES) . " ({$code})";
         }
 
         /** Say why nothing could be reached at a path, and what to look at. */
@@ -821,17 +970,25 @@ namespace Realtime {
                     . ' Clients look where REALTIME_SOCKET says'
                     . (\preg_match('~^/(var/)?tmp/~', $path) ? '. A service with PrivateTmp sees another /tmp' : '');
             }
-            \clearstatcache(true, $path);
-            $status = self::quietly(static fn () => \stat($path));
+            $status = self::look($path);
+            $refused = $errno === self::ECONNREFUSED || $errno === self::EACCES;
+            if ($refused && \is_array($status) && ($status['mode'] & 0170000) !== 0140000) {
+                return "no daemon at {$path}: this file is not a socket";
+            }
             if ($errno === self::ECONNREFUSED) {
-                if ($status !== false && ($status['mode'] & 0170000) !== 0140000) {
-                    return "no daemon at {$path}: this file is not a socket";
+                if (!\is_array($status)) {
+                    return "no daemon at {$path}: nothing listens there. The socket is left from a daemon that has"
+                        . ' ended, or the file is not a socket';
                 }
                 return "no daemon at {$path}: the socket is left from one that has ended."
                     . ' Start realtimed, which replaces it';
             }
             if ($errno === self::EACCES) {
                 $user = \function_exists('posix_geteuid') ? self::userName(\posix_geteuid()) : 'that PHP runs as';
+                if ($status === null) {
+                    return "cannot open {$path}: the user {$user} may not write to this socket, or may not enter a"
+                        . ' directory on the way';
+                }
                 if ($status === false) {
                     return "cannot reach {$path}: the user {$user} may not enter a directory on the way";
                 }
@@ -840,7 +997,28 @@ namespace Realtime {
                     . ' owner ' . self::userName($status['uid']) . ' and group ' . self::groupName($status['gid'])
                     . '. Add the user to the group, or start realtimed with another --socket-group or --socket-mode';
             }
+            if ($errno === 0) { // no socket could be made, and PHP does not say why
+                $error .= '. That happens when too many files are open (ulimit -n)';
+            }
             return "cannot connect to {$path}: {$error}";
+        }
+
+        /**
+         * Look at a file.
+         *
+         * @return array<mixed>|false|null what stat() returns, or null if PHP's settings (open_basedir,
+         *     disable_functions) do not allow to look: then nothing is known of it
+         */
+        private static function look(string $path): array|false|null
+        {
+            if (!\function_exists('stat')) {
+                return null;
+            }
+            if (\function_exists('clearstatcache')) {
+                \clearstatcache(true, $path);
+            }
+            $status = self::quietly(static fn () => \stat($path), $warning);
+            return $status === false && \str_contains($warning ?? '', 'open_basedir') ? null : $status;
         }
 
         private static function userName(int $uid): string
@@ -963,14 +1141,25 @@ namespace Realtime {
      */
     final class Unpacker
     {
-        /** Bytes, or elements, that one value may announce; PHP's memory_limit is commonly twice that. */
-        private const LENGTH_LIMIT = 64 * 2 ** 20;
+        /**
+         * Bytes of memory that an answer may take; PHP's memory_limit is commonly 128 MiB.
+         */
+        private const SIZE_LIMIT = 48 * 2 ** 20;
+
+        // About how many of them a value takes in the array that it is in, a string beside its bytes, and an array that
+        // is not empty beside its values.
+        private const VALUE_BYTES = 40;
+        private const STRING_BYTES = 40;
+        private const ARRAY_BYTES = 400;
 
         private const DEPTH_LIMIT = 64;
 
         // What is still to be read is `$buffer` from `$at` on.
         private string $buffer = '';
         private int $at = 0;
+
+        /** Bytes of memory that the answer takes so far, with all that its headers announce. */
+        private int $size = 0;
 
         /** @param \Closure(): string $more returns the next bytes, at least one */
         public function __construct(private readonly \Closure $more)
@@ -984,26 +1173,33 @@ namespace Realtime {
         }
 
         /**
-         * Read the next value; bin becomes {@see Bytes}.
+         * Read the next answer; bin becomes {@see Bytes}.
          *
          * @throws \UnexpectedValueException for what is not MessagePack, or is nothing that PHP can hold
+         * @throws \LengthException for an answer that would take too much memory
          */
-        public function value(int $depth = 0): mixed
+        public function next(): mixed
+        {
+            $this->size = 0;
+            return $this->value(0);
+        }
+
+        private function value(int $depth): mixed
         {
             $type = $this->unsigned('C', 1);
             return match (true) {
                 $type < 0x80 => $type,
                 $type < 0x90 => $this->map($type & 0x0f, $depth),
                 $type < 0xa0 => $this->list($type & 0x0f, $depth),
-                $type < 0xc0 => $this->bytes($type & 0x1f),
+                $type < 0xc0 => $this->string($type & 0x1f),
                 $type >= 0xe0 => $type - 2 ** 8,
                 default => match ($type) {
                     0xc0 => null,
                     0xc2 => false,
                     0xc3 => true,
-                    0xc4 => new Bytes($this->bytes($this->unsigned('C', 1))),
-                    0xc5 => new Bytes($this->bytes($this->unsigned('n', 2))),
-                    0xc6 => new Bytes($this->bytes($this->unsigned('N', 4))),
+                    0xc4 => new Bytes($this->string($this->unsigned('C', 1))),
+                    0xc5 => new Bytes($this->string($this->unsigned('n', 2))),
+                    0xc6 => new Bytes($this->string($this->unsigned('N', 4))),
                     0xca => \unpack('G', $this->bytes(4))[1],
                     0xcb => \unpack('E', $this->bytes(8))[1],
                     0xcc => $this->unsigned('C', 1),
@@ -1014,9 +1210,9 @@ namespace Realtime {
                     0xd1 => $this->signed('n', 2),
                     0xd2 => $this->signed('N', 4),
                     0xd3 => $this->signed('J', 8),
-                    0xd9 => $this->bytes($this->unsigned('C', 1)),
-                    0xda => $this->bytes($this->unsigned('n', 2)),
-                    0xdb => $this->bytes($this->unsigned('N', 4)),
+                    0xd9 => $this->string($this->unsigned('C', 1)),
+                    0xda => $this->string($this->unsigned('n', 2)),
+                    0xdb => $this->string($this->unsigned('N', 4)),
                     0xdc => $this->list($this->unsigned('n', 2), $depth),
                     0xdd => $this->list($this->unsigned('N', 4), $depth),
                     0xde => $this->map($this->unsigned('n', 2), $depth),
@@ -1030,7 +1226,7 @@ namespace Realtime {
         /** @return list<mixed> */
         private function list(int $count, int $depth): array
         {
-            self::check($count, $depth);
+            $this->announce($count, 1, $depth);
             $list = [];
             for ($i = 0; $i < $count; $i++) {
                 $list[] = $this->value($depth + 1);
@@ -1041,7 +1237,7 @@ namespace Realtime {
         /** @return array<mixed> */
         private function map(int $count, int $depth): array
         {
-            self::check($count, $depth);
+            $this->announce($count, 2, $depth);
             $map = [];
             for ($i = 0; $i < $count; $i++) {
                 $key = $this->value($depth + 1);
@@ -1053,13 +1249,31 @@ namespace Realtime {
             return $map;
         }
 
-        private static function check(int $length, int $depth): void
+        /** Take note of an array with so many elements of so many values each. */
+        private function announce(int $count, int $values, int $depth): void
         {
-            if ($length > self::LENGTH_LIMIT) {
-                throw new \UnexpectedValueException("a value of {$length} bytes or elements; that is too large");
-            }
             if ($depth > self::DEPTH_LIMIT) {
                 throw new \UnexpectedValueException('arrays in arrays, too deep');
+            }
+            $this->grow(($count > 0 ? self::ARRAY_BYTES : 0) + $count * $values * self::VALUE_BYTES);
+        }
+
+        private function string(int $length): string
+        {
+            $this->grow(self::STRING_BYTES + 2 * $length); // it is there twice while it is taken out of the buffer
+            $string = $this->bytes($length);
+            $this->size -= $length;
+            return $string;
+        }
+
+        private function grow(int $bytes): void
+        {
+            $this->size += $bytes;
+            if ($this->size > self::SIZE_LIMIT) {
+                throw new \LengthException(
+                    'an answer that is too large: it takes more than ' . self::SIZE_LIMIT . ' bytes of memory, the'
+                    . ' limit; ask for less at a time'
+                );
             }
         }
 
@@ -1080,7 +1294,6 @@ namespace Realtime {
 
         private function bytes(int $length): string
         {
-            self::check($length, 0);
             if (\strlen($this->buffer) - $this->at < $length) {
                 $this->buffer = \substr($this->buffer, $this->at);
                 $this->at = 0;
@@ -1101,12 +1314,67 @@ namespace Realtime {
      */
     function quoted(mixed $value): string
     {
-        if ($value instanceof Bytes) {
-            $value = $value->bytes;
-        }
+        $room = 61;
         $options = \JSON_PARTIAL_OUTPUT_ON_ERROR | \JSON_INVALID_UTF8_SUBSTITUTE | \JSON_UNESCAPED_SLASHES;
-        $shown = (string) \json_encode($value, $options);
+        $shown = \str_replace("\x7f", '\u007f', (string) \json_encode(cut($value, $room), $options));
         return \strlen($shown) <= 60 ? $shown : \substr($shown, 0, 60) . '...';
+    }
+
+    /**
+     * The beginning of a value: as much of it as may be shown, if not less.
+     *
+     * @internal
+     * @param int $room how many characters are left to show
+     */
+    function cut(mixed $value, int &$room): mixed
+    {
+        $value = $value instanceof Bytes ? $value->bytes : $value;
+        $room -= 1;
+        if (\is_string($value)) {
+            $beginning = \substr($value, 0, 61);
+            $room -= \strlen($beginning);
+            return $beginning;
+        }
+        if (!\is_array($value)) {
+            return $value;
+        }
+        $beginning = [];
+        foreach ($value as $key => $item) {
+            if ($room <= 0) {
+                break;
+            }
+            $beginning[\is_string($key) ? cut($key, $room) : $key] = cut($item, $room);
+        }
+        return $beginning;
+    }
+
+    /**
+     * A text as it may stand in an error: on one line, without power over a terminal, and not longer than so many
+     * bytes. What is not printable is shown as bytes.
+     *
+     * @internal
+     */
+    function printable(string $text, int $limit): string
+    {
+        if (\strlen($text) > $limit) {
+            $text = \preg_replace('/[\xc0-\xff][\x80-\xbf]*$/D', '', \substr($text, 0, $limit)) . '...';
+        }
+        $shown = \preg_replace_callback(
+            '/[\p{C}\p{Zl}\p{Zp}]|(?! )\p{Zs}/u',
+            static fn (array $found): string => '\x' . \bin2hex($found[0]),
+            $text
+        );
+        return $shown ?? quoted($text);
+    }
+
+    /**
+     * Whether a string is UTF-8.
+     *
+     * @internal
+     */
+    function isText(string $text): bool
+    {
+        return \preg_match('//u', $text) === 1;
     }
 }
 

@@ -232,11 +232,15 @@ async def running_daemon(
 
 @asynccontextmanager
 async def running_php_fpm(
-    directory: Path, environment: Mapping[str, str] | None = None, *, settings: Sequence[str] = ()
+    directory: Path,
+    environment: Mapping[str, str] | None = None,
+    *,
+    settings: Sequence[str] = (),
+    pool_settings: Sequence[str] = (),
 ) -> AsyncIterator[PhpFpm]:
     """Run PHP-FPM as the current user, with its socket in `directory`; PHP sees `environment`.
 
-    `settings` are lines for the section ``[global]`` of its configuration.
+    `settings` are lines for the section ``[global]`` of its configuration, `pool_settings` for that of its pool.
     """
     fastcgi = directory / "php-fpm.sock"
     sessions = directory / "php-sessions"
@@ -259,6 +263,7 @@ async def running_php_fpm(
         "php_flag[display_errors] = off\n"
         "php_admin_flag[log_errors] = on\n"
         "php_value[opcache.revalidate_freq] = 0\n"  # an edited page shows at the next request
+         + "".join(f"{setting}\n" for setting in pool_settings)
     )
     command: list[str | Path] = [
         _find_php_fpm(),

@@ -46,7 +46,16 @@ STOREYS = (
     {"cli", "__main__"},
 )
 # What talks to a daemon from another process stands apart: it knows the wire and the errors.
-CLIENT_SIDE = {"__init__", "control.client", "control.aclient", "control.calls", "control.connection"}
+CLIENT_SIDE = {
+    "__init__",
+    "control.client",
+    "control.aclient",
+    "control.calls",
+    "control.connection",
+    "control.feed",
+    "control.line",
+    "control.results",
+}
 
 WITHOUT_TRIO = (
     "errors",

@@ -32,7 +32,16 @@ from tests.blocking import daemon_in_thread, untimed
 from tests.clients import subscribe, websocket
 from tests.fake_daemon import PATIENCE, Peer, listening, receipt
 from tests.handshakes import get
-from tests.stack import APP, ROOT, Daemon, MissingComponentError, PhpFpm, running_caddy, runtime_directory
+from tests.stack import (
+    APP,
+    ROOT,
+    Daemon,
+    MissingComponentError,
+    PhpFpm,
+    running_caddy,
+    running_php_fpm,
+    runtime_directory,
+)
 
 CLIENT: Final = APP / "realtime.php"
 
@@ -398,6 +407,52 @@ async def test_a_page_broadcasts_through_php_fpm(runtime_dir: Path, daemon: Daem
                 assert json.loads(await browser.get_message())["data"] == message
 
 
+NOT_LOOKING: Final = ["open_basedir={client}", "disable_functions=stat,clearstatcache"]
+"""Settings under which PHP cannot look at a file; the first one names what it may look at."""
+
+PAGE_UNDER_SETTINGS: Final = """<?php
+require_once '{client}';
+header('Content-Type: application/json');
+for ($i = 0; $i < 1100; $i++) {{ $files[] = fopen('php://temp/maxmemory:0', 'r+'); fwrite(end($files), 'x'); }}
+$said = [];
+foreach (['{daemon}', '{left}', '{file}', '{missing}'] as $socket) {{
+    $client = new Realtime\\Client($socket);
+    try {{ $said[] = [$client->broadcast('news', 'hello')->recipients, $client->broadcast('news', 'x')->recipients]; }}
+    catch (Realtime\\RealtimeException $error) {{ $said[] = $error->getMessage(); }}
+}}
+echo json_encode($said);
+"""
+
+
+@pytest.mark.parametrize("setting", NOT_LOOKING)
+async def test_under_php_fpm_with_such_settings_and_many_open_files(
+    runtime_dir: Path, daemon: Daemon, setting: str
+) -> None:
+    app = runtime_dir / "app"
+    app.mkdir()
+    left, file, missing = (runtime_dir / name for name in ("left.sock", "file.sock", "missing.sock"))
+    with listening(left, backlog=1):
+        pass
+    file.touch()
+    client = shutil.copy(CLIENT, app)
+    (app / "index.php").write_text(
+        PAGE_UNDER_SETTINGS.format(client=client, daemon=daemon.control_socket, left=left, file=file, missing=missing)
+    )
+    where = f"{app}:/tmp/php"  # the prefix of PHP's temporary files
+    pool = [f"php_admin_value[{name}] = {value.format(client=where)}" for name, _, value in [setting.partition("=")]]
+    async with (
+        running_php_fpm(runtime_dir, pool_settings=[*pool, "rlimit_files = 4096"]) as fpm,
+        running_caddy(runtime_dir, websocket_socket=daemon.websocket_socket, php_socket=fpm.socket, app=app) as caddy,
+    ):
+        with trio.fail_after(PATIENCE):
+            answer = await get(caddy.port, "/")
+    assert answer.status == 200
+    said = json.loads(answer.body)
+    nobody = "nothing listens there. The socket is left from a daemon that has ended, or the file is not a socket"
+    assert said[:3] == [[0, 0], f"no daemon at {left}: {nobody}", f"no daemon at {file}: {nobody}"]
+    assert said[3].startswith(f"no daemon at {missing}: there is no such file")
+
+
 # Nothing answers at the socket.
 
 
@@ -412,10 +467,10 @@ def denied(path: Path) -> Iterator[int | None]:
         yield NOBODY
 
 
-def failure(path: Path | str, code: str = "return $client->ping();", **how: Any) -> PhpError:
-    """Return what is thrown when a fresh client runs `code`."""
-    with running_php(path, **how) as php, pytest.raises(PhpError) as error:
-        php.run(code)
+def failure(path: Path | str, *options: str, **how: Any) -> PhpError:
+    """Return what is thrown when a fresh client, of a PHP with these options, asks whether the daemon answers."""
+    with running_php(path, *options, **how) as php, pytest.raises(PhpError) as error:
+        php.run("return $client->ping();")
     return error.value
 
 
@@ -470,6 +525,160 @@ def test_what_cannot_be_the_path_of_a_socket_is_said_to_be_none(path: str) -> No
     error = failure(path)
     assert error.kind == "NoDaemonException"
     assert "the path of a socket" in error.message
+
+
+def test_a_file_that_is_no_socket_is_said_to_be_none_to_whoever_may_not_write_to_it(path: Path) -> None:
+    path.touch(0o400)
+    with denied(path) as user:
+        error = failure(path, client=shutil.copy(CLIENT, path.parent), user=user)
+    assert error.message == f"no daemon at {path}: this file is not a socket"
+
+
+# What PHP's settings keep it from looking at. The client then says less, and nothing that it does not know.
+
+
+@pytest.mark.parametrize("setting", NOT_LOOKING)
+@pytest.mark.parametrize("socket_is_left", [True, False])
+def test_where_php_may_not_look_nobody_listening_is_all_that_is_said(
+    path: Path, setting: str, socket_is_left: bool
+) -> None:
+    if socket_is_left:
+        with listening(path, backlog=1):
+            pass
+    else:
+        path.touch()
+    error = failure(path, "-d", setting.format(client=CLIENT))
+    assert error.kind == "NoDaemonException"
+    nobody = "nothing listens there. The socket is left from a daemon that has ended, or the file is not a socket"
+    assert error.message == f"no daemon at {path}: {nobody}"
+
+
+@pytest.mark.parametrize("setting", NOT_LOOKING)
+def test_where_php_may_not_look_no_permission_is_all_that_is_said(path: Path, setting: str) -> None:
+    with listening(path, backlog=1), denied(path) as user:
+        path.chmod(0o640)
+        copy = shutil.copy(CLIENT, path.parent)
+        error = failure(path, "-d", setting.format(client=copy), client=copy, user=user)
+    assert error.kind == "NoDaemonException"
+    assert error.message.endswith("may not write to this socket, or may not enter a directory on the way")
+
+
+@pytest.mark.parametrize("setting", NOT_LOOKING)
+def test_where_php_may_not_look_a_missing_file_is_missing_all_the_same(path: Path, setting: str) -> None:
+    error = failure(path, "-d", setting.format(client=CLIENT))
+    assert error.message.startswith(f"no daemon at {path}: there is no such file.")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "open_basedir=" + str(CLIENT),
+        "disable_functions=stream_select,stat,clearstatcache,getenv,getmypid,posix_geteuid,posix_getpwuid,posix_getgrgid",
+        "disable_functions=getmypid,posix_getpid",
+    ],
+)
+def test_a_broadcast_needs_little_of_what_an_administrator_may_take_away(shared_daemon: Daemon, settings: str) -> None:
+    with running_php(shared_daemon.control_socket, "-d", settings) as php:
+        for _ in range(3):
+            assert php.run('return $client->broadcast("nobody", str_repeat("x", 60000))->recipients;') == 0
+        assert open_sockets(php) == 1
+
+
+def test_a_function_that_was_taken_away_and_is_needed_is_named(path: Path) -> None:
+    error = failure(path, "-d", "disable_functions=stream_socket_client")
+    assert (error.kind, error.message) == (
+        "NoDaemonException",
+        f"cannot connect to {path}: PHP's disable_functions takes away stream_socket_client(), which is needed",
+    )
+
+
+def test_too_many_open_files_are_named_as_what_may_be_the_reason(path: Path) -> None:
+    exhaust = "while ($file = @fopen('/dev/null', 'r')) { $files[] = $file; }"
+    with listening(path, backlog=1), running_php(path) as php:
+        php.run("set_error_handler(null); posix_setrlimit(POSIX_RLIMIT_NOFILE, 64, 64); return 0;")
+        with pytest.raises(PhpError) as error:
+            php.run(exhaust + "return $client->ping();")
+    assert error.value.kind == "NoDaemonException"
+    assert "too many files are open" in error.value.message
+
+
+# More open files than select(2) can number.
+
+MANY_FILES: Final = "for ($i = 0; $i < 1100; $i++) { $files[] = fopen('/dev/null', 'r'); } return count($files);"
+
+
+def test_a_process_with_many_open_files_can_broadcast(shared_daemon: Daemon, observer: Client) -> None:
+    with running_php(shared_daemon.control_socket) as php, observer.subscribe("news") as subscription:
+        assert php.run(MANY_FILES) == 1100
+        for number in range(3):
+            receipt = php.run(f'return $client->broadcast("news", str_repeat("{number}", 60000));')
+            assert receipt["recipients"] == 1
+            assert next(subscription).message == str(number) * 60000
+        assert open_sockets(php) == 1
+        with pytest.raises(PhpError, match="message_too_large"):
+            php.run('return $client->broadcast("news", str_repeat("x", 10_000_000));')
+        assert php.run("return count($client->channels());") == 1
+
+
+@pytest.mark.parametrize("piece", [b"", b"\xa9", encode_notification("message", ["news", "hello", 1])])
+def test_with_many_open_files_the_timeout_is_for_the_whole_answer(
+    path: Path, listener: socket.socket, piece: bytes
+) -> None:
+    with running_php(path, timeout=SHORT) as client:
+        client.run(MANY_FILES)
+        client.begin(
+            "$began = hrtime(true);"
+            'try { $client->broadcast("news", "hello"); }'
+            "catch (Realtime\\TimeoutException $error) { return (hrtime(true) - $began) / 1e9; }"
+        )
+        with accepted(listener) as peer:
+            peer.request()
+            if piece == b"\xa9":
+                peer.sock.sendall(b"\x94\x01\x00\xc0\xdb\x01\x00\x00\x00")
+            if piece:
+                trickle(peer, piece)
+            took = client.result()
+    assert SHORT <= took < SHORT + 1
+
+
+def test_with_many_open_files_a_daemon_that_does_not_read_is_a_timeout(path: Path, listener: socket.socket) -> None:
+    with running_php(path, timeout=SHORT) as client:
+        client.run(MANY_FILES)
+        client.begin('return $client->broadcast("news", str_repeat("x", 10_000_000));')
+        with accepted(listener), pytest.raises(PhpError) as error:
+            client.result()
+    assert error.value.kind == "TimeoutException"
+
+
+def test_with_many_open_files_a_stale_connection_is_replaced(path: Path, listener: socket.socket) -> None:
+    with running_php(path) as client:
+        client.run(MANY_FILES)
+        for _ in range(3):
+            client.begin(BROADCAST)
+            with accepted(listener) as peer:
+                peer.receipt(peer.request(), offset=7)
+                assert client.result() == 7
+        client.begin(BROADCAST)
+        with accepted(listener) as peer:
+            peer.request()
+        with pytest.raises(PhpError, match="hung up before it answered"):
+            client.result()
+
+
+def test_with_many_open_files_signals_do_not_disturb_a_call(path: Path, listener: socket.socket) -> None:
+    with running_php(path) as client:
+        client.run(
+            "pcntl_async_signals(true);"
+            'pcntl_signal(SIGUSR1, static function (): void { echo \'{"result":"handled"}\', PHP_EOL; });' + MANY_FILES
+        )
+        client.begin(BROADCAST)
+        with accepted(listener) as peer:
+            request = peer.request()
+            for _ in range(20):
+                os.kill(client.pid, signal.SIGUSR1)
+                assert client.result() == "handled"
+            peer.receipt(request, offset=7)
+            assert client.result() == 7
 
 
 def test_a_daemon_whose_queue_of_connections_stays_full_is_a_timeout(path: Path) -> None:
@@ -567,7 +776,7 @@ def test_the_timeout_is_for_the_whole_answer(path: Path, listener: socket.socket
         with accepted(listener) as peer:
             peer.request()
             if len(piece) == 1:
-                peer.sock.sendall(b"\x94\x01\x00\xc0\xdb\x03\x00\x00\x00")
+                peer.sock.sendall(b"\x94\x01\x00\xc0\xdb\x01\x00\x00\x00")
             trickle(peer, piece)
         with pytest.raises(PhpError) as error:
             client.result()
@@ -857,7 +1066,7 @@ def repacked(php: Php, packed: bytes, piece: int) -> bytes:
         php.run(
             f"$pieces = str_split({literal(packed)}, {piece});"
             "$unpacker = new Realtime\\Unpacker(static function () use (&$pieces) { return array_shift($pieces); });"
-            "$value = $unpacker->value();"
+            "$value = $unpacker->next();"
             "return base64_encode($pieces === [] && $unpacker->isEmpty() ? Realtime\\MessagePack::pack($value) : '');"
         )
     )

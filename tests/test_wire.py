@@ -179,7 +179,7 @@ TABLE: list[tuple[str, bytes, list[Message], str]] = [
     ("larger by a byte", encode_request(7, "m", [b"x" * (LIMIT - 7)]), [Oversized(7, LIMIT)], ""),
     ("larger by a byte, in many values", encode_request(7, "m", [0] * LIMIT), [Oversized(7, LIMIT)], ""),
     ("notification too large", encode_notification("m", ["x" * LIMIT]), [Oversized(None, LIMIT)], ""),
-    ("response too large", encode_response(7, None, "x" * LIMIT), [], "no MessagePack-RPC request"),
+    ("response too large", encode_response(7, None, "x" * LIMIT), [], "a response of more than"),
     ("too large, and its id no number", packed([0, "id", "m", ["x" * LIMIT]]), [], "no MessagePack-RPC request"),
     ("too large, and no RPC", packed(["x" * LIMIT]), [], "no MessagePack-RPC request"),
     ("the byte that has no meaning", b"\xc1", [], "not MessagePack"),

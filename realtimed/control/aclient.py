@@ -13,7 +13,9 @@ import anyio
 
 import realtimed.control.calls as calls
 from realtimed.control.calls import Call, ChannelInfo, ChannelMessage, ClientInfo, History, Pages, Position, Receipt
-from realtimed.control.connection import DEFAULT_TIMEOUT, Deadline, Feed, Line, Steps, Wait, check_timeout, socket_path
+from realtimed.control.connection import DEFAULT_TIMEOUT, Deadline, Steps, Wait, check_timeout, socket_path
+from realtimed.control.feed import Feed
+from realtimed.control.line import Line
 from realtimed.errors import RefusedError, RequestTimeoutError
 
 __all__ = ["AsyncClient", "AsyncSubscription"]

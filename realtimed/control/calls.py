@@ -1,4 +1,4 @@
-"""What can be asked of the daemon, and what its answers mean. No I/O: both clients share it.
+"""What can be asked of the daemon. No I/O: both clients share it. `results` reads the answers.
 
 A `Call` is one question with the reader of its answer; a `Batch` is any number of them on their way through one
 connection. Answers find their calls by id, in whatever order they come.
@@ -6,11 +6,15 @@ connection. Answers find their calls by id, in whatever order they come.
 
 from __future__ import annotations
 
+import itertools
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
-from realtimed.control.wire import ID_LIMIT, Notification, Response, encode_request
+import realtimed.control.results as results
+from realtimed.control.results import ChannelInfo, ChannelMessage, ClientInfo, History, Position, Receipt, Subscribed
+from realtimed.control.wire import ID_LIMIT, Response, encode_request
 from realtimed.errors import ProtocolError, RefusedError, quoted
 
 __all__ = [
@@ -34,11 +38,9 @@ __all__ = [
     "count_channels",
     "count_clients",
     "disconnect",
-    "goodbye",
     "history",
     "info",
     "ping",
-    "published",
     "request_ids",
     "stats",
     "subscribe",
@@ -59,6 +61,12 @@ _PAGE: Final = 1000
 _COUNT_LIMIT: Final = 2**32
 """No history is that long; larger numbers are a mistake, and those of 64 bits and more cannot be sent."""
 
+LIST_BYTES: Final = 256 * 2**20
+"""Bytes of memory that a list of clients or channels may take that comes page by page."""
+
+_PAGE_BYTES: Final = 64 * 2**10
+"""How many of them count for a page, which may be empty: so the pages have an end."""
+
 _KEY_BYTES: Final = 16
 """Random bytes of a key that is made up: as many as a UUID has."""
 
@@ -67,86 +75,6 @@ _CHUNK: Final = 64 * 2**10
 
 NOT_ALLOWED: Final = 4403
 """The close code for a client that is told to go: it should not come back by itself."""
-
-
-class Receipt(NamedTuple):
-    """What became of a broadcast.
-
-    `recipients` is the number of clients it was queued for. `offset` numbers the messages of a channel one by one;
-    `epoch` changes when they begin anew at 1. `repeated` says that a broadcast with the same key was carried out
-    before: this is its receipt, and nothing was sent again.
-    """
-
-    recipients: int
-    epoch: str
-    offset: int
-    repeated: bool = False
-
-
-class Position(NamedTuple):
-    """A place in a channel: behind the message with this `offset`, within its `epoch`."""
-
-    epoch: str
-    offset: int
-
-
-class Subscribed(NamedTuple):
-    """What `subscribe` comes to: where the channel is, and what follows.
-
-    `recovered` says whether all after a position follows, and is None if none was given. `last` is how many of the last
-    messages follow that were asked for.
-    """
-
-    position: Position
-    recovered: bool | None
-    last: int
-
-
-class ChannelInfo(NamedTuple):
-    """A channel, its number of subscribers, the offset of its newest message, and how many messages are kept."""
-
-    subscribers: int
-    epoch: str
-    offset: int
-    history: int
-
-
-class ClientInfo(NamedTuple):
-    """A connected client.
-
-    `address` is what the proxy says of it, `connected_since` is in seconds since 1970, and `pending` is how many bytes
-    wait for it because it reads slowly.
-    """
-
-    id: str
-    protocol: str
-    channels: list[str]
-    address: str
-    connected_since: float
-    pending: int
-
-
-class ChannelMessage(NamedTuple):
-    """A message as subscribers of `channel` get it: text as str, binary as bytes.
-
-    `time` is when it was published, in seconds since 1970 by the clock of the daemon's machine; None if the daemon is
-    older than this client and does not say.
-    """
-
-    channel: str
-    message: str | bytes
-    offset: int
-    time: float | None = None
-
-
-class History(NamedTuple):
-    """What the daemon keeps of a channel: the newest `messages`, oldest first, and the `position` of the channel.
-
-    The last message is the one that `position` names. If there is no such channel, its epoch is "" and its offset 0.
-    """
-
-    position: Position
-    messages: list[ChannelMessage]
 
 
 class Call(NamedTuple, Generic[_T]):
@@ -184,7 +112,7 @@ class Call(NamedTuple, Generic[_T]):
 def broadcast(channel: str, message: str | bytes, key: str | None = None, *, retry: bool = False) -> Call[Receipt]:
     """Send `message` to all who watch `channel`; with a key, or one made up if `retry`, it is repeatable."""
     keys = _keys(key, retry=retry)
-    return Call("broadcast", (_text("channel", channel), _message(message), *keys), _receipt, bool(keys))
+    return Call("broadcast", (_text("channel", channel), _message(message), *keys), results.receipt, bool(keys))
 
 
 def broadcast_many(
@@ -196,7 +124,7 @@ def broadcast_many(
     names = [_text("channel", channel) for channel in channels]
 
     def read(result: object) -> list[Receipt]:
-        receipts = [_receipt(each) for each in _list(result)]
+        receipts = [results.receipt(each) for each in results.array(result)]
         if len(receipts) != len(names):
             raise ProtocolError(f"the daemon sent {len(receipts)} receipts for {len(names)} channels")
         return receipts
@@ -209,17 +137,15 @@ def channels(prefix: str, limit: int | None = None) -> Pages[tuple[str, ChannelI
     """Ask for the channels whose names begin with `prefix`, and for no more than `limit` of them."""
 
     def read(result: object) -> list[tuple[str, ChannelInfo]]:
-        return [
-            (name, ChannelInfo(_field(each, "subscribers", int), *_position(each), _field(each, "history", int)))
-            for name, each in _field(result, "channels", dict).items()
-        ]
+        listed = results.mapping(result).get("channels")
+        return [(name, results.channel_info(each)) for name, each in results.mapping(listed).items()]
 
-    return Pages("channels", {"prefix": _text("prefix", prefix)}, limit, read)
+    return Pages("channels", {"prefix": _text("prefix", prefix)}, limit, read, ["prefix"])
 
 
 def count_channels(prefix: str) -> Call[int]:
     """Ask how many channels there are whose names begin with `prefix`."""
-    return Call("channels", ({"prefix": _text("prefix", prefix), "count": True},), _count)
+    return Call("channels", ({"prefix": _text("prefix", prefix), "count": True},), _number)
 
 
 def history(channel: str, count: int) -> Call[History]:
@@ -227,8 +153,10 @@ def history(channel: str, count: int) -> Call[History]:
     _check_count("count", count)
 
     def read(result: object) -> History:
-        messages = [_kept(channel, each) for each in _field(result, "messages", list)]
-        return History(_position(result), messages)
+        messages = [results.kept(channel, each) for each in results.array(results.mapping(result).get("messages"))]
+        if len(messages) > count:
+            raise ProtocolError(f"the daemon sent {len(messages)} messages where {count} were asked for")
+        return History(results.position(result), messages)
 
     older = Call("history", (_text("channel", channel), count), read)
     return Call("history", (*older.params, {"time": True}), read, older=older)
@@ -238,14 +166,14 @@ def clients(channel: str | None, address: str | None, limit: int | None = None) 
     """Ask who is connected: of all, or of those on a channel or from an address, no more than `limit`."""
 
     def read(result: object) -> list[ClientInfo]:
-        return [_client(each) for each in _field(result, "clients", list)]
+        return [results.client_info(each) for each in results.array(results.mapping(result).get("clients"))]
 
-    return Pages("clients", _client_filters(channel, address), limit, read)
+    return Pages("clients", _client_filters(channel, address), limit, read, ["channel", "address"])
 
 
 def count_clients(channel: str | None, address: str | None) -> Call[int]:
     """Ask how many clients there are, of all or of those on a channel or from an address."""
-    return Call("clients", ({**_client_filters(channel, address), "count": True},), _count)
+    return Call("clients", ({**_client_filters(channel, address), "count": True},), _number)
 
 
 def _client_filters(channel: str | None, address: str | None) -> dict[str, object]:
@@ -256,7 +184,7 @@ def _client_filters(channel: str | None, address: str | None) -> dict[str, objec
 def disconnect(client_id: str, code: int, reason: str | None) -> Call[bool]:
     """Close a client's connection."""
     params = (_text("client_id", client_id), code) if reason is None else (client_id, code, _text("reason", reason))
-    return Call("disconnect", params, lambda result: _field(result, "disconnected", int) > 0)
+    return Call("disconnect", params, lambda result: results.count(result, "disconnected") > 0)
 
 
 def subscribe(channel: str, since: Position | None = None, last: int | None = None) -> Call[Subscribed]:
@@ -270,8 +198,11 @@ def subscribe(channel: str, since: Position | None = None, last: int | None = No
     asked = last if since is None else None
 
     def read(result: object) -> Subscribed:
-        recovered = _field(result, "recovered", bool) if since is not None else None
-        return Subscribed(_position(result), recovered, _field(result, "last", int) if asked is not None else 0)
+        recovered = results.flag(result, "recovered") if since is not None else None
+        following = results.count(result, "last") if asked is not None else 0
+        if asked is not None and following > asked:
+            raise ProtocolError(f"the daemon announced {following} messages where {asked} were asked for")
+        return Subscribed(results.position(result), recovered, following)
 
     older = Call("subscribe", (_text("channel", channel), *place), read)
     options = {"time": True} if asked is None else {"time": True, "last": asked}
@@ -283,7 +214,7 @@ def watch(pattern: str) -> Call[bool]:
     """Have the messages of all channels that match `pattern` sent to this connection."""
 
     def read(result: object) -> bool:
-        return _field(result, "watched", bool)
+        return results.flag(result, "watched")
 
     older = Call("watch", (_text("pattern", pattern),), read)
     return Call("watch", (pattern, {"time": True}), read, older=older)
@@ -291,32 +222,17 @@ def watch(pattern: str) -> Call[bool]:
 
 def stats() -> Call[dict[str, Any]]:
     """Ask for the counters."""
-    return Call("stats", (), _map)
+    return Call("stats", (), results.mapping)
 
 
 def info() -> Call[dict[str, Any]]:
     """Ask for the version, the limits and the like."""
-    return Call("info", (), _map)
+    return Call("info", (), results.mapping)
 
 
 def ping() -> Call[str]:
     """Ask for a sign of life."""
-    return Call("ping", (), _str)
-
-
-def published(notification: Notification) -> ChannelMessage | None:
-    """Return the message that a notification brings; None for a kind of notification that is not known here."""
-    match notification:
-        case Notification("message", [str(channel), str() | bytes() as message, int(offset), *more]):
-            return ChannelMessage(channel, message, offset, _time(more))
-        case Notification("message", _):
-            raise ProtocolError(f"the daemon sent a message that is none: {quoted(notification.params)}")
-    return None
-
-
-def goodbye(error: object) -> ProtocolError:
-    """Return what to raise for an error that belongs to no request, the daemon's last words on a connection."""
-    return ProtocolError(f"the daemon ended the connection: {_refusal(error)}")
+    return Call("ping", (), _pong)
 
 
 class Pages(Generic[_T]):
@@ -325,11 +241,17 @@ class Pages(Generic[_T]):
         while (call := pages.next()) is not None:
             pages.take(…the result of the call…)
 
-    What is there all the time is found once; what comes or goes between two pages may be missing.
+    What is there all the time is found once; what comes or goes between two pages may be missing. `found` takes
+    `LIST_BYTES` of memory at most.
     """
 
     def __init__(
-        self, method: str, filters: dict[str, object], limit: int | None, read: Callable[[object], list[_T]]
+        self,
+        method: str,
+        filters: dict[str, object],
+        limit: int | None,
+        read: Callable[[object], list[_T]],
+        narrower: Sequence[str],
     ) -> None:
         if limit is not None and not 0 < limit < _COUNT_LIMIT:
             raise ValueError(f"limit must be from 1 to {_COUNT_LIMIT - 1}, not {limit}")
@@ -338,16 +260,19 @@ class Pages(Generic[_T]):
         self._filters = filters
         self._left = limit
         self._read = read
+        self._narrower = narrower
         self._after: int | None = None
+        self._asked = 0
+        self._size = 0
         self._over = False
 
     def next(self) -> Call[tuple[list[_T], int | None]] | None:
         """Return the call for the next page, or None if there is no more to ask for."""
         if self._over or self._left == 0:
             return None
-        limit = _PAGE if self._left is None else min(_PAGE, self._left)
+        self._asked = _PAGE if self._left is None else min(_PAGE, self._left)
         place = {} if self._after is None else {"after": self._after}
-        return Call(self._method, ({**self._filters, "limit": limit, **place},), self._page)
+        return Call(self._method, ({**self._filters, "limit": self._asked, **place},), self._page)
 
     def take(self, page: tuple[list[_T], int | None]) -> None:
         """Take a page, which is the result of the call that was returned last."""
@@ -358,12 +283,21 @@ class Pages(Generic[_T]):
             self._left = max(self._left - len(found), 0)
 
     def _page(self, result: object) -> tuple[list[_T], int | None]:
-        after = _map(result).get("next")
-        if after is not None and not isinstance(after, int):
+        after = results.mapping(result).get("next")
+        if after is not None and not results.is_count(after):
             raise ProtocolError(f"the daemon's answer has no usable 'next': {quoted(after)}")
         if after is not None and self._after is not None and after <= self._after:
             raise ProtocolError(f"the daemon's pages do not go on: behind {self._after} comes {after}")
-        return self._read(result), after
+        page = self._read(result)
+        if len(page) > self._asked:
+            raise ProtocolError(f"the daemon sent a page of {len(page)} where {self._asked} were asked for")
+        self._size += _PAGE_BYTES + sum(map(_size, page))
+        if self._size > LIST_BYTES:
+            raise ProtocolError(
+                f"the list takes more than {LIST_BYTES} bytes of memory, the limit; ask for a part of it, with"
+                f" {', '.join(['limit', *self._narrower])}"
+            )
+        return page, after
 
 
 class Batch(Generic[_T]):
@@ -418,11 +352,11 @@ class Batch(Generic[_T]):
     def answer(self, response: Response) -> None:
         """Take an answer. Raises `ProtocolError` if it is to no call of this batch, or makes no sense."""
         if response.id is None:
-            raise goodbye(response.error)
+            raise results.goodbye(response.error)
         if response.id not in self._awaited:
             raise ProtocolError(f"the daemon answered request {response.id}, which awaits no answer")
         place, read = self._awaited.pop(response.id)
-        self.outcomes[place] = read(response.result) if response.error is None else _refusal(response.error)
+        self.outcomes[place] = read(response.result) if response.error is None else results.refusal(response.error)
 
     def results(self) -> list[_T | RefusedError]:
         """Return the outcomes of a batch that is done."""
@@ -430,9 +364,12 @@ class Batch(Generic[_T]):
 
 
 def request_ids() -> Iterator[int]:
-    """Yield the ids for the requests of one client: 0, 1, 2, and so on, and after the largest one 0 again."""
-    while True:
-        yield from range(ID_LIMIT)
+    """Return the ids for the requests of one client: 0, 1, 2, and so on, and after the largest one 0 again.
+
+    Calls of any thread, and calls within a call, may take the next one at any moment: no Python code makes it that
+    could be interrupted.
+    """
+    return map(ID_LIMIT.__rmod__, itertools.count())
 
 
 # What is checked before it is sent, since the error would be less clear later.
@@ -464,74 +401,20 @@ def _keys(key: object, *, retry: bool) -> tuple[str, ...]:
     return (os.urandom(_KEY_BYTES).hex(),) if retry else ()
 
 
-# How results are read. A newer daemon may say more than is known here; what is said less is a `ProtocolError`.
+# What several results need.
 
 
-def _receipt(result: object) -> Receipt:
-    repeated = isinstance(result, dict) and "repeated" in result and _field(result, "repeated", bool)
-    return Receipt(_field(result, "recipients", int), *_position(result), repeated)
+def _size(value: object) -> int:
+    """Return how many bytes of memory a member of a list takes, with all that is in it."""
+    inner = sum(map(_size, value)) if isinstance(value, (tuple, list)) else 0
+    return sys.getsizeof(value) + inner
 
 
-def _position(result: object) -> Position:
-    return Position(_field(result, "epoch", str), _field(result, "offset", int))
+def _number(result: object) -> int:
+    return results.count(result, "count")
 
 
-def _kept(channel: str, entry: object) -> ChannelMessage:
-    match entry:
-        case [int(offset), str() | bytes() as message, *more]:
-            return ChannelMessage(channel, message, offset, _time(more))
-    raise ProtocolError(f"the daemon's history has a message that is none: {quoted(entry)}")
-
-
-def _time(more: Sequence[object]) -> float | None:
-    """Return the time of publication out of what the daemon says behind a message, in seconds since 1970."""
-    if not more:
-        return None
-    time = _field(more[0], "time", int)
-    if isinstance(time, bool):
-        raise ProtocolError(f"the daemon's answer has no usable 'time': {quoted(more[0])}")
-    return time / 1000
-
-
-def _client(result: object) -> ClientInfo:
-    return ClientInfo(
-        id=_field(result, "id", str),
-        protocol=_field(result, "protocol", str),
-        channels=[str(name) for name in _field(result, "channels", list)],
-        address=_field(result, "address", str),
-        connected_since=float(_field(result, "connected_since", (int, float))),
-        pending=_field(result, "pending", int),
-    )
-
-
-def _count(result: object) -> int:
-    return _field(result, "count", int)
-
-
-def _refusal(error: object) -> RefusedError:
-    return RefusedError(_field(error, "code", str), _field(error, "message", str))
-
-
-def _field(value: object, name: str, kind: type[_T] | tuple[type[_T], ...]) -> _T:
-    found = value.get(name) if isinstance(value, dict) else None
-    if not isinstance(found, kind):
-        raise ProtocolError(f"the daemon's answer has no usable {quoted(name)}: {quoted(value)}")
-    return found
-
-
-def _map(value: object) -> dict[str, Any]:
-    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-        raise ProtocolError(f"the daemon's answer is not a map: {quoted(value)}")
-    return value
-
-
-def _list(value: object) -> list[object]:
-    if not isinstance(value, list):
-        raise ProtocolError(f"the daemon's answer is not an array: {quoted(value)}")
-    return value
-
-
-def _str(value: object) -> str:
-    if not isinstance(value, str):
-        raise ProtocolError(f"the daemon's answer is not a str: {quoted(value)}")
-    return value
+def _pong(result: object) -> str:
+    if result != "pong":
+        raise ProtocolError(f"the daemon's answer to ping is not pong: {quoted(result)}")
+    return "pong"

@@ -6,9 +6,7 @@ import atexit
 import math
 import os
 import select
-import threading
 import time
-import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from types import TracebackType
@@ -16,8 +14,10 @@ from typing import Any, Final, Self, TypeVar
 
 import realtimed.control.calls as calls
 from realtimed.control.calls import Call, ChannelInfo, ChannelMessage, ClientInfo, History, Pages, Position, Receipt
-from realtimed.control.connection import DEFAULT_TIMEOUT, Deadline, Feed, Line, Steps, Wait, check_timeout, socket_path
-from realtimed.errors import RefusedError, RequestTimeoutError
+from realtimed.control.connection import DEFAULT_TIMEOUT, Deadline, Steps, Wait, check_timeout, socket_path
+from realtimed.control.feed import Feed
+from realtimed.control.line import Line
+from realtimed.errors import RefusedError
 
 __all__ = ["Client", "Subscription", "broadcast"]
 
@@ -34,12 +34,17 @@ class Client:
             client.broadcast("news", "hello")
 
     `socket` is the path of the control socket; without it REALTIME_SOCKET says, and else it is /run/realtime.sock.
-    `timeout` is how many seconds a call may take in all: for its turn, the connection and the answer.
+    `timeout` is how many seconds a call may take in all: for the connection and the answer.
 
-    The connection is opened by the first call and kept for the next ones; after the daemon was restarted it is opened
-    anew. Without a key a request is never sent twice: when it is not certain that nothing of it has arrived, the call
-    raises an error. A client may be used by many threads, which take turns, and after a fork, where the child opens a
-    connection of its own. After `close` the next call opens the connection again.
+    The connection is opened by the first call and kept for the next ones; after the daemon was restarted another is
+    opened. Without a key a request is never sent twice: when it is not certain that nothing of it has arrived, the call
+    raises an error. After `close` the next call opens a connection again.
+
+    A client may be used by many threads at a time, and within a call of its own: by signal handlers, finalizers, or the
+    `pairs` of `broadcast_each`. Nobody waits for another: as many connections are open as calls are under way, and
+    eight at most are kept. A call that an exception ends, from a signal handler for instance, closes its connection: no
+    other call gets its answer, but what it asked for may have been carried out. After a fork the child opens
+    connections of its own.
 
     Every method may raise, all of them children of `RealtimeError`:
 
@@ -53,8 +58,6 @@ class Client:
     def __init__(self, socket: str | os.PathLike[str] | None = None, *, timeout: float = DEFAULT_TIMEOUT) -> None:
         self._line = Line(socket_path(socket))
         self._timeout = check_timeout(timeout)
-        self._turn = threading.Lock()
-        _clients.add(self)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.socket!r}, timeout={self._timeout:g})"
@@ -73,9 +76,8 @@ class Client:
         return self._line.path
 
     def close(self) -> None:
-        """Close the connection, once a call of another thread that is under way has ended."""
-        with self._turn:
-            self._line.close()
+        """Close the connections that are kept. A call that is under way closes its own when it ends."""
+        self._line.close()
 
     def broadcast(self, channel: str, message: str | bytes, *, key: str | None = None, retry: bool = False) -> Receipt:
         """Send `message` to all clients that watch `channel`: a str as text, bytes as binary.
@@ -117,8 +119,7 @@ class Client:
         `pairs` itself raises, ends the whole; of the broadcasts that have been sent by then some may not be carried
         out. A note on the exception says how many had been answered (see `BaseException.add_note`).
         """
-        with self._my_turn() as deadline:
-            return _run(self._line.broadcast_each(pairs, deadline))
+        return _run(self._line.broadcast_each(pairs, Deadline(self._timeout)))
 
     def history(self, channel: str, count: int = calls.HISTORY_SHOWN) -> History:
         """Return the last `count` messages of `channel` that the daemon keeps, and where the channel is.
@@ -216,30 +217,15 @@ class Client:
             feed.close()
 
     def _call(self, call: Call[_T]) -> _T:
-        with self._my_turn() as deadline:
-            return _run(self._line.call(call, deadline))
+        return _run(self._line.call(call, Deadline(self._timeout)))
 
     def _pages(self, pages: Pages[_T]) -> list[_T]:
         while (call := pages.next()) is not None:
             pages.take(self._call(call))
         return pages.found
 
-    @contextmanager
-    def _my_turn(self) -> Iterator[Deadline]:
-        deadline = Deadline(self._timeout)
-        if not self._turn.acquire(timeout=min(self._timeout, threading.TIMEOUT_MAX)):
-            raise RequestTimeoutError(
-                f"other calls of this client kept the connection busy for {self._timeout:g} s; nothing was sent"
-            )
-        try:
-            yield deadline
-        finally:
-            self._turn.release()
-
     def after_fork(self) -> None:
-        """Forget the parent's connection. Is called in every forked child."""
-        # Another thread of the parent may have had its turn at that moment; here it will never end.
-        self._turn = threading.Lock()
+        """Forget the parent's connections. A forked child need not call it: none of them is used there."""
         self._line.close()
 
 
@@ -251,6 +237,10 @@ class Subscription:
     `recovered` says so, and so do the `last` messages that were asked for. When the daemon hangs up, because it stops
     or because the messages were read too slowly, `NoDaemonError` is raised: the iteration does not just end. Not for
     several threads at a time.
+
+    An exception from a signal handler loses no message while one is waited for, only one that is just being returned.
+    If it comes while messages are read, the next `receive` raises `ProtocolError`, since some may be lost; `seen` says
+    from where to subscribe again.
     """
 
     def __init__(self, feed: Feed) -> None:
@@ -301,12 +291,15 @@ def _block(wait: Wait) -> None:
     if wait.sock is None:
         time.sleep(wait.seconds)
         return
-    poll = select.poll()
-    poll.register(wait.sock, select.POLLIN | (select.POLLOUT if wait.writable else 0))
-    poll.poll(math.ceil(min(wait.seconds, _LONGEST_POLL) * 1000))
+    seconds = min(wait.seconds, _LONGEST_POLL)
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(wait.sock, select.POLLIN | (select.POLLOUT if wait.writable else 0))
+        poll.poll(math.ceil(seconds * 1000))
+    else:  # eventlet has taken it away, and put a select of its own in place that lets others go on
+        select.select([wait.sock], [wait.sock] if wait.writable else [], [], seconds)
 
 
-_clients: weakref.WeakSet[Client] = weakref.WeakSet()
 _shared: dict[str, Client] = {}
 
 
@@ -321,16 +314,11 @@ def broadcast(
     """Send `message` to all clients that watch `channel`, and return once the daemon has taken it.
 
     `key` and `retry` are as for `Client.broadcast`, `socket` as for `Client`, and so are the errors. The connection is
-    kept for the next call: one for each process and socket, whose threads take turns.
+    kept for the next call; threads that call at the same time have one each (see `Client`).
     """
     path = socket_path(socket)
     client = _shared.get(path) or _shared.setdefault(path, Client(path))
     return client.broadcast(channel, message, key=key, retry=retry)
-
-
-def _after_fork() -> None:
-    for client in _clients:
-        client.after_fork()
 
 
 def _close_shared() -> None:
@@ -338,5 +326,4 @@ def _close_shared() -> None:
         client.close()
 
 
-os.register_at_fork(after_in_child=_after_fork)
 atexit.register(_close_shared)

@@ -49,6 +49,9 @@ __all__ = [
 _REQUEST: Final = 0
 _RESPONSE: Final = 1
 _NOTIFICATION: Final = 2
+_RESPONSE_HEAD: Final = b"\x94\x01"
+"""How a response begins."""
+
 _HTTP_BEGINS: Final = frozenset(b"CDGHOPT")
 """First letters of HTTP's methods, each of which is a number in MessagePack."""
 
@@ -58,6 +61,9 @@ ID_LIMIT: Final = 2**32
 VALUES_LIMIT: Final = 8192
 """MessagePack values in a command, the command itself among them: what a command with 5,000 channels needs, and more.
 An empty array takes a byte on the way and 56 in memory."""
+
+_REQUEST_BYTES: Final = 256
+"""Bytes that a packer for one request begins with. It takes more when it needs them."""
 
 _HEAD: Final = 24
 """Bytes of a command that hold its kind and its id, in whatever form these are written."""
@@ -117,8 +123,11 @@ _unpack: Final = partial(
 
 
 def encode_request(id: int, method: str, params: Sequence[object]) -> bytes:
-    """Return a request ready to send. A str with lone surrogates raises `UnicodeEncodeError`."""
-    return bytes(_packer.pack((_REQUEST, id, method, params)))
+    """Return a request ready to send. A str with lone surrogates raises `UnicodeEncodeError`.
+
+    Publishers may call this while they are in the middle of it, from a finalizer: each has a packer of its own.
+    """
+    return bytes(msgpack.Packer(buf_size=_REQUEST_BYTES).pack((_REQUEST, id, method, params)))
 
 
 def encode_response(id: int | None, error: object, result: object) -> bytes:
@@ -362,4 +371,6 @@ def _report(head: bytes, limit: int, unit: str) -> Oversized:
             return Oversized(id, limit, unit)
     except (ValueError, TypeError, msgpack.OutOfData):
         pass  # the error below says it
+    if head[:2] == _RESPONSE_HEAD:
+        raise ProtocolError(f"a response of more than {limit} {unit}, the limit")
     raise ProtocolError(f"more than {limit} {unit} that are no MessagePack-RPC request: {quoted(head)}")
