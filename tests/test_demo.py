@@ -129,11 +129,13 @@ ASK: Final = """port => new Promise(resolve => {
 })"""
 
 
-def test_nor_does_it_where_no_proxy_takes_it_away(context: BrowserContext, site: Site, runtime_dir: Path) -> None:
+def test_nor_does_it_where_no_proxy_takes_it_away(
+    troubled_context: BrowserContext, site: Site, runtime_dir: Path
+) -> None:
     """Cookies know no ports: here the browser sends it to the daemon itself."""
     port = free_port()
     with daemon_in_thread(runtime_dir, "--websocket", f"127.0.0.1:{port}"):
-        page = context.new_page()
+        page = troubled_context.new_page()
         page.goto(f"{site.origin}/realtime.js")  # a document without a content security policy
         page.evaluate("cookie => { document.cookie = cookie }", COOKIE)
         assert page.evaluate(ASK, port) == "open"
