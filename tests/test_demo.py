@@ -23,6 +23,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, WebSocketRoute, expect
 
 import realtimed
+from tests.blocking import daemon_in_thread
 from tests.site import PATIENCE, Site, messages, open_page, panel, running_site
 from tests.stack import APP, ROOT, find_php, free_port
 from tests.test_stack import processes_in
@@ -108,6 +109,38 @@ def test_every_way_to_broadcast_reaches_every_tab(troubled_context: BrowserConte
 
 
 # The page.
+
+
+COOKIE: Final = "name=M\u00fcller"
+
+
+def test_a_cookie_that_is_not_ascii_keeps_nobody_out(context: BrowserContext, site: Site) -> None:
+    first = context.new_page()
+    first.goto(site.origin)
+    first.evaluate("cookie => { document.cookie = cookie }", COOKIE)
+    page = open_page(context, site, "news")
+    assert COOKIE in page.evaluate("document.cookie")
+    site.broadcast("news", "hello")
+    expect(messages(page, "news")).to_have_text(["hello"])
+
+
+ASK: Final = """port => new Promise(resolve => {
+    const socket = new WebSocket(`ws://localhost:${port}/ws`);
+    socket.onopen = () => resolve('open');
+    socket.onclose = event => resolve(event.code);
+})"""
+
+
+def test_nor_does_it_where_no_proxy_takes_it_away(
+    troubled_context: BrowserContext, site: Site, runtime_dir: Path
+) -> None:
+    """Cookies know no ports: here the browser sends it to the daemon itself."""
+    port = free_port()
+    with daemon_in_thread(runtime_dir, "--websocket", f"127.0.0.1:{port}"):
+        page = troubled_context.new_page()
+        page.goto(f"{site.origin}/realtime.js")  # a document without a content security policy
+        page.evaluate("cookie => { document.cookie = cookie }", COOKIE)
+        assert page.evaluate(ASK, port) == "open"
 
 
 def test_messages_are_shown_as_text(context: BrowserContext, site: Site) -> None:
