@@ -422,7 +422,7 @@ class Hub:
     def _epoch_of_its_own(self) -> str:
         """Return an epoch that no other publication has: for a channel that is forgotten with its only one."""
         self._epochs_of_their_own += 1
-        return f"{self._life}-{self._epochs_of_their_own:x}"
+        return f"{self._life}x{self._epochs_of_their_own:x}"
 
     def _end_life(self, name: str) -> None:
         """See that a channel which has had a publication, and is forgotten, gets another epoch if it comes back."""

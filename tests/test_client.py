@@ -966,7 +966,6 @@ def test_a_client_does_without_poll(daemon: Daemon) -> None:
 
 
 def test_calls_under_eventlet_let_its_other_threads_go_on(daemon: Daemon) -> None:
-    pytest.importorskip("eventlet", exc_type=ImportError)
     assert run_python(UNDER_EVENTLET, str(daemon.control_socket), strict=False) == "100 100\nNone True\n"
 
 

@@ -186,7 +186,7 @@ def test_a_time_that_is_none_is_an_error(runtime_dir: Path, connect: Opener, mor
         client = connect(path)
         with pytest.raises(ProtocolError, match="no usable 'time'"):
             client.history("news")
-        with client.subscribe("news") as subscription, pytest.raises(ProtocolError, match="no usable 'time'"):
+        with pytest.raises(ProtocolError, match="no usable 'time'"), client.subscribe("news") as subscription:
             next(subscription)
 
 

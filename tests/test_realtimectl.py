@@ -337,7 +337,7 @@ def test_tail_says_what_it_watches_and_nothing_that_steers_a_terminal(daemon: Da
     with tailing(daemon, "*", "tailed*") as process, Client(daemon.control_socket) as client:
         assert line(process.stderr) == "realtimectl: watching * tailed*; Ctrl-C ends it\n"
         client.broadcast("tailed", "x")
-        assert line(process.stdout).startswith("tailed ")
+        assert published(line(process.stdout)) == "tailed 1 x\n"
 
 
 def test_a_reader_who_has_seen_enough_ends_tail_quietly(daemon: Daemon, client: Client) -> None:
