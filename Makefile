@@ -3,6 +3,7 @@
 export PYTHON ?= python3
 VENV := .venv
 IN_VENV := $(VENV)/bin/python -m
+RUNNABLE := $(VENV)/.runnable
 INSTALLED := $(VENV)/.installed
 
 # For the types of app/realtime.js: this version writes app/realtime.d.ts.
@@ -31,7 +32,7 @@ help:
 	@echo 'Another address: make run SERVER_ADDRESS=:9000'
 	@echo 'Another Python:  make run PYTHON=python3.12'
 
-run: php $(INSTALLED)
+run: php $(RUNNABLE)
 	@exec $(IN_VENV) tests.stack
 
 test: php $(INSTALLED) browser systemd $(TYPESCRIPT)
@@ -69,12 +70,16 @@ clean:
 	rm -rf $(VENV) .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# Less than a third of what tests need.
+$(RUNNABLE): pyproject.toml
+	@.ci/system-packages python
+	@.ci/python-packages caddy
+	@touch $@
+
 $(INSTALLED): pyproject.toml
 	@.ci/system-packages python
-	@echo 'Installing Python packages in $(VENV)'
-	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv --clear $(VENV)
-	@$(IN_VENV) pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	@touch $@
+	@.ci/python-packages dev
+	@touch $(RUNNABLE) $@
 
 # Without a lock file, which would name the registry of whoever made it.
 $(TYPESCRIPT):

