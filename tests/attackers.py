@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import select
+import selectors
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Self, cast
 
 from benchmarks.machine import resident_bytes
 from realtimed import Client
@@ -104,30 +105,33 @@ class Pace:
         """
         sent_in_all = 0
         at = dict.fromkeys(socks, 0)
-        for sock in socks:
-            sock.setblocking(False)
-        while not self.over and at:
-            readable, writable, _ = select.select(list(at), list(at), [], min(self.left, 0.1))
-            for sock in readable:
-                try:
-                    if not sock.recv(2**18):
+        with selectors.DefaultSelector() as selector:
+            for sock in socks:
+                sock.setblocking(False)
+                selector.register(sock, selectors.EVENT_READ | selectors.EVENT_WRITE)
+            while not self.over and at:
+                for key, events in selector.select(min(self.left, 0.1)):
+                    sock = cast(socket.socket, key.fileobj)
+                    sent = self._exchange(sock, events, data[at[sock] : at[sock] + 2**16])
+                    if sent is None:
+                        selector.unregister(sock)
                         del at[sock]
-                except ConnectionResetError:
-                    del at[sock]
-            for sock in writable:
-                if sock not in at:
-                    continue
-                try:
-                    sent = sock.send(data[at[sock] : at[sock] + 2**16])
-                except BlockingIOError:
-                    continue
-                except OSError:
-                    del at[sock]
-                    continue
-                at[sock] = (at[sock] + sent) % len(data)
-                sent_in_all += sent
-                self.spend(sent)
+                    else:
+                        at[sock] = (at[sock] + sent) % len(data)
+                        sent_in_all += sent
+                        self.spend(sent)
         return sent_in_all
+
+    def _exchange(self, sock: socket.socket, events: int, data: bytes) -> int | None:
+        """Read what is there and send what goes; return how much that was, or None if the daemon has hung up."""
+        try:
+            if events & selectors.EVENT_READ and not sock.recv(2**18):
+                return None
+            return sock.send(data) if events & selectors.EVENT_WRITE else 0
+        except BlockingIOError:
+            return 0
+        except OSError:
+            return None
 
 
 class Bystander:
