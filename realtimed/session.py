@@ -62,10 +62,10 @@ _PINGS_AT_LEAST: Final = 4
 _LEFT_ALLOWED: Final = 5000
 """Parsers, of about 1.5 KB each, that may lie about until the garbage is collected. That may take half a second."""
 
-_PIECES_A_TURN: Final = 64
-_READERS_A_TURN: Final = 32
-"""How many pieces of a few frames the library is given at once in one turn of the event loop, and from how many clients
-it gets one in each turn when there are more."""
+_FRAMES_A_TURN: Final = 96
+_READERS_A_TURN: Final = 16
+"""How many frames the library is given at once in one turn of the event loop, and of how many clients it gets a few in
+each turn when there are more."""
 
 _HANDSHAKES: Final = 8
 _DEPARTURES: Final = 8
@@ -447,8 +447,8 @@ class Sessions:
         """Set when the daemon is about to end: says goodbye to whoever joins nevertheless."""
         self.run = secrets.token_hex(2)
         """In every client's id: one that was noted before a restart means nobody after it."""
-        self.turns = Turns(_PIECES_A_TURN, _READERS_A_TURN)
-        """Pieces of what clients have sent."""
+        self.turns = Turns(_FRAMES_A_TURN, _READERS_A_TURN)
+        """Frames that clients have sent."""
         self.handshakes = trio.Semaphore(_HANDSHAKES)
         """Held by those whose request has arrived."""
         self.departures = trio.Semaphore(_DEPARTURES)

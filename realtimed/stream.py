@@ -38,6 +38,9 @@ _CLOSE_BYTE: Final = 0x88
 _FRAMES_A_PIECE: Final = 8
 """About how many frames the library is given at once: it takes 20 µs for each."""
 
+_MANY_MORE: Final = 3
+"""How many times as many frames clients that send few of them may send in one turn."""
+
 _NO_FRAME: Final = b"\xff\xff"
 _SO_PEERGROUPS: Final = 59
 """The socket option that returns the peer's supplementary groups (socket(7)); Python has no name for it."""
@@ -384,16 +387,16 @@ class ClientStream(QueuedStream):
     """
 
     __slots__ = (
-        "_gate", "_head", "_inspected", "_meter", "_piece", "_rest", "_tokens", "_tokens_at", "_turns", "answered",
-        "burst", "cut_off", "parser_is_through", "rate",
+        "_gate", "_head", "_inspected", "_meter", "_piece", "_piece_frames", "_rest", "_tokens", "_tokens_at", "_turns",
+        "answered", "burst", "cut_off", "parser_is_through", "rate",
     )  # fmt: skip
 
-    # `_head`, `_inspected` and `_rest` are bytes the library has not received yet: the request, what is many frames and
-    # is handed over in pieces of `_piece` bytes, and what was read behind the request and not been looked at. `_gate`
-    # is there until the handshake has been answered: the library would take what a hasty client sends before it for
-    # bad HTTP. `answered` is the HTTP status with which the library has answered the handshake, 0 before.
-    # `parser_is_through` says that the library has been given what its parser ends with, `cut_off` that this was not a
-    # Close of the peer.
+    # `_head`, `_inspected` and `_rest` are bytes the library has not received yet: the request, what is handed over in
+    # pieces of `_piece` bytes, which are about `_piece_frames` frames, and what was read behind the request and has not
+    # been looked at. `_gate` is there until the handshake has been answered: the library would take what a hasty client
+    # sends before it for bad HTTP. `answered` is the HTTP status with which the library has answered the handshake, 0
+    # before. `parser_is_through` says that the library has been given what its parser ends with, `cut_off` that this
+    # was not a Close of the peer.
 
     def __init__(
         self,
@@ -413,7 +416,7 @@ class ClientStream(QueuedStream):
         self.parser_is_through = False
         self._head = b""
         self._inspected = b""
-        self._piece = 0
+        self._piece = self._piece_frames = 0
         self._rest = b""
         self._turns = turns or Turns(math.inf, 1)
         self._gate: trio.Event | None = trio.Event()
@@ -517,14 +520,15 @@ class ClientStream(QueuedStream):
 
     async def _next_piece(self) -> bytes:
         """Return the next piece of what has been inspected, when it is this stream's turn; b"" if it is sealed then."""
-        self._turns.spend(1)
-        if self._turns.used_up:
+        # Who has little to say does not wait behind those who send as much as they may, unless there are very many.
+        if self._turns.used_up(1 if self._piece_frames == _FRAMES_A_PIECE else _MANY_MORE):
             async with self._turns:
                 pass
         if self._sealed:  # in the middle of a frame, perhaps, as far as the library knows
             self._inspected = b""
             self.cut_off = True
             return b""
+        self._turns.spend(self._piece_frames)
         piece, self._inspected = self._inspected[: self._piece], self._inspected[self._piece :]
         self.parser_is_through = self._meter.closing and not self._inspected
         return piece
@@ -553,8 +557,9 @@ class ClientStream(QueuedStream):
         before = self._meter.frames
         passed = self._meter.walk(data)
         # The library takes all that it is given in one go, and hardly less for a frame of no bytes than for a message.
-        pieces = max((self._meter.frames - before) // _FRAMES_A_PIECE, 1)
-        self._piece = max(-(-passed // pieces), 1)
+        frames = self._meter.frames - before
+        self._piece = passed if frames <= _FRAMES_A_PIECE else max(passed * _FRAMES_A_PIECE // frames, 1)
+        self._piece_frames = min(max(frames, 1), _FRAMES_A_PIECE)
         if self._sealed:
             return passed
         self._tokens = min(self._tokens + (self.heard_at - self._tokens_at) * self.rate, self.burst)

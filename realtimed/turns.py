@@ -25,10 +25,9 @@ class Turns(trio.abc.Instrument):
         """See `trio.abc.Instrument`: this turn is over."""
         self._spent = 0.0
 
-    @property
-    def used_up(self) -> bool:
-        """Whether enough has been done in this turn."""
-        return self._spent >= self._budget
+    def used_up(self, share: float = 1.0) -> bool:
+        """Return whether enough has been done in this turn: so many times the budget."""
+        return self._spent >= self._budget * share
 
     def spend(self, amount: float) -> None:
         """Take note that so much has been done, or is about to be."""

@@ -220,7 +220,7 @@ class Connection:
         Raises `ProtocolError` for bytes that are not MessagePack-RPC, after all that came before them.
         """
         before = self._commands
-        if not self._service.turns.used_up:
+        if not self._service.turns.used_up():
             self._take_slice()
         while True:
             if self._work is not None:
