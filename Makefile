@@ -6,6 +6,9 @@ IN_VENV := $(VENV)/bin/python -m
 RUNNABLE := $(VENV)/.runnable
 INSTALLED := $(VENV)/.installed
 
+# How many test files run at a time. They wait for other programs most of the time.
+JOBS ?= 2
+
 # For the types of app/realtime.js: this version writes app/realtime.d.ts.
 TYPESCRIPT_VERSION := 5.9.3
 TYPESCRIPT := .cache/typescript-$(TYPESCRIPT_VERSION)
@@ -36,7 +39,7 @@ run: php $(RUNNABLE)
 	@exec $(IN_VENV) tests.stack
 
 test: php $(INSTALLED) browser systemd $(TYPESCRIPT)
-	$(IN_VENV) pytest $(ARGS)
+	$(IN_VENV) pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 conformance soak jitter avalanche: $(INSTALLED)
 	@$(IN_VENV) tests.$@ $(ARGS)

@@ -18,6 +18,7 @@ from wsproto.events import CloseConnection, TextMessage
 from realtimed.config import load
 from realtimed.control.wire import encode_notification
 from realtimed.errors import ConfigurationError
+from realtimed.history import ENTRY_BYTES, RING_BYTES
 from realtimed.metrics import METRICS
 from tests.clients import REQUEST, RawClient, closing, publisher, raw_client, subscribe, websocket
 from tests.handshakes import Answer, get, request
@@ -117,7 +118,7 @@ async def test_the_metrics_agree_exactly_with_what_was_counted(runtime_dir: Path
     assert value(read, "open_connections") == value(read, "connections_total") == 4
     assert (value(read, "channels"), value(read, "subscriptions"), value(read, "publishers")) == (2, 5, 1)
     assert (value(read, "history_channels"), value(read, "history_publications")) == (3, 15)
-    assert value(read, "history_bytes") == sum(range(7)) + 5 * 5 + 3 * 300 + 15 * 160 + 3 * 1024
+    assert value(read, "history_bytes") == sum(range(7)) + 5 * 5 + 3 * 300 + 15 * ENTRY_BYTES + 3 * RING_BYTES
     assert value(read, "publications_total") == 7 + 5 + 3
     assert value(read, "deliveries_total") == 7 * 4 + 4 + 1
     assert value(read, "sends_total") == 7 * 4 + 4, "the one on both channels gets both messages in one"
