@@ -115,8 +115,7 @@ class Soak:
         self.daemon = daemon
         self.outcome = Outcome(plan)
         self.random = random.Random(plan.seed)
-        self._pace_from = time.monotonic()
-        self._spent_from = 0.0
+        self._pace_from, self._spent_from = time.monotonic(), self._processor_time()
 
     async def run(self) -> Outcome:
         """Run all rounds."""
