@@ -38,6 +38,9 @@ _BACKLOG: Final = 256 * MIB
 """The defaults of `history-total` and `max-backlog-total`."""
 
 
+_SPACES: Final = REQUEST.removesuffix(b"\r\n") + b"X: a" + b" " * 15_700 + b"b\r\n\r\n"
+
+
 @dataclass(frozen=True)
 class Attack:
     """What is done to a daemon with these options, and how many bytes of memory its bounds let it take for that.
@@ -231,28 +234,14 @@ def _come_and_go(daemon: Daemon, pace: Pace) -> Iterator[None]:
     yield
 
 
-def _fast_handshakes(daemon: Daemon, pace: Pace) -> Iterator[None]:
+def _handshakes(daemon: Daemon, pace: Pace, request: bytes, together: int) -> Iterator[None]:
     while not pace.over:
         with ExitStack() as stack:
-            socks = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(200)]
+            socks = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(together)]
             for sock in socks:
                 sock.connect(str(daemon.websocket_socket))
-                sock.sendall(REQUEST)
-            pace.spend(200 * len(REQUEST))
-            for sock in socks:
-                sock.recv(1)
-    yield
-
-
-def _heads_of_spaces(daemon: Daemon, pace: Pace) -> Iterator[None]:
-    head = REQUEST.removesuffix(b"\r\n") + b"X: a" + b" " * 15_700 + b"b\r\n\r\n"
-    while not pace.over:
-        with ExitStack() as stack:
-            socks = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(20)]
-            for sock in socks:
-                sock.connect(str(daemon.websocket_socket))
-                sock.sendall(head)
-            pace.spend(20 * len(head))
+                sock.sendall(request)
+            pace.spend(together * len(request))
             for sock in socks:
                 sock.recv(1)
     yield
@@ -382,8 +371,8 @@ ATTACKS: Final = (
     Attack("empty messages on 10,000 channels", _empty_messages_on_many_channels, _BACKLOG + _HISTORY),
     Attack("subscriptions", _many_subscriptions, 400 * MIB),
     Attack("clients that come, subscribe and go", _come_and_go, _HISTORY),
-    Attack("handshakes", _fast_handshakes),
-    Attack("handshakes full of spaces", _heads_of_spaces),
+    Attack("handshakes", partial(_handshakes, request=REQUEST, together=200)),
+    Attack("handshakes full of spaces", partial(_handshakes, request=_SPACES, together=20)),
     Attack("messages in many frames", _fragments, 30 * MIB),
     Attack("100 that ping", partial(_many_publishers, command=encode_notification("ping", []))),
     Attack("100 that make mistakes", partial(_many_publishers, command=encode_notification("pong", []))),
