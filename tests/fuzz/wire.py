@@ -102,6 +102,8 @@ def _unpacked(stream: bytes) -> list[str]:
     commands: list[str] = []
     try:
         for value in unpacker:
+            if _depth(value) > DEPTH_LIMIT:
+                break
             match value if type(value) is list and value and type(value[0]) is int else None:  # True equals 1
                 case [0, id, str(method), list(params)] if _is_id(id):
                     commands.append(f"Request(id={id}, method={method!r}, params={params!r})")
@@ -111,9 +113,6 @@ def _unpacked(stream: bytes) -> list[str]:
                     commands.append(f"Notification(method={method!r}, params={params!r})")
                 case _:
                     break
-            if _depth(value) > DEPTH_LIMIT:
-                commands.pop()
-                break
     except (ValueError, TypeError):
         pass  # no MessagePack, or an unhashable key: what came before counts
     return commands
@@ -121,9 +120,12 @@ def _unpacked(stream: bytes) -> list[str]:
 
 def _depth(value: object) -> int:
     """Return how deep arrays and maps are nested in a value; what is empty counts for nothing."""
-    if not value or not isinstance(value, (list, dict)):
-        return 0
-    return 1 + max(map(_depth, value.values() if isinstance(value, dict) else value))
+    depth = 0
+    level = [value]
+    while level := [each for each in level if each and isinstance(each, (list, dict))]:
+        depth += 1
+        level = [each for outer in level for each in (outer.values() if isinstance(outer, dict) else outer)]
+    return depth
 
 
 def _is_id(value: object) -> bool:
