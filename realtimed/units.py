@@ -27,6 +27,8 @@ def as_seconds(value: object) -> float:
     if number is not None:
         return number
     total, rest = 0.0, _text(value)
+    if not rest:
+        raise ValueError
     while rest:
         match = _TIME.match(rest)
         if match is None:

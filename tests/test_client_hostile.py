@@ -419,7 +419,7 @@ ANSWERS: Final[dict[str, tuple[str, Behaviour, str]]] = {
     "messages before the last answer": (
         "subscribe",
         flooding(MESSAGES * 16),
-        "messages of more than 67108864 bytes, the limit, came before all channels had been subscribed to",
+        "messages of more than 268435456 bytes, the limit, came before all channels had been subscribed to",
     ),
     "pages without an end": ("clients", huge_pages, "more than 268435456 bytes of memory, the limit; ask for a part"),
 }

@@ -201,3 +201,9 @@ def test_a_wrong_entry_is_named_with_what_browsers_send(entry: str, why: str, in
 )  # fmt: skip
 def test_what_browsers_and_applications_send_is_right(entry: str) -> None:
     assert list(mistakes(entry)) == []
+
+
+@pytest.mark.parametrize("between", ["\t", "\n", "\r", " \t "])
+def test_other_white_space_than_spaces_separates_nothing(between: str) -> None:
+    [mistake] = mistakes(f"http://localhost:8080{between}none")
+    assert mistake.why == "origins are separated by spaces, and by nothing else"

@@ -48,6 +48,8 @@ class Mistake(NamedTuple):
 
 def mistakes(allowed: str) -> Iterator[Mistake]:
     """Yield the entries of ALLOWED_ORIGINS that no browser sends."""
+    if odd := sorted(set(allowed) & set("\t\n\v\f\r")):
+        yield Mistake(odd[0], "origins are separated by spaces, and by nothing else", None)
     for entry in allowed.split():
         found = _mistake(entry)
         if found is not None:

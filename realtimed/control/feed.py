@@ -19,8 +19,9 @@ __all__ = ["EARLY_LIMIT", "Feed"]
 
 _T = TypeVar("_T")
 
-EARLY_LIMIT: Final = 64 * 2**20
-"""Bytes of memory for messages that come before all channels have been subscribed to."""
+EARLY_LIMIT: Final = 256 * 2**20
+"""Bytes of memory for messages that come before all channels have been subscribed to. A daemon that keeps 64 MiB of
+history by default may send that much for many channels at once, and a character of text takes up to four bytes."""
 
 _MESSAGE_BYTES: Final = 100
 """About how many of them a message takes beside its channel and its text."""
