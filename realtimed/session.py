@@ -93,6 +93,7 @@ class Session:
         "_config",
         "_connected_at",
         "_conversation",
+        "_departed",
         "_handshake",
         "_hub",
         "_nursery",
@@ -128,6 +129,7 @@ class Session:
         self._websocket: WebSocketConnection | None = None
         self._conversation: Conversation | None = None
         self._closed: tuple[int, str] | None = None
+        self._departed = False
         self._place: Place | None = None
 
     async def run(self) -> None:
@@ -155,6 +157,7 @@ class Session:
     def _depart(self) -> None:
         """Give back everything that the connection has taken."""
         self._note_end(1006, "the peer has gone")  # if nobody has noted an end: it has not even had its answer
+        self._departed = True
         self._hub.leave(self.stream)
         self._sessions.members.pop(self.id, None)
         self.stream.shut()
@@ -225,7 +228,8 @@ class Session:
     def broken(self) -> None:
         """See `realtimed.stream.Owner`."""
         self._note_end(1006, "the peer takes nothing any more")
-        self._nursery.cancel_scope.cancel()
+        if not self._departed:
+            self._nursery.cancel_scope.cancel()
 
     def misbehaved(self, code: CloseCode, reason: str) -> None:
         """See `realtimed.stream.Owner`."""

@@ -387,8 +387,8 @@ class ClientStream(QueuedStream):
     """
 
     __slots__ = (
-        "_gate", "_head", "_inspected", "_meter", "_piece", "_piece_frames", "_rest", "_tokens", "_tokens_at", "_turns",
-        "answered", "burst", "cut_off", "parser_is_through", "rate",
+        "_dropping", "_gate", "_head", "_inspected", "_meter", "_piece", "_piece_frames", "_rest", "_tokens",
+        "_tokens_at", "_turns", "answered", "burst", "cut_off", "parser_is_through", "rate",
     )  # fmt: skip
 
     # `_head`, `_inspected` and `_rest` are bytes the library has not received yet: the request, what is handed over in
@@ -396,7 +396,7 @@ class ClientStream(QueuedStream):
     # been looked at. `_gate` is there until the handshake has been answered: the library would take what a hasty client
     # sends before it for bad HTTP. `answered` is the HTTP status with which the library has answered the handshake, 0
     # before. `parser_is_through` says that the library has been given what its parser ends with, `cut_off` that this
-    # was not a Close of the peer.
+    # was not a Close of the peer. `_dropping` is set when something has been read that the library does not get.
 
     def __init__(
         self,
@@ -416,6 +416,7 @@ class ClientStream(QueuedStream):
         self.parser_is_through = False
         self._head = b""
         self._inspected = b""
+        self._dropping = False
         self._piece = self._piece_frames = 0
         self._rest = b""
         self._turns = turns or Turns(math.inf, 1)
@@ -513,9 +514,13 @@ class ClientStream(QueuedStream):
                 break
             # The answer to a heartbeat: it has been heard, and would cost the library more than everything so far.
             is_pong = self._meter.is_pong(data)
+            in_a_frame = not self._meter.between_frames
             passed = self._inspect(data)
             if not self._sealed and not is_pong:
                 self._inspected = data[:passed]
+            elif self._sealed and not self._dropping:
+                self._dropping = True
+                self.cut_off = self.cut_off or in_a_frame  # the library does not see the end of that frame
         return self._last_words()
 
     async def _next_piece(self) -> bytes:

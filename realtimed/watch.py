@@ -44,7 +44,7 @@ class Watcher(Protocol):
 
     @property
     def form(self) -> WireFormat:
-        """How publications look to this watcher. Never changes."""
+        """How publications look to this watcher."""
 
     def write(self, data: bytes) -> None:
         """Send or keep `data`. Never waits."""

@@ -20,7 +20,7 @@ from realtimed import session
 from realtimed.config import load
 from realtimed.control.wire import encode_request
 from realtimed.daemon import Daemon
-from tests.clients import REQUEST, closing, publisher, raw_client, subscribe, websocket
+from tests.clients import REQUEST, RawClient, closing, publisher, raw_client, subscribe, websocket
 
 REPEATS = 5
 PATIENCE = 30
@@ -146,16 +146,34 @@ async def test_nothing_is_left_for_the_garbage_collector(runtime_dir: Path, endi
     assert not ours
 
 
-async def test_what_must_be_left_is_collected_in_the_end(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def hangs_up_in_a_frame(daemon: Daemon, client: RawClient) -> None:
+    await client.stream.send_all(b"\x81\xfe")
+    while not daemon.sessions.members:
+        await trio.lowlevel.checkpoint()
+
+
+async def ends_a_frame_after_the_close(daemon: Daemon, client: RawClient) -> None:
+    """What is no command closes the connection, while the library waits for the end of a frame that has begun."""
+    bad, other = b"\x81\x83\0\0\0\0bad", b"\x82\x84\0\0\0\0last"
+    await client.stream.send_all(bad + other[:8])
+    while not daemon.sessions.closed:
+        await trio.lowlevel.checkpoint()
+    await client.stream.send_all(other[8:] + b"\x88\x82\0\0\0\0\x03\xe8")
+    await client.events_until_eof()
+    daemon.sessions.closed.clear()
+
+
+@pytest.mark.parametrize("leave", [hangs_up_in_a_frame, ends_a_frame_after_the_close])
+async def test_what_must_be_left_is_collected_in_the_end(
+    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch, leave: Callable[[Daemon, RawClient], Awaitable[None]]
+) -> None:
     monkeypatch.setattr(session, "_LEFT_ALLOWED", 3)
     with trio.fail_after(PATIENCE):
         async with daemon_in_this_process(runtime_dir) as daemon:
             with no_automatic_collection():
                 for left in (1, 2, 0):
                     async with raw_client(runtime_dir / "w") as client:
-                        await client.stream.send_all(b"\x81\xfe")
-                        while not daemon.sessions.members:
-                            await trio.lowlevel.checkpoint()
+                        await leave(daemon, client)
                     while daemon.sessions.members:
                         await trio.lowlevel.checkpoint()
                     assert daemon.sessions.left == left

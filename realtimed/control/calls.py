@@ -104,6 +104,8 @@ class Call(NamedTuple, Generic[_T]):
                 f"{quoted(error.object)} is not valid Unicode: there is a lone surrogate at index {error.start};"
                 " what is not text can be sent as bytes",
             ) from None
+        except OverflowError:
+            raise RefusedError("invalid_params", f"a number in this {self.method} is larger than can be sent") from None
 
 
 # The methods of the daemon.

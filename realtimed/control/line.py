@@ -152,7 +152,7 @@ def exchange(
     sent in full.
 
     Answers are read while requests are written, so that a daemon that stops reading because its own answers are not
-    read can go on. Notifications that come in between are added to `notifications`.
+    read can go on. `heard` is called for notifications that come in between.
     """
     while True:
         while not connection.deaf:

@@ -74,6 +74,7 @@ class Connection:
         self._commands = 0
         self._nursery: trio.Nursery
         self._is_new = True
+        self._departed = False
         self._credentials = stream.peer()[1] or (0, -1, -1)
         self._forbidden: str | None = None
         self._complained = False
@@ -108,6 +109,7 @@ class Connection:
             self._count(0)
             self._service.left.unpark_all()
             self.stream.detach()
+            self._departed = True
             del self._nursery  # it leads back here
 
     @property
@@ -118,7 +120,7 @@ class Connection:
     @property
     def closing(self) -> bool:
         """Whether somebody has ended the connection."""
-        return self._nursery.cancel_scope.cancel_called
+        return self._departed or self._nursery.cancel_scope.cancel_called
 
     def stop(self) -> None:
         """Take no more commands, but for one that has begun to arrive, or the first of all. Returns at once."""
@@ -139,14 +141,15 @@ class Connection:
 
     def end_now(self, code: str, reason: str) -> None:
         """End the connection without a word to its publisher, unless it is ending already. Returns at once."""
-        if self._nursery.cancel_scope.cancel_called:
+        if self.closing:
             return  # it has been said
         log.warning(Event("publisher disconnected", code=code, reason=reason, **self._peer()))
         self._nursery.cancel_scope.cancel()
 
     def broken(self) -> None:
         """See `realtimed.stream.Owner`."""
-        self._nursery.cancel_scope.cancel()
+        if not self._departed:
+            self._nursery.cancel_scope.cancel()
 
     def misbehaved(self, code: CloseCode, reason: str) -> None:
         """See `realtimed.stream.Owner`."""
@@ -333,7 +336,9 @@ class Connection:
         while not over:
             self._count(self._decoder.held + work.size)
             async with self._service.turns:
-                over = work.go_on(thread_time() + _SLICE_SECONDS)
+                began = thread_time()
+                over = work.go_on(began + _SLICE_SECONDS)
+                self._service.turns.spend(thread_time() - began)
 
     def _refusal(self, message: Message, error: RefusedError) -> list[bytes]:
         """Count a refused command, and return the answer to it, if it gets one."""
