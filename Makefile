@@ -36,16 +36,19 @@ help:
 	@echo 'Another Python:  make run PYTHON=python3.12'
 
 run: php $(RUNNABLE)
-	@exec $(IN_VENV) tests.stack
+	@exec $(IN_VENV) tests.kit.stack
 
 test: php $(INSTALLED) browser systemd $(TYPESCRIPT)
 	$(IN_VENV) pytest -n $(JOBS) --dist loadfile $(ARGS)
 
-conformance soak jitter avalanche: $(INSTALLED)
-	@$(IN_VENV) tests.$@ $(ARGS)
+conformance: $(INSTALLED)
+	@$(IN_VENV) tests.system.conformance $(ARGS)
+
+soak jitter avalanche: $(INSTALLED)
+	@$(IN_VENV) tests.load.$@ $(ARGS)
 
 attack: $(INSTALLED)
-	@$(IN_VENV) tests.attacks $(ARGS)
+	@$(IN_VENV) tests.load.attacks $(ARGS)
 
 # Where there is no atheris for this Python, the fuzzers have a loop of their own.
 fuzz: $(INSTALLED)
@@ -65,7 +68,7 @@ format: $(INSTALLED)
 	$(IN_VENV) ruff format
 
 types: $(INSTALLED) $(TYPESCRIPT)
-	@$(IN_VENV) tests.typescript
+	@$(IN_VENV) tests.js.typescript
 
 check: lint test
 

@@ -20,7 +20,7 @@ from benchmarks.report import Table
 from benchmarks.scenarios import SCENARIOS, Bench
 from benchmarks.servers import SERVERS
 from benchmarks.targets import Server
-from tests.stack import MissingComponentError, PartFailedError, runtime_directory
+from tests.kit.stack import MissingComponentError, PartFailedError, runtime_directory
 
 
 def _arguments() -> argparse.Namespace:

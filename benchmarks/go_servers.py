@@ -12,7 +12,7 @@ from typing import Final
 
 from benchmarks import tools
 from benchmarks.targets import CHANNEL, REQUEST, Server, Target, started
-from tests.stack import free_port
+from tests.kit.stack import free_port
 
 __all__ = ["CENTRIFUGO", "MERCURE"]
 

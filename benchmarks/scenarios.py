@@ -24,7 +24,7 @@ from benchmarks.processes import BenchmarkError
 from benchmarks.report import Table, count, span
 from benchmarks.servers import REALTIMED, realtimed_behind_caddy, realtimed_v1
 from benchmarks.targets import Server, Target
-from tests.stack import ROOT, running_daemon
+from tests.kit.stack import ROOT, running_daemon
 
 __all__ = ["SCENARIOS", "Bench"]
 

@@ -14,7 +14,7 @@ from typing import Final
 from benchmarks import tools
 from benchmarks.go_servers import CENTRIFUGO, MERCURE
 from benchmarks.targets import CHANNEL, REQUEST, Server, Target, started
-from tests.stack import running_caddy, running_daemon
+from tests.kit.stack import running_caddy, running_daemon
 
 __all__ = ["FLOOR", "REALTIMED", "SERVERS", "realtimed_behind_caddy", "realtimed_v1"]
 

@@ -12,10 +12,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from realtimed.control.aclient import AsyncClient, AsyncSubscription
-    from realtimed.control.calls import ChannelInfo, ChannelMessage, ClientInfo, History, Position, Receipt
-    from realtimed.control.client import Client, Subscription, broadcast
+    from realtimed.client.awaiting import AsyncClient, AsyncSubscription
+    from realtimed.client.blocking import Client, Subscription, broadcast
+    from realtimed.client.calls import ChannelInfo, ChannelMessage, ClientInfo, History
     from realtimed.errors import NoDaemonError, ProtocolError, RealtimeError, RefusedError, RequestTimeoutError
+    from realtimed.hub.position import Position, Receipt
 
 __all__ = [
     "AsyncClient",
@@ -41,22 +42,22 @@ __version__ = "0.1.0"
 
 # Everything is imported when it is first used: `Client` needs no anyio, and no client needs the daemon or trio.
 _HOMES = {
-    "AsyncClient": "realtimed.control.aclient",
-    "AsyncSubscription": "realtimed.control.aclient",
-    "ChannelInfo": "realtimed.control.calls",
-    "ChannelMessage": "realtimed.control.calls",
-    "Client": "realtimed.control.client",
-    "ClientInfo": "realtimed.control.calls",
-    "History": "realtimed.control.calls",
+    "AsyncClient": "realtimed.client.awaiting",
+    "AsyncSubscription": "realtimed.client.awaiting",
+    "ChannelInfo": "realtimed.client.calls",
+    "ChannelMessage": "realtimed.client.calls",
+    "Client": "realtimed.client.blocking",
+    "ClientInfo": "realtimed.client.calls",
+    "History": "realtimed.client.calls",
     "NoDaemonError": "realtimed.errors",
-    "Position": "realtimed.control.calls",
+    "Position": "realtimed.hub.position",
     "ProtocolError": "realtimed.errors",
     "RealtimeError": "realtimed.errors",
-    "Receipt": "realtimed.control.calls",
+    "Receipt": "realtimed.hub.position",
     "RefusedError": "realtimed.errors",
     "RequestTimeoutError": "realtimed.errors",
-    "Subscription": "realtimed.control.client",
-    "broadcast": "realtimed.control.client",
+    "Subscription": "realtimed.client.blocking",
+    "broadcast": "realtimed.client.blocking",
 }
 
 

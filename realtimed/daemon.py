@@ -16,32 +16,38 @@ from typing import Final, TypeVar
 
 import trio
 
-from realtimed import __version__, garbage, logs
-from realtimed.accepting import ClientRoom, accept
-from realtimed.admission import Admission
-from realtimed.backlog import Backlogs
-from realtimed.config import Address, Config
+from realtimed import __version__
+from realtimed.config.readers import Address
+from realtimed.config.reloading import compare
+from realtimed.config.settings import Config
 from realtimed.control.commands import Context
 from realtimed.control.idempotency import Answered
 from realtimed.control.server import Connection
 from realtimed.control.service import WAITING_LIMIT, Service, shed_largest
-from realtimed.drain import Drain
 from realtimed.errors import ConfigurationError
-from realtimed.fanout import FanOut
-from realtimed.history import History, Retention
-from realtimed.hub import Hub
-from realtimed.lag import LoopLag
-from realtimed.listener import SocketListener, adopt_listener, open_listener
-from realtimed.logs import Event
-from realtimed.open_files import connection_limit, files_for_clients
-from realtimed.protocols import PROTOCOLS
-from realtimed.reload import compare
-from realtimed.session import Session, Sessions, heartbeat, relief
-from realtimed.socket_files import SocketFiles
+from realtimed.hub.history import History, Retention
+from realtimed.hub.hub import Hub
+from realtimed.net.accepting import ClientRoom, accept
+from realtimed.net.admission import Admission
+from realtimed.net.backlog import Backlogs
+from realtimed.net.fanout import FanOut
+from realtimed.net.listener import SocketListener, adopt_listener, open_listener
+from realtimed.net.socket_files import SocketFiles
+from realtimed.net.stream import QueuedStream
+from realtimed.net.uring import SendRing
+from realtimed.process import garbage, logs
+from realtimed.process.lag import LoopLag
+from realtimed.process.logs import Event
+from realtimed.process.open_files import connection_limit, files_for_clients
+from realtimed.process.systemd import Handover, ServiceManager, receive_sockets
 from realtimed.state import StateFile
-from realtimed.stream import ClientStream, QueuedStream
-from realtimed.systemd import Handover, ServiceManager, receive_sockets
-from realtimed.uring import SendRing
+from realtimed.websocket.drain import Drain
+from realtimed.websocket.heartbeat import heartbeat
+from realtimed.websocket.protocols import PROTOCOLS
+from realtimed.websocket.session import Session
+from realtimed.websocket.sessions import Sessions
+from realtimed.websocket.shedding import relief
+from realtimed.websocket.stream import ClientStream
 
 __all__ = ["Daemon", "run"]
 
@@ -380,8 +386,8 @@ class Daemon:
 
     async def _serve_http(self, listener: SocketListener[trio.SocketStream], nursery: trio.Nursery) -> None:
         # Only now: who does not ask for it spends no memory on it.
-        from realtimed.endpoint import Endpoint  # noqa: PLC0415
-        from realtimed.metrics import Exposition, Reading  # noqa: PLC0415
+        from realtimed.http.metrics import Exposition, Reading  # noqa: PLC0415
+        from realtimed.http.server import Endpoint  # noqa: PLC0415
 
         def read() -> Reading:
             return Reading(self.stats(), self.admission.limit, self.fan_out.round_times, self.loop_lag.times)

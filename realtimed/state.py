@@ -17,10 +17,10 @@ from typing import Final
 
 import trio
 
-from realtimed import snapshot
-from realtimed.hub import Hub
-from realtimed.logs import Event
-from realtimed.snapshot import SnapshotError
+from realtimed.hub import snapshot
+from realtimed.hub.hub import Hub
+from realtimed.hub.snapshot import SnapshotError
+from realtimed.process.logs import Event
 
 __all__ = ["StateFile"]
 

@@ -14,18 +14,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
 
-from tests.budget import allowed, within_budget
-from tests.peers import Daemons, Opening, opening, running_daemons
-from tests.site import PATIENCE
-from tests.stack import (
-    Caddy,
-    Daemon,
-    PhpFpm,
-    running_caddy,
-    running_daemon,
-    running_php_fpm,
-    runtime_directory,
-)
+from tests.kit.budget import allowed, within_budget
+from tests.kit.peers import Daemons, Opening, opening, running_daemons
+from tests.kit.site import PATIENCE
+from tests.kit.stack import Caddy, Daemon, PhpFpm, running_caddy, running_daemon, running_php_fpm, runtime_directory
 
 OPEN_FILES_NEEDED = 8192
 """What the largest test opens: a thousand WebSockets, each a socket of the test, two of Caddy and one of the daemon."""
@@ -43,7 +35,7 @@ CHROMIUM_OPTIONS = (
 ON_BAD_INPUT = re.compile(
     r"_(bad|garbage(?!_collector)|hostile|invalid|malformed|mistakes?|nonsense|refused|wrong)(_|$)"
 )
-"""Names of tests that have a budget of processor time; see `tests.budget`."""
+"""Names of tests that have a budget of processor time; see `tests.kit.budget`."""
 
 AUTOMATIC = {"many_open_files", "heeded_interrupts", "autojump_clock", "mock_clock", "request"}
 """Fixtures that do not stand in the way of that."""

@@ -19,18 +19,18 @@ import pytest
 import trio
 from wsproto.events import TextMessage
 
-from realtimed.channel import Channel
-from realtimed.control.wire import encode_notification, encode_request
-from realtimed.frames import Publication, WireFormat
-from realtimed.history import History, Retention
-from realtimed.hub import Hub
-from realtimed.protocols.v1 import RealtimeV1
-from realtimed.rounds import Round
-from realtimed.uring import SendRing
-from tests.clients import publisher, raw_client, subscribe
-from tests.peers import InMemory
-from tests.stack import Daemon
-from tests.test_uring import needs_io_uring
+from realtimed.hub.channel import Channel
+from realtimed.hub.history import History, Retention
+from realtimed.hub.hub import Hub
+from realtimed.hub.publication import Publication, WireFormat
+from realtimed.hub.rounds import Round
+from realtimed.net.uring import SendRing
+from realtimed.rpc.wire import encode_notification, encode_request
+from realtimed.websocket.protocols.v1 import RealtimeV1
+from tests.kit.clients import publisher, raw_client, subscribe
+from tests.kit.peers import InMemory
+from tests.kit.stack import Daemon
+from tests.net.test_uring import needs_io_uring
 
 SUBSCRIBERS = 1000
 PER_ROUND = 100

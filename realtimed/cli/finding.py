@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from realtimed.control.client import Client
+from realtimed.client.blocking import Client
 
 __all__ = ["FAILED", "OK", "SKIPPED", "WARNING", "Finding", "Patient"]
 

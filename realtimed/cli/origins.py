@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from realtimed.errors import quoted
+from realtimed.text import quoted
 
 __all__ = ["ANYBODY", "NOBODY", "Mistake", "mistakes"]
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import typer
 
-from realtimed.control.calls import ChannelMessage
-from realtimed.errors import printable
+from realtimed.client.calls import ChannelMessage
+from realtimed.text import printable
 
 __all__ = [
     "as_json",

@@ -31,11 +31,12 @@ from realtimed.cli.output import (
     visible,
 )
 from realtimed.cli.since import following, parse_since
-from realtimed.control.calls import HISTORY_SHOWN, NOT_ALLOWED
-from realtimed.control.client import Client
-from realtimed.control.connection import DEFAULT_TIMEOUT
-from realtimed.errors import RealtimeError, RefusedError, quoted
-from realtimed.units import as_seconds
+from realtimed.client.blocking import Client
+from realtimed.client.calls import HISTORY_SHOWN, NOT_ALLOWED
+from realtimed.client.connection import DEFAULT_TIMEOUT
+from realtimed.config.units import as_seconds
+from realtimed.errors import RealtimeError, RefusedError
+from realtimed.text import quoted
 
 __all__ = ["app", "main"]
 

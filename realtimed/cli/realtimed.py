@@ -1,6 +1,6 @@
 """The command `realtimed`: starts the daemon.
 
-Its options are the settings of `realtimed.config`, one for one.
+Its options are the settings of `realtimed.config.settings`, one for one.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from realtimed import __version__, logs
+from realtimed import __version__
 from realtimed.cli.output import say_what_failed, visible
-from realtimed.config import SETTINGS, Setting, load
+from realtimed.config.loading import load
+from realtimed.config.settings import SETTINGS, Setting
+from realtimed.config.units import shown_seconds, shown_size
 from realtimed.errors import ConfigurationError
-from realtimed.log_output import open_standard_descriptors
-from realtimed.units import shown_seconds, shown_size
+from realtimed.process import logs
+from realtimed.process.log_output import open_standard_descriptors
 
 __all__ = ["main", "shown_default"]
 

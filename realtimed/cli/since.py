@@ -9,9 +9,9 @@ from typing import Final, TypeAlias
 
 import typer
 
-from realtimed.control.calls import ChannelMessage, Position
-from realtimed.control.client import Client
-from realtimed.errors import quoted
+from realtimed.client.blocking import Client
+from realtimed.client.calls import ChannelMessage, Position
+from realtimed.text import quoted
 
 __all__ = ["Since", "following", "parse_since"]
 

@@ -10,8 +10,9 @@ from typing import Any, Final, NamedTuple
 import typer
 
 from realtimed.cli.output import print_json, visible
-from realtimed.control.client import Client
-from realtimed.errors import ProtocolError, quoted
+from realtimed.client.blocking import Client
+from realtimed.errors import ProtocolError
+from realtimed.text import quoted
 
 __all__ = ["Sample", "difference", "top"]
 

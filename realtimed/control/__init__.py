@@ -1,1 +1,1 @@
-"""The control socket: MessagePack-RPC on a Unix socket, the publishers' side of realtimed."""
+"""The daemon's end of the control socket."""

@@ -11,8 +11,8 @@ import msgpack
 from realtimed.control.commands import COMMANDS
 from realtimed.control.listing import Steps, Whole
 from realtimed.control.service import ANSWER_LIMIT
-from realtimed.control.wire import Notification, Request
 from realtimed.errors import RefusedError
+from realtimed.rpc.wire import Notification, Request
 
 __all__ = ["Work"]
 

@@ -10,13 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from realtimed.channel import Subscriber, check_channel_name, encode_message
 from realtimed.control.forms import WITH_TIME
 from realtimed.control.idempotency import Answered, checked_key
 from realtimed.control.listing import Client, Steps, Whole, list_channels, list_clients
-from realtimed.errors import RefusedError, quoted
-from realtimed.frames import CloseCode, check_close
-from realtimed.hub import Hub, Joined, Position, Receipt
+from realtimed.errors import RefusedError
+from realtimed.hub.channel import Subscriber
+from realtimed.hub.hub import Hub, Joined
+from realtimed.hub.names import check_channel_name
+from realtimed.hub.position import Position, Receipt
+from realtimed.hub.publication import encode_message
+from realtimed.text import quoted
+from realtimed.websocket.frames import CloseCode, check_close
 
 __all__ = ["CHANNELS_LIMIT", "COMMANDS", "Caller", "Command", "Context", "carry_out", "shown"]
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from realtimed.control.wire import encode_notification
-from realtimed.frames import Publication, WireFormat
+from realtimed.hub.publication import Publication, WireFormat
+from realtimed.rpc.wire import encode_notification
 
 __all__ = ["WITHOUT_TIME", "WITH_TIME"]
 

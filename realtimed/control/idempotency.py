@@ -12,7 +12,7 @@ from sys import getsizeof
 from typing import Final, NamedTuple, TypeAlias
 
 from realtimed.errors import RefusedError
-from realtimed.hub import Receipt
+from realtimed.hub.position import Receipt
 
 __all__ = ["KEY_LIMIT", "Answered", "Channels", "checked_key"]
 

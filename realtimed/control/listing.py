@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from realtimed.channel import Channel
-from realtimed.errors import RefusedError, quoted
-from realtimed.hub import Hub
+from realtimed.errors import RefusedError
+from realtimed.hub.channel import Channel
+from realtimed.hub.hub import Hub
+from realtimed.text import quoted
 
 __all__ = ["Client", "Steps", "Whole", "list_channels", "list_clients"]
 

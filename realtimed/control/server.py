@@ -25,7 +25,12 @@ from realtimed.control.answers import Work
 from realtimed.control.commands import carry_out, shown
 from realtimed.control.forms import WITHOUT_TIME
 from realtimed.control.service import Service
-from realtimed.control.wire import (
+from realtimed.errors import ProtocolError, RefusedError
+from realtimed.hub.hub import Joined
+from realtimed.hub.position import Receipt
+from realtimed.net.stream import QueuedStream
+from realtimed.process.logs import Event
+from realtimed.rpc.wire import (
     VALUES_LIMIT,
     Decoder,
     Message,
@@ -35,11 +40,7 @@ from realtimed.control.wire import (
     Response,
     encode_response,
 )
-from realtimed.errors import ProtocolError, RefusedError
-from realtimed.frames import CloseCode
-from realtimed.hub import Joined, Receipt
-from realtimed.logs import Event
-from realtimed.stream import QueuedStream
+from realtimed.websocket.frames import CloseCode
 
 __all__ = ["Connection"]
 
@@ -136,7 +137,7 @@ class Connection:
     # What the stream tells its owner.
 
     def slow(self, reason: str) -> None:
-        """See `realtimed.stream.Owner`."""
+        """See `realtimed.net.stream.Owner`."""
         self.end_now("slow", f"it does not read its answers: {reason}")
 
     def end_now(self, code: str, reason: str) -> None:
@@ -147,15 +148,15 @@ class Connection:
         self._nursery.cancel_scope.cancel()
 
     def broken(self) -> None:
-        """See `realtimed.stream.Owner`."""
+        """See `realtimed.net.stream.Owner`."""
         if not self._departed:
             self._nursery.cancel_scope.cancel()
 
     def misbehaved(self, code: CloseCode, reason: str) -> None:
-        """See `realtimed.stream.Owner`."""
+        """See `realtimed.net.stream.Owner`."""
 
     def library_done(self) -> None:
-        """See `realtimed.stream.Owner`."""
+        """See `realtimed.net.stream.Owner`."""
 
     async def _serve(self) -> None:
         begun = math.inf  # when the command that is arriving in pieces began to

@@ -8,11 +8,11 @@ from typing import Final, Protocol
 
 import trio
 
-from realtimed.backlog import Backlogs
-from realtimed.config import Config
+from realtimed.config.settings import Config
 from realtimed.control.commands import Context
-from realtimed.stream import QueuedStream
-from realtimed.turns import Turns
+from realtimed.net.backlog import Backlogs
+from realtimed.net.stream import QueuedStream
+from realtimed.process.turns import Turns
 
 __all__ = ["ANSWER_LIMIT", "WAITING_LIMIT", "Publisher", "Service", "shed_largest"]
 
@@ -53,10 +53,10 @@ class Publisher(Protocol):
         """Whether somebody has ended the connection."""
 
     def slow(self, reason: str) -> None:
-        """See `realtimed.stream.Owner`."""
+        """See `realtimed.net.stream.Owner`."""
 
     def broken(self) -> None:
-        """See `realtimed.stream.Owner`."""
+        """See `realtimed.net.stream.Owner`."""
 
     @property
     def burden(self) -> int:

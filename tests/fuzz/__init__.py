@@ -1,6 +1,6 @@
 """Fuzzers: each is a module with an invariant in its first line, a function `check`, and `SEEDS` to begin with.
 
-Each input has a budget of processor time as well, see `tests.budget`.
+Each input has a budget of processor time as well, see `tests.kit.budget`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from tests.budget import within_budget
+from tests.kit.budget import within_budget
 
 __all__ = ["TARGETS", "checker", "corpus", "kept_in"]
 

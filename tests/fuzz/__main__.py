@@ -2,7 +2,7 @@
 
 Guided by coverage: with atheris where it is installed, otherwise by a loop of our own that keeps an input which reaches
 a line of realtimed by a way that none took before. Both begin with the corpus and the seeds. An input that breaks
-the invariant, or takes more processor time than `tests.budget` allows, is written to a file, and ends the run with
+the invariant, or takes more processor time than `tests.kit.budget` allows, is written to a file, and ends the run with
 status 1.
 
 What was found is kept in two steps: `python -m tests.fuzz TARGET --keep DIR`, then `--minimise DIR`, which leaves in
@@ -27,10 +27,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
-from tests.budget import LARGEST
 from tests.fuzz import TARGETS, checker, corpus, kept_in
 from tests.fuzz.mutations import mutated, repeated
-from tests.stack import ROOT
+from tests.kit.budget import LARGEST
+from tests.kit.stack import ROOT
 
 _SHOWN_EVERY: Final = 10.0
 """Seconds between two lines of progress."""

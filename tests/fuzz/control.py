@@ -10,7 +10,7 @@ from typing import Final
 
 import msgpack
 
-from realtimed.control.wire import (
+from realtimed.rpc.wire import (
     VALUES_LIMIT,
     BadBytesError,
     Decoder,
@@ -20,8 +20,8 @@ from realtimed.control.wire import (
     encode_notification,
     encode_request,
 )
-from tests.budget import uncharged
 from tests.fuzz.harness import cut, publisher_hears
+from tests.kit.budget import uncharged
 
 __all__ = ["SEEDS", "check"]
 

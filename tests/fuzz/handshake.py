@@ -11,8 +11,8 @@ import hashlib
 import re
 from typing import Final
 
-from tests.clients import REQUEST
 from tests.fuzz.harness import cut, websocket_hears
+from tests.kit.clients import REQUEST
 
 __all__ = ["SEEDS", "check"]
 

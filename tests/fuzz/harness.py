@@ -9,11 +9,12 @@ from typing import Final
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from realtimed.config import load
+from realtimed.config.loading import load
 from realtimed.control.server import Connection
 from realtimed.daemon import Daemon
-from realtimed.session import Session
-from realtimed.stream import ClientStream, QueuedStream
+from realtimed.net.stream import QueuedStream
+from realtimed.websocket.session import Session
+from realtimed.websocket.stream import ClientStream
 
 __all__ = ["BURST", "MAX_INBOUND", "cut", "publisher_hears", "websocket_hears"]
 

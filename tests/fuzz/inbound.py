@@ -13,13 +13,13 @@ from unittest import mock
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessage
 
-from realtimed.frames import CloseCode
-from realtimed.protocols import PROTOCOLS
-from tests.budget import uncharged
-from tests.clients import REQUEST, subscribe
-from tests.echo_daemon import Echo
+from realtimed.websocket.frames import CloseCode
+from realtimed.websocket.protocols import PROTOCOLS
 from tests.fuzz.frames import CLOSE, TEXT, Expected, expected, measured, messages_of
 from tests.fuzz.harness import BURST, MAX_INBOUND, cut, websocket_hears
+from tests.kit.budget import uncharged
+from tests.kit.clients import REQUEST, subscribe
+from tests.system.echo_daemon import Echo
 
 __all__ = ["SEEDS", "check"]
 

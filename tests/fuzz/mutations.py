@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from tests.budget import LARGEST
+from tests.kit.budget import LARGEST
 
 __all__ = ["mutated", "mutations", "repeated"]
 

@@ -12,14 +12,15 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from realtimed.frames import CloseCode, Frame, close_frame
-from realtimed.history import History, Retention
-from realtimed.hub import Hub
-from realtimed.protocols import Conversation, ViolationError
-from realtimed.protocols.plain import Plain
-from realtimed.protocols.v1 import RealtimeV1
+from realtimed.hub.history import History, Retention
+from realtimed.hub.hub import Hub
+from realtimed.hub.publication import Frame
+from realtimed.websocket.frames import CloseCode, close_frame
+from realtimed.websocket.protocols import Conversation, ViolationError
+from realtimed.websocket.protocols.plain import Plain
+from realtimed.websocket.protocols.v1 import RealtimeV1
 from tests.fuzz.frames import messages_of
-from tests.test_hub import Listener
+from tests.hub.test_hub import Listener
 
 __all__ = ["SEEDS", "check"]
 

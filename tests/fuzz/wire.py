@@ -10,8 +10,8 @@ from typing import Final, NamedTuple
 
 import msgpack
 
-from realtimed.control.walker import DEPTH_LIMIT
-from realtimed.control.wire import (
+from realtimed.rpc.walker import DEPTH_LIMIT
+from realtimed.rpc.wire import (
     BadBytesError,
     Decoder,
     Message,
@@ -20,7 +20,7 @@ from realtimed.control.wire import (
     encode_request,
     encode_response,
 )
-from tests.budget import uncharged
+from tests.kit.budget import uncharged
 
 __all__ = ["SEEDS", "check"]
 

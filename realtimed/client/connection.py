@@ -1,0 +1,333 @@
+"""A client's connection to the daemon, for callers that block and callers that await alike.
+
+The socket never blocks. What may have to wait is written as *steps*: a generator that yields a `Wait` whenever it can
+go no further, and returns the result in the end. `Client` waits with poll(2), `AsyncClient` with its event loop; all
+else, deadlines included, is here and the same for both. Closing the generator in the middle, which is what an
+interrupt or a cancellation comes to, closes the connection: one on which an answer is owed is never used again.
+"""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import pwd
+import socket
+import stat
+import time
+import weakref
+from collections.abc import Generator
+from contextlib import suppress
+from typing import Final, NamedTuple, TypeAlias, TypeVar
+
+from realtimed.errors import NoDaemonError, ProtocolError, RequestTimeoutError
+from realtimed.rpc import address
+from realtimed.rpc.wire import Decoder, Message
+from realtimed.text import quoted
+
+__all__ = [
+    "ANSWER_LIMIT",
+    "DEFAULT_TIMEOUT",
+    "VALUES_LIMIT",
+    "Connection",
+    "Deadline",
+    "Steps",
+    "Wait",
+    "check_timeout",
+    "connect",
+    "connect_again",
+    "socket_path",
+]
+
+_T = TypeVar("_T")
+
+DEFAULT_TIMEOUT: Final = 5.0
+"""Seconds a call may take in all, from the connection to the answer."""
+
+_DEFAULT_PATH: Final = "/run/realtime.sock"
+
+ANSWER_LIMIT: Final = 64 * 2**20
+"""Bytes of one answer or notification. The daemon's own are half as long at most."""
+
+VALUES_LIMIT: Final = 2 * 2**20
+"""MessagePack values in one answer: each may take a byte on the way and 72 in memory."""
+
+_READ_BYTES: Final = 256 * 2**10
+
+_TAKEN_AT_ONCE: Final = 512
+"""Messages that are taken out of what was received before others may have their turn, and the deadline: a millisecond
+or two."""
+
+_FEW: Final = 64
+"""Connections that ended without being closed, as interrupted calls leave them, and are not worth a search."""
+
+_RETRY_SECONDS: Final = 0.01
+"""How long to wait before knocking again at a daemon whose queue of new connections is full."""
+
+_REPEAT_SECONDS: Final = 0.05
+"""How long to wait, after a connection broke, before a call is repeated on another: it may be a restart."""
+
+
+class Wait(NamedTuple):
+    """Wait until `sock` can be read, or written if `writable`, but no longer than `seconds`.
+
+    Without a socket it is the time alone that has to pass.
+    """
+
+    sock: socket.socket | None
+    writable: bool
+    seconds: float
+
+
+Steps: TypeAlias = Generator[Wait, None, _T]
+
+
+class Deadline:
+    """A moment `seconds` from now that can be put off."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._at = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds until then, or 0."""
+        return max(0.0, self._at - time.monotonic())
+
+    def renew(self) -> None:
+        """Begin anew."""
+        self._at = time.monotonic() + self.seconds
+
+
+def socket_path(path: str | os.PathLike[str] | None) -> str:
+    """Return the path of the control socket: `path`, else what REALTIME_SOCKET says, else /run/realtime.sock.
+
+    Each may be written PATH or unix:PATH.
+    """
+    return address.plain(os.fspath(path) if path is not None else os.environ.get("REALTIME_SOCKET", _DEFAULT_PATH))
+
+
+def check_timeout(timeout: float) -> float:
+    """Return `timeout`, a number of seconds above 0, or raise `ValueError`."""
+    if not timeout > 0:
+        raise ValueError(f"timeout must be above 0 seconds, not {timeout}")
+    return timeout
+
+
+class Connection:
+    """A connected socket, and the decoder of what comes in.
+
+    `pid` is the process that opened it. A child of a fork has the socket too, and closes it: both would read the same
+    answers.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.pid = os.getpid()
+        self.ended = False
+        """Nothing more comes: the daemon has hung up, or has sent what is not its protocol."""
+        self.hung_up = False
+        """The daemon has hung up, or has died."""
+        self.deaf = False
+        """The daemon takes no more bytes. What it sent before may still be there to read."""
+        self._decoder = Decoder(ANSWER_LIMIT, VALUES_LIMIT)
+        _register(self)
+
+    @property
+    def clean(self) -> bool:
+        """Whether it is open, as far as is known, and no more has been received than the messages that were taken."""
+        return not (self.ended or self._decoder.mid_message or self._decoder.pending)
+
+    def close(self) -> None:
+        """Close the connection; in a child of a fork, only its own copy."""
+        if self.pid == os.getpid():
+            with suppress(OSError):  # the daemon may have gone first
+                self.sock.shutdown(socket.SHUT_RDWR)  # a child that was forked meanwhile would keep it open
+        self.sock.close()
+        _opened.pop(id(self), None)
+
+    def send(self, data: memoryview) -> int:
+        """Send what the socket takes at once and return how much that was. After an error `deaf` is set."""
+        try:
+            return self.sock.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError:  # a send that fails has taken nothing; one that is cut short returns its count
+            self.deaf = True
+            return 0
+
+    def begin(self, data: memoryview) -> int | None:
+        """Send as `send` does, on a connection kept from before; return None if it is of no use and took nothing."""
+        if self._is_idle():
+            sent = self.send(data)
+            if not self.deaf:
+                return sent
+        return None
+
+    def _is_idle(self) -> bool:
+        """Whether this connection is ours and open, and nothing lies in it to be read."""
+        if self.pid != os.getpid() or not self.clean:
+            return False
+        try:
+            self.sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False  # the end of the stream, or last words before it
+
+    def wait(self, deadline: Deadline, *, writable: bool = False) -> Wait:
+        """Return what to wait for until `receive` may have something, or `writable` until more may be sent."""
+        if self._decoder.pending:
+            return Wait(None, writable=False, seconds=0)
+        return Wait(self.sock, writable, deadline.left)
+
+    def receive(self) -> list[Message]:
+        """Return some of the messages that have come. When they were the last ones, `ended` is set.
+
+        Raises `ProtocolError` for bytes that are not the protocol, if no message came before them.
+        """
+        if not self._decoder.pending:
+            try:
+                data = self.sock.recv(_READ_BYTES)
+            except BlockingIOError:
+                return []
+            except OSError:  # reset: the daemon ended with commands unread
+                data = b""
+            if not data:
+                self.ended = self.hung_up = True
+                return []
+            self._decoder.receive(data)
+        messages: list[Message] = []
+        try:
+            while self._decoder.pending and len(messages) < _TAKEN_AT_ONCE:
+                message = self._decoder.next_message()
+                if message is None:
+                    break  # a part of a long one has been looked at
+                messages.append(message)
+        except ProtocolError as error:
+            self.ended = True
+            if not messages:
+                raise ProtocolError(f"the daemon sent what is not its protocol: {error}") from None
+        return messages
+
+
+_Opened: TypeAlias = dict[int, weakref.ref[Connection]]
+
+_opened: Final[_Opened] = {}
+"""All connections of this process that are not closed, and a few of those that ended without it.
+
+The references have no callbacks, in which an exception from a signal handler would be lost.
+"""
+
+
+def _register(connection: Connection) -> None:
+    """Remember that a connection is open, and from time to time forget those that ended without being closed."""
+    _opened[id(connection)] = weakref.ref(connection)
+    if len(_opened) % _FEW == 0:
+        for number, reference in _opened.copy().items():
+            if reference() is None and _opened.get(number) is reference:
+                _opened.pop(number, None)
+
+
+def _close_those_of_the_parent() -> None:
+    for reference in list(_opened.values()):
+        connection = reference()
+        if connection is not None and connection.pid != os.getpid():
+            connection.close()
+
+
+os.register_at_fork(after_in_child=_close_those_of_the_parent)
+
+
+def connect(path: str, deadline: Deadline) -> Steps[Connection]:
+    """Open a connection, or raise `NoDaemonError`."""
+    fault = address.fault(path)
+    if fault is not None:
+        raise NoDaemonError(f"no daemon can be at {quoted(path)}: {fault}; see REALTIME_SOCKET")
+    try:
+        sock = socket.socket(socket.AF_UNIX)
+    except OSError as error:
+        raise NoDaemonError(f"cannot open a socket: {error.strerror}") from error
+    connected = False
+    try:
+        sock.setblocking(False)
+        while True:
+            try:
+                sock.connect(path)
+            except BlockingIOError:
+                # The daemon's queue of new connections is full, and the kernel tells nobody when there is room.
+                if not deadline.left:
+                    raise RequestTimeoutError(
+                        f"the daemon at {path} did not accept the connection within {deadline.seconds:g} s;"
+                        " nothing was sent"
+                    ) from None
+                yield Wait(None, writable=False, seconds=min(_RETRY_SECONDS, deadline.left))
+            except OSError as error:
+                raise NoDaemonError(_why_not(path, error)) from error
+            else:
+                break
+        connected = True
+        return Connection(sock)
+    finally:
+        if not connected:
+            sock.close()
+
+
+def connect_again(path: str, deadline: Deadline, broken: str) -> Steps[Connection]:
+    """Open a connection in place of one that broke, as `broken` says; wait for a daemon until the deadline.
+
+    Raises `ProtocolError` then: what was asked on the first connection may have been carried out.
+    """
+    why = "the connection broke each time"
+    while True:
+        yield Wait(None, writable=False, seconds=min(_REPEAT_SECONDS, deadline.left))
+        if not deadline.left:
+            raise ProtocolError(f"{broken}. It could not be repeated within {deadline.seconds:g} s: {why}")
+        try:
+            return (yield from connect(path, deadline))
+        except (NoDaemonError, RequestTimeoutError):
+            why = "no connection was to be had"
+
+
+def _why_not(path: str, error: OSError) -> str:
+    """Say why nothing could be reached at `path`, and what to look at."""
+    if error.errno == errno.ENOENT:
+        return (
+            f"no daemon at {path}: there is no such file. Is realtimed running, and is this its --socket?"
+            " Clients look where REALTIME_SOCKET says"
+        )
+    try:
+        status = os.stat(path)  # noqa: PTH116  (pathlib is slow to import)
+    except OSError:
+        status = None
+    refused = error.errno in (errno.ECONNREFUSED, errno.EACCES)
+    if refused and status is not None and not stat.S_ISSOCK(status.st_mode):
+        return f"no daemon at {path}: this file is not a socket"
+    if error.errno == errno.ECONNREFUSED:
+        if status is None:
+            return f"no daemon at {path}: nothing listens there"
+        return f"no daemon at {path}: the socket is left from one that has ended. Start realtimed, which replaces it"
+    if error.errno == errno.EACCES:
+        if status is None:
+            return f"cannot reach {path}: user {_user(os.geteuid())} may not enter a directory on the way"
+        return (
+            f"cannot open {path}: user {_user(os.geteuid())} may not write to this socket, which has mode"
+            f" {stat.S_IMODE(status.st_mode):04o}, owner {_user(status.st_uid)} and group {_group(status.st_gid)}."
+            " Add the user to the group, or start realtimed with another --socket-group or --socket-mode"
+        )
+    return f"cannot connect to {path}: {error.strerror}"
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)

@@ -1,0 +1,193 @@
+"""A client's way to the daemon: the connections that it keeps, and calls on them. No I/O but that of `connection`.
+
+Exceptions may come between any two instructions: Ctrl-C, a soft time limit, an alarm, all of them raised by signal
+handlers. And calls may be made within a call of the same thread, by signal handlers and finalizers. So there is no
+lock, which would stay locked, or would be waited for by its own holder. A call *takes* a connection off a list, which
+is one instruction, and gives it back when no answer is owed on it any more; one that finds none opens another. Between
+the two nobody else knows of the connection. If the call breaks off, it closes it; if it cannot do even that, the
+connection ends with the last reference to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, TypeVar
+
+from realtimed.client.calls import Batch, Call, Receipt, broadcast, request_ids
+from realtimed.client.connection import Connection, Deadline, Steps, connect, connect_again
+from realtimed.errors import ProtocolError, RealtimeError, RefusedError, RequestTimeoutError
+from realtimed.rpc.wire import Notification, Oversized, Request, Response
+
+__all__ = ["KEPT", "Line", "exchange"]
+
+_T = TypeVar("_T")
+
+KEPT: Final = 8
+"""Connections that are kept for the next calls. More are open only while as many calls are under way."""
+
+
+class Line:
+    """The connections of one client, which are kept from call to call; when none is free, another is opened."""
+
+    # Invariant: what is in `_kept` is in no call's hands, and owes no answer.
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._ids = request_ids()
+        self._kept: list[Connection] = []
+
+    def close(self) -> None:
+        """Close the connections that are kept. One that a call is using is closed when that call ends.
+
+        The next call opens another.
+        """
+        kept, self._kept = self._kept, []
+        _close_all_but(0, kept)
+
+    def call(self, call: Call[_T], deadline: Deadline) -> Steps[_T]:
+        """Make one call and return its result. Raises `RealtimeError`.
+
+        If the daemon hangs up before it answers, a repeatable call is made again until `deadline`.
+        """
+        [outcome] = yield from self._run(Batch([call], self._ids), deadline, repeatable=call.repeatable)
+        if (older := call.in_place_of(outcome)) is not None:
+            return (yield from self.call(older, deadline))
+        if isinstance(outcome, RefusedError):
+            raise outcome
+        return outcome
+
+    def broadcast_each(
+        self, pairs: Iterable[tuple[str, str | bytes]], deadline: Deadline
+    ) -> Steps[list[Receipt | RefusedError]]:
+        """Make many broadcasts. `deadline` is put off whenever `pairs` has yielded or an answer has come."""
+
+        def each() -> Iterator[Call[Receipt]]:
+            for channel, message in pairs:
+                deadline.renew()  # what the caller's own code takes is not for the daemon to answer for
+                yield broadcast(channel, message)
+            deadline.renew()
+
+        batch = Batch(each(), self._ids)
+        try:
+            return (yield from self._run(batch, deadline))
+        except RealtimeError as error:
+            error.add_note(f"{len(batch.outcomes) - batch.unanswered} broadcasts had been answered before.")
+            raise
+
+    def _run(self, batch: Batch[_T], deadline: Deadline, *, repeatable: bool = False) -> Steps[list[_T | RefusedError]]:
+        """Carry out a batch. One that is `repeatable` has a single call."""
+        requests = unsent = memoryview(batch.requests())
+        if batch.done:
+            return batch.results()  # all were refused before they were sent
+        kept = self._kept
+        # The daemon may have been restarted since the last call. A connection that takes not a byte of the requests
+        # is replaced: they are sent again, but cannot arrive twice. Once a byte has left there is no such certainty,
+        # and no second try but for what is repeatable.
+        connection, sent = _take(kept, unsent)
+        unsent = unsent[sent:]
+        if connection is None:
+            connection = yield from connect(self.path, deadline)
+        while True:
+            reusable = False
+            try:
+                reusable = yield from exchange(connection, self.path, batch, unsent, deadline, _disregard)
+            except ProtocolError as error:
+                if not (repeatable and connection.hung_up):
+                    raise
+                broken = str(error)
+            else:
+                return batch.results()
+            finally:
+                if reusable:
+                    self._give_back(connection, kept)
+                else:
+                    connection.close()
+            connection = yield from connect_again(self.path, deadline, broken)
+            unsent = requests
+
+    def _give_back(self, connection: Connection, kept: list[Connection]) -> None:
+        """Keep a connection with the others, in the list that was current when it was taken."""
+        kept.append(connection)
+        _close_all_but(KEPT if kept is self._kept else 0, kept)  # `close` may have been called meanwhile
+
+
+def _take(kept: list[Connection], data: memoryview) -> tuple[Connection | None, int]:
+    """Take a connection that is still good, and begin to send `data` on it; return how many bytes it took."""
+    while True:
+        try:
+            connection = kept.pop()
+        except IndexError:
+            return None, 0
+        sent = connection.begin(data)
+        if sent is not None:
+            return connection, sent
+        connection.close()
+
+
+def _close_all_but(number: int, kept: list[Connection]) -> None:
+    """Close the connections that have been kept longest, until there are no more than `number`."""
+    while len(kept) > number:
+        try:
+            connection = kept.pop(0)
+        except IndexError:  # another thread has taken it
+            return
+        connection.close()
+
+
+def _disregard(notification: Notification) -> None:
+    """Nothing has been subscribed to on this connection."""
+
+
+def exchange(
+    connection: Connection,
+    path: str,
+    batch: Batch[_T],
+    unsent: memoryview,
+    deadline: Deadline,
+    heard: Callable[[Notification], None],
+) -> Steps[bool]:
+    """Send the requests of `batch`, beginning with `unsent`, and take answers until it is done.
+
+    Returns whether the connection may be used again: not if it has ended, nor if a request was refused before it was
+    sent in full.
+
+    Answers are read while requests are written, so that a daemon that stops reading because its own answers are not
+    read can go on. `heard` is called for notifications that come in between.
+    """
+    while True:
+        while not connection.deaf:
+            if not unsent:
+                unsent = memoryview(batch.requests())
+            sent = connection.send(unsent) if unsent else 0
+            if not sent:
+                break
+            unsent = unsent[sent:]
+        if batch.done:
+            return not unsent and connection.clean
+        yield connection.wait(deadline, writable=bool(unsent) and not connection.deaf)
+        unanswered = batch.unanswered
+        _take_answers(connection, batch, heard)
+        if connection.ended and not batch.done:
+            raise ProtocolError(
+                f"the daemon at {path} hung up before it answered; what was asked may have been carried out, or not"
+            )
+        if batch.unanswered < unanswered:
+            deadline.renew()
+        elif not deadline.left:
+            raise RequestTimeoutError(
+                f"the daemon at {path} did not answer within {deadline.seconds:g} s; what was asked may still be"
+                " carried out"
+            )
+
+
+def _take_answers(connection: Connection, batch: Batch[Any], heard: Callable[[Notification], None]) -> None:
+    for message in connection.receive():
+        match message:
+            case Notification():
+                heard(message)
+            case Response() if batch.done:
+                connection.ended = True  # last words, behind answers that count nevertheless
+            case Response():
+                batch.answer(message)
+            case Request() | Oversized():
+                raise ProtocolError("the daemon sent a request; it is to answer them")

@@ -1,0 +1,50 @@
+"""What a running daemon can make of a configuration that has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Final
+
+from realtimed.config.settings import Config
+from realtimed.errors import ConfigurationError
+
+__all__ = ["Change", "compare"]
+
+_LIVE: Final = frozenset({
+    # For everyone, at once.
+    "max_channels", "max_backlog", "backlog_timeout", "max_backlog_total", "silence_timeout", "max_message",
+    "max_connections", "max_connections_per_address", "handshakes_per_address", "max_subscriptions",
+    "max_answers_total", "max_keys_bytes", "drain", "log_level",
+    # For connections made from now on.
+    "max_inbound", "inbound_rate", "inbound_burst", "handshake_timeout", "close_timeout", "max_age", "command_timeout",
+})  # fmt: skip
+"""Settings that can change while the daemon runs. All others, those to come included, need a restart."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A step from one configuration to another. Settings are called what they are called on the command line."""
+
+    config: Config
+    """What holds from now on: the new configuration, but for what needs a restart."""
+    applied: tuple[str, ...]
+    needs_restart: tuple[str, ...]
+
+
+def compare(old: Config, new: Config) -> Change:
+    """Return how a daemon that runs with `old` comes as near to `new` as it can.
+
+    Raises `ConfigurationError` if what can be applied does not go together with what cannot.
+    """
+    changed = [each.name for each in fields(Config) if getattr(old, each.name) != getattr(new, each.name)]
+    kept = [name for name in changed if name not in _LIVE]
+    config = replace(new, **{name: getattr(old, name) for name in kept})
+    problems = config.problems()
+    if problems:
+        raise ConfigurationError("\n".join(f"{problem}; a restart would help" for problem in problems))
+    return Change(config, _named(name for name in changed if name in _LIVE), _named(kept))
+
+
+def _named(settings: Iterable[str]) -> tuple[str, ...]:
+    return tuple(name.replace("_", "-") for name in settings)

@@ -1,0 +1,164 @@
+"""The HTTP endpoint for those who watch over the daemon: ``/healthz``, ``/readyz`` and ``/metrics``.
+
+It has a socket of its own, which the network does not reach. One request a connection; whoever is slow or talks too
+much is sent away, and whoever comes in numbers waits in the kernel's queue, so that all of them together never take
+more than a small share of the daemon's time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Final, NamedTuple
+
+import h11
+import trio
+
+from realtimed.http.metrics import CONTENT_TYPE
+from realtimed.net.head import Head, HeadBuffer
+
+__all__ = ["Endpoint"]
+
+_REQUEST_TIMEOUT: Final = 5.0
+"""Seconds a request may take to arrive."""
+
+_ANSWER_TIMEOUT: Final = 5.0
+"""Seconds the answer may take to be taken."""
+
+_HEAD_LIMIT: Final = 8 * 1024
+"""Bytes of a request's head."""
+
+_CONNECTIONS: Final = 16
+"""Connections at a time."""
+
+_PACE: Final = 0.01
+"""Seconds for each connection before another one is accepted."""
+
+_SHARE: Final = 0.05
+"""How much of the time may go into making pages of metrics. Whoever asks more often gets the page made last."""
+
+_TEXT: Final = "text/plain; charset=utf-8"
+
+
+class _Answer(NamedTuple):
+    status: HTTPStatus
+    body: bytes
+    content_type: str = _TEXT
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+def _sentence(status: HTTPStatus, text: str, *headers: tuple[str, str]) -> _Answer:
+    return _Answer(status, text.encode() + b"\n", headers=headers)
+
+
+class Endpoint:
+    """Answers requests. `ready` returns what keeps the daemon from serving newcomers, or None; `metrics` a page."""
+
+    def __init__(self, ready: Callable[[], str | None], metrics: Callable[[], bytes]) -> None:
+        self._ready = ready
+        self._make_metrics = metrics
+        self._metrics = b""
+        self._stale_at = -1.0
+        self._open = 0
+        self._next_turn = trio.current_time()
+        self._through = trio.lowlevel.ParkingLot()
+
+    async def room(self) -> int:
+        """Wait until more connections may be accepted; return how many."""
+        await trio.sleep_until(self._next_turn)
+        await trio.lowlevel.checkpoint()  # those accepted last have begun now
+        while self._open >= _CONNECTIONS:
+            await self._through.park()
+        return _CONNECTIONS - self._open
+
+    async def serve(self, stream: trio.abc.Stream) -> None:
+        """Answer the one request of a connection, and close it."""
+        self._open += 1
+        self._next_turn = max(self._next_turn, trio.current_time()) + _PACE
+        try:
+            async with stream:
+                await self._serve(stream)
+        except trio.BrokenResourceError:
+            pass  # the peer has gone
+        finally:
+            self._open -= 1
+            self._through.unpark_all()
+
+    async def _serve(self, stream: trio.abc.Stream) -> None:
+        http = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD_LIMIT)
+        answer = _sentence(HTTPStatus.REQUEST_TIMEOUT, f"A request may take {_REQUEST_TIMEOUT:g} s to arrive.")
+        bodiless = False
+        with trio.move_on_after(_REQUEST_TIMEOUT):
+            try:
+                head = await _receive_head(stream)
+            except OverflowError:
+                answer = _sentence(
+                    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"A request's head may have {_HEAD_LIMIT} bytes."
+                )
+            else:
+                if not head:
+                    return
+                answer, bodiless = self._answer_head(head, http)
+        await _send(stream, http, answer, bodiless=bodiless)
+
+    def _answer_head(self, data: bytes, http: h11.Connection) -> tuple[_Answer, bool]:
+        """Return the answer to a request, and whether it has a head only."""
+        # What is wrong is found here: h11's pattern for a header takes quadratic time for one that does not match.
+        fault = Head(data).fault
+        if fault is not None:
+            return _sentence(fault.status, fault.sentence), False
+        http.receive_data(data)
+        try:
+            request = http.next_event()
+        except h11.RemoteProtocolError as error:
+            reason = f"That is not a request that can be read: {error}."
+            return _sentence(HTTPStatus(error.error_status_hint), reason), False
+        assert isinstance(request, h11.Request), "the head is whole"
+        return self._answer(request), request.method == b"HEAD"
+
+    def _answer(self, request: h11.Request) -> _Answer:
+        if request.method not in (b"GET", b"HEAD"):
+            return _sentence(HTTPStatus.METHOD_NOT_ALLOWED, "There are only GET and HEAD.", ("Allow", "GET, HEAD"))
+        match request.target.partition(b"?")[0]:
+            case b"/healthz":
+                return _sentence(HTTPStatus.OK, "ok")
+            case b"/readyz":
+                obstacle = self._ready()
+                if obstacle is None:
+                    return _sentence(HTTPStatus.OK, "ready")
+                return _sentence(HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: {obstacle}")
+            case b"/metrics":
+                return _Answer(HTTPStatus.OK, self._page(), CONTENT_TYPE)
+        return _sentence(HTTPStatus.NOT_FOUND, "There are /healthz, /readyz and /metrics.")
+
+    def _page(self) -> bytes:
+        began = trio.current_time()
+        if began >= self._stale_at:
+            self._metrics = self._make_metrics()
+            ended = trio.current_time()
+            self._stale_at = ended + (ended - began) / _SHARE
+        return self._metrics
+
+
+async def _receive_head(stream: trio.abc.Stream) -> bytes:
+    """Read the head of a request; return b"" if the peer hangs up. Raises `OverflowError` if it is too long."""
+    collected = HeadBuffer(_HEAD_LIMIT)
+    while data := await stream.receive_some(4096):
+        if collected.feed(data):
+            return collected.head
+    return b""
+
+
+async def _send(stream: trio.abc.Stream, http: h11.Connection, answer: _Answer, *, bodiless: bool = False) -> None:
+    """Send an answer, which is the last of its connection, for as long as the peer may take."""
+    headers = [
+        ("Content-Type", answer.content_type),
+        ("Content-Length", str(len(answer.body))),
+        ("Cache-Control", "no-store"),
+        ("Connection", "close"),
+        *answer.headers,
+    ]
+    head = h11.Response(status_code=answer.status.value, reason=answer.status.phrase, headers=headers)
+    parts = [http.send(head), http.send(h11.Data(data=b"" if bodiless else answer.body)), http.send(h11.EndOfMessage())]
+    with trio.move_on_after(_ANSWER_TIMEOUT):
+        await stream.send_all(b"".join(part for part in parts if part))

@@ -1,0 +1,1 @@
+"""Channels, their subscribers and what is published: pure, without trio, sockets or a clock of its own."""

@@ -1,0 +1,83 @@
+"""What is published, what a publisher learns of it, and a place among publications."""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeAlias
+
+import msgspec
+
+from realtimed.errors import RefusedError
+
+__all__ = ["Frame", "Publication", "WireFormat", "encode_message"]
+
+Frame: TypeAlias = bytes | memoryview
+"""One or more whole frames. A memoryview is shared by several clients, and counted once."""
+
+
+class WireFormat(Protocol):
+    """How a publication looks to one kind of subscriber."""
+
+    def encode(self, publication: Publication) -> bytes:
+        """Return the bytes that go out on the subscriber's socket."""
+        ...
+
+
+class Publication(msgspec.Struct, eq=False, gc=False):  # one for each publication: made in a fraction of the time
+    """One message on its way: what was said, where, and its place in the channel.
+
+    `payload` is the message in bytes, UTF-8 if `text`. `offset` counts the channel's publications from 1. `time` is the
+    wall clock at publication, in milliseconds since 1970: it may run backwards from one publication to the next.
+    """
+
+    # Invariant: `_bytes` is this in the format `_form`, the first anyone needed; `_others` has the other formats. Most
+    # publications need one only, and a dictionary for each would cost as much as to encode it.
+
+    channel: str
+    payload: bytes
+    text: bool
+    offset: int
+    time: int = 0
+    _form: WireFormat | None = None
+    _bytes: bytes = b""
+    _others: dict[WireFormat, bytes] | None = None
+
+    @property
+    def message(self) -> str | bytes:
+        """The message as it was published."""
+        return self.payload.decode() if self.text else self.payload
+
+    def encoded(self, form: WireFormat) -> bytes:
+        """Return this publication in `form`, encoding it when the first subscriber needs it."""
+        if self._form is form:
+            return self._bytes
+        if self._form is None:
+            self._form = form
+            self._bytes = form.encode(self)
+            return self._bytes
+        if self._others is None:
+            self._others = {}
+        encoded = self._others.get(form)
+        if encoded is None:
+            encoded = self._others[form] = form.encode(self)
+        return encoded
+
+
+def encode_message(message: object, limit: int) -> bytes:
+    """Return a message's bytes. Raises `RefusedError` for anything but valid text or bytes of at most `limit` bytes."""
+    if isinstance(message, str):
+        try:
+            payload = message.encode()
+        except UnicodeEncodeError as error:
+            raise RefusedError(
+                "invalid_utf8",
+                f"the message is not valid UTF-8 at character {error.start}: what is not text can be sent as binary",
+            ) from None
+    elif isinstance(message, bytes):
+        payload = message
+    else:
+        raise RefusedError("invalid_params", f"a message is str or bin, not {type(message).__name__}")
+    if len(payload) > limit:
+        raise RefusedError(
+            "message_too_large", f"the message has {len(payload)} bytes; the limit, max-message, is {limit}"
+        )
+    return payload

@@ -1,0 +1,121 @@
+"""The one task that carries publications from the hub to the subscribers' sockets."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from realtimed.hub.hub import Hub
+from realtimed.hub.rounds import Round
+from realtimed.process.histogram import Histogram
+from realtimed.process.logs import Event
+
+__all__ = ["FanOut"]
+
+_SLICE: Final = 512
+"""Small sends made in one go: half a millisecond or a whole one, after which every other task may run."""
+
+_LOG_LIMIT: Final = 4 * 2**20
+"""Bytes of memory that publications may take which wait for the fan-out, before publishers wait too."""
+
+log = logging.getLogger(__name__)
+
+
+class FanOut:
+    """Runs the hub's rounds, and holds publishers back when they are faster.
+
+    `round_times` has the seconds each round took, from when it was put together until its last send.
+    """
+
+    # `_round` is the one that is under way, which began at `_began` on the clock of `time.perf_counter`. While
+    # `_attended`, the task need not be woken: `at_once` will see to what is published.
+
+    def __init__(self, hub: Hub) -> None:
+        self.round_times = Histogram()
+        self._hub = hub
+        self._round: Round | None = None
+        self._began = 0.0
+        self._attended = False
+        self._work = trio.Event()
+        self._through = trio.lowlevel.ParkingLot()
+        hub.wake = self._wake
+
+    async def run(self) -> None:
+        """Fan out for ever."""
+        while True:
+            await self._work.wait()
+            self._work = trio.Event()
+            while self._step():
+                await trio.lowlevel.checkpoint()
+
+    def at_once(self, publish: Callable[[], None]) -> None:
+        """Call `publish`, and make the first sends now instead of in the next turn of the event loop.
+
+        That is unless some are under way. For a publisher when there is no other: what others might publish in this
+        turn would have to wait.
+        """
+        self._attended = True
+        try:
+            publish()
+        finally:
+            self._attended = False
+            try:
+                if self._round is None:
+                    self._step()
+            finally:
+                if not self._hub.idle:
+                    self._work.set()
+
+    def _step(self) -> bool:
+        """Make the sends of one slice, to subscribers and then to watchers; return whether there are more to make.
+
+        The exception boundaries around the fan-out: what goes wrong inside is a bug, and ends the connections that
+        may have missed something, so that they come back and ask for it.
+        """
+        try:
+            self._send_slice()
+        except Exception:
+            log.exception(Event("internal error", client="fan-out"))
+            self._round = None
+            for subscriber in self._hub.abandon_round():
+                subscriber.transmit_failed(b"", OSError(errno.ECANCELED, "what was published could not be sent"))
+        if not self._hub.watchers.idle:
+            self._show_slice()
+        # Always: the last watcher may have left, with all that waited for it, in between.
+        self._through.unpark_all()
+        return not self._hub.idle
+
+    def _show_slice(self) -> None:
+        try:
+            self._hub.watchers.step()
+        except Exception:
+            log.exception(Event("internal error", client="watchers"))
+            for watcher in self._hub.watchers.abandon():
+                watcher.transmit_failed(b"", OSError(errno.ECANCELED, "what was published could not be shown"))
+
+    def _send_slice(self) -> None:
+        if self._round is None:
+            self._began = time.perf_counter()
+            self._round = self._hub.next_round()
+        if self._round is not None and not self._round.step(_SLICE):
+            self._round = None
+            self.round_times.observe(time.perf_counter() - self._began)
+
+    async def room(self) -> None:
+        """Wait until the fan-out has caught up enough for more to be published."""
+        while self._hub.unsent_bytes > _LOG_LIMIT:
+            await self._through.park()
+
+    async def settle(self) -> None:
+        """Wait until everything published so far has been handed to all sockets or their backlogs, watchers' too."""
+        while not self._hub.idle:
+            await self._through.park()
+
+    def _wake(self) -> None:
+        if not self._attended:
+            self._work.set()

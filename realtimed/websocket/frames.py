@@ -1,0 +1,113 @@
+"""WebSocket frames (RFC 6455 section 5) as ready bytes.
+
+What a server sends is unmasked and, here, never compressed: one frame's bytes are right for every subscriber, so a
+publication is encoded once per wire format, however many receive it.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import Final
+
+__all__ = [
+    "BINARY",
+    "CLOSE",
+    "CONTROL_PAYLOAD_LIMIT",
+    "FINAL",
+    "PING",
+    "PONG",
+    "CloseCode",
+    "binary_frame",
+    "close_frame",
+    "frame_boundary",
+    "text_frame",
+]
+
+FINAL: Final = 0x80
+_TEXT: Final = 0x1
+BINARY: Final = 0x2
+CLOSE: Final = 0x8
+_PING: Final = 0x9
+PONG: Final = 0xA
+
+CONTROL_PAYLOAD_LIMIT: Final = 125
+"""Bytes a control frame may carry (RFC 6455 section 5.5)."""
+
+# The first byte, then every form of length, at once: one pack per frame.
+_pack_short = struct.Struct("!BB").pack
+_pack_medium = struct.Struct("!BBH").pack
+_pack_long = struct.Struct("!BBQ").pack
+
+
+class CloseCode(IntEnum):
+    """Why a connection was closed. 4000 to 4999 are ours to define (RFC 6455 section 7.4.2)."""
+
+    NORMAL = 1000
+    GOING_AWAY = 1001
+    PROTOCOL_ERROR = 1002
+    INVALID_DATA = 1007
+    MESSAGE_TOO_BIG = 1009
+    BAD_MESSAGE = 4400
+    NOT_ALLOWED = 4403
+    NO_SUCH_PATH = 4404
+    SILENT = 4408
+    SLOW_CONSUMER = 4409
+    TOO_MANY = 4429
+    COME_BACK = 4503
+
+
+def _frame(first: int, payload: bytes) -> bytes:
+    size = len(payload)
+    if size < 126:
+        return _pack_short(first, size) + payload
+    if size < 65536:
+        return _pack_medium(first, 126, size) + payload
+    return _pack_long(first, 127, size) + payload
+
+
+def text_frame(payload: bytes) -> bytes:
+    """Return a whole text message; `payload` is UTF-8."""
+    return _frame(FINAL | _TEXT, payload)
+
+
+def binary_frame(payload: bytes) -> bytes:
+    """Return a whole binary message."""
+    return _frame(FINAL | BINARY, payload)
+
+
+def check_close(code: int, reason: str) -> None:
+    """Raise `ValueError` unless an application may close with this code, and a Close has room for the reason.
+
+    Source: RFC 6455 sections 7.4.2 and 5.5.
+    """
+    if code not in (1000, 1001) and not 3000 <= code <= 4999:
+        raise ValueError("a close code is 1000, 1001 or 3000 to 4999 (RFC 6455 section 7.4)")
+    size = len(reason.encode("utf-8", "replace"))
+    if size > CONTROL_PAYLOAD_LIMIT - 2:
+        raise ValueError(f"the reason has {size} bytes; a Close has room for {CONTROL_PAYLOAD_LIMIT - 2}")
+
+
+def close_frame(code: int, reason: str = "") -> bytes:
+    """Return a Close. A `reason` beyond the 123 bytes a Close has room for is cut between characters."""
+    room = CONTROL_PAYLOAD_LIMIT - 2
+    text = reason.encode("utf-8", "replace")[:room].decode("utf-8", "ignore")
+    return _frame(FINAL | CLOSE, struct.pack("!H", code) + text.encode())
+
+
+PING: Final = _frame(FINAL | _PING, b"")
+"""A heartbeat. Pongs are not matched to pings: any byte a client sends is a sign of life."""
+
+
+def frame_boundary(data: bytes | bytearray | memoryview, offset: int) -> int:
+    """Return the first boundary between frames at or behind `offset`; `data` is whole frames of a server."""
+    at = 0
+    while at < offset:
+        size = data[at + 1]
+        if size < 126:
+            at += 2 + size
+        elif size == 126:
+            at += 4 + int.from_bytes(data[at + 2 : at + 4], "big")
+        else:
+            at += 10 + int.from_bytes(data[at + 2 : at + 10], "big")
+    return at

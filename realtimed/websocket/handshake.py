@@ -1,0 +1,184 @@
+"""A WebSocket handshake's request: what is wrong with it, in words, and what trio-websocket needs of it. No I/O.
+
+The library refuses bad handshakes too, but without saying why, and takes some that RFC 6455 does not allow. So it
+never sees a peer's request, but one that is made of what was read here.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import string
+from collections.abc import Iterator
+from http import HTTPStatus
+from typing import Final, NamedTuple
+from urllib.parse import unquote
+
+from realtimed.net.head import Head
+
+__all__ = ["Refusal", "forwarded_for", "path", "refusal", "request_for_library", "subprotocols"]
+
+_READ: Final = (
+    b"host", b"connection", b"upgrade", b"content-length", b"transfer-encoding", b"x-forwarded-for",
+    b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-protocol",
+)  # fmt: skip
+"""The headers that mean something here: they are ASCII. All others may have bytes above 0x7f in their values."""
+
+_IN_HOSTS: Final = (string.ascii_letters + string.digits + "-._~!$&'()*+,;=%[]:").encode()
+"""RFC 3986 section 3.2.2, and the colon before a port."""
+
+_ADDRESS_LENGTH: Final = 64
+"""Characters of an IPv6 address with the name of an interface. Python takes a name of any length for part of it."""
+
+_SCHEMES: Final = (b"http://", b"https://")
+
+_PATH_LENGTH: Final = 1024
+"""Bytes of a path. Decoding 16 KiB of percent signs would take 10 ms."""
+
+_KEY_BYTES: Final = 16
+_KEY_LENGTH: Final = 24
+"""RFC 6455 section 4.1, number 7; and what they are in base64."""
+
+
+class Refusal(NamedTuple):
+    """An HTTP answer that is not 101: its status, a sentence that says why, and headers that belong to it.
+
+    `header` is the name of the request's header that is wrong, for the log; "" if it is none.
+    """
+
+    status: HTTPStatus
+    sentence: str
+    headers: str = "Connection: close\r\n"
+    header: str = ""
+
+
+_NO_WEBSOCKET: Final = Refusal(
+    HTTPStatus.UPGRADE_REQUIRED,
+    "This is realtimed. It speaks WebSocket, not HTTP: connect with new WebSocket(…) to /ws.",
+    "Upgrade: websocket\r\nConnection: Upgrade, close\r\n",
+    "Upgrade",
+)
+_OTHER_VERSION: Final = Refusal(
+    HTTPStatus.UPGRADE_REQUIRED,
+    "Sec-WebSocket-Version: 13 is the version that is spoken here (RFC 6455).",
+    "Upgrade: websocket\r\nConnection: Upgrade, close\r\nSec-WebSocket-Version: 13\r\n",
+    "Sec-WebSocket-Version",
+)
+
+
+def refusal(head: Head) -> Refusal | None:
+    """Return why a request is no WebSocket handshake, or None if it is one.
+
+    The rules are those of RFC 6455 section 4.2.1, and of RFC 9112 for what is no HTTP.
+    """
+    if head.fault is not None:
+        return Refusal(head.fault.status, head.fault.sentence, header=head.fault.header)
+    for name in _READ:
+        if not all(map(bytes.isascii, head.fields.get(name, ()))):
+            return _bad(f"The header {_spelled(name)} has a byte above 0x7f in its value (RFC 9110 section 5.5).", name)
+    unframed = _unframed(head)
+    if unframed is not None:
+        return unframed
+    if b"upgrade" not in head.fields:
+        return _NO_WEBSOCKET
+    return _wrong_handshake(head)
+
+
+def forwarded_for(head: Head) -> str:
+    """Return whom the last proxy says it speaks for, "" if it says nothing that might be an address."""
+    hop = head.text(b"x-forwarded-for").rpartition(",")[2].strip()
+    return hop if len(hop) <= _ADDRESS_LENGTH else ""
+
+
+def path(head: Head) -> str:
+    """Return the path of a request's target as Caddy's path matcher sees it: decoded, in lower case, slashes merged.
+
+    Of one that is longer than `_PATH_LENGTH`, only so much is decoded, and it ends with "…".
+    """
+    target = head.target
+    if target.lower().startswith(_SCHEMES):  # a request to a proxy names the host as well
+        target = b"/" + target.partition(b"://")[2].partition(b"?")[0].partition(b"/")[2]
+    encoded = target.partition(b"?")[0].partition(b"#")[0].decode("ascii")
+    decoded = unquote(encoded[:_PATH_LENGTH]) + "…" * (len(encoded) > _PATH_LENGTH)
+    begin, end = "/" * decoded.startswith("/"), "/" * decoded.endswith("/")
+    merged = "/".join(filter(None, decoded.split("/"))).lower()
+    return f"{begin}{merged}{end}" if merged else begin
+
+
+def subprotocols(head: Head) -> Iterator[str]:
+    """Yield the subprotocols that the client offers, in its order."""
+    return filter(None, map(str.strip, head.text(b"sec-websocket-protocol").split(",")))
+
+
+def request_for_library(head: Head, subprotocol: str) -> bytes:
+    """Return a request that the library accepts, made of what was read of a handshake that `refusal` has let pass.
+
+    The library keeps its request as long as the connection lives. So it gets neither the headers that nobody reads,
+    nor a long path, nor subprotocols besides the one that is spoken, which is "" for none.
+    """
+    offer = f"Sec-WebSocket-Protocol: {subprotocol}\r\n" if subprotocol else ""
+    return (
+        "GET / HTTP/1.1\r\nHost: realtimed\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {head.text(b'sec-websocket-key')}\r\n{offer}\r\n"
+    ).encode()
+
+
+def _bad(sentence: str, name: bytes = b"") -> Refusal:
+    return Refusal(HTTPStatus.BAD_REQUEST, sentence, header=_spelled(name))
+
+
+def _spelled(name: bytes) -> str:
+    return name.decode("ascii").title().replace("Websocket", "WebSocket")
+
+
+def _unframed(head: Head) -> Refusal | None:
+    """Return why nobody knows where the request ends, or None: two readers might not agree on it."""
+    lengths = head.fields.get(b"content-length", [])
+    if len(lengths) > 1:
+        return _bad(f"A request has one Content-Length, not {len(lengths)} (RFC 9112 section 6.3).", b"content-length")
+    if lengths and not lengths[0].isdigit():
+        return _bad("The value of Content-Length is one number (RFC 9110 section 8.6).", b"content-length")
+    if lengths and b"transfer-encoding" in head.fields:
+        return _bad(
+            "A request has Content-Length or Transfer-Encoding, not both (RFC 9112 section 6.3).", b"transfer-encoding"
+        )
+    return None
+
+
+def _wrong_handshake(head: Head) -> Refusal | None:
+    fields = head.fields
+    if head.method != b"GET" or head.version != b"HTTP/1.1":
+        return _bad("A WebSocket handshake is a GET request of HTTP/1.1.")
+    if not head.target.lower().startswith((b"/", *_SCHEMES)):
+        return _bad("The target of a request begins with a slash, as /ws does.")
+    if b"transfer-encoding" in fields:
+        return _bad("A WebSocket handshake has no body, and no Transfer-Encoding.", b"transfer-encoding")
+    if fields.get(b"content-length", [b"0"])[0].strip(b"0"):
+        return _bad("A WebSocket handshake has no body, and no Content-Length but 0.", b"content-length")
+    hosts = fields.get(b"host", [])
+    if len(hosts) != 1:
+        return _bad("A request has one Host header.", b"host")
+    if hosts[0].translate(None, _IN_HOSTS):
+        return _bad("The value of Host is a name or an address, and possibly a port (RFC 9110 section 7.2).", b"host")
+    for name, word in ((b"upgrade", "websocket"), (b"connection", "upgrade")):
+        if not head.has_word(name, word):
+            return _bad("A WebSocket handshake has the headers Connection: Upgrade and Upgrade: websocket.", name)
+    versions = fields.get(b"sec-websocket-version", [])
+    if len(versions) != 1:
+        return _bad("A WebSocket handshake has one Sec-WebSocket-Version, which is 13.", b"sec-websocket-version")
+    if versions != [b"13"]:
+        return _OTHER_VERSION
+    if not _is_key(fields.get(b"sec-websocket-key", [])):
+        return _bad(
+            f"A WebSocket handshake has one Sec-WebSocket-Key, {_KEY_BYTES} bytes in base64.", b"sec-websocket-key"
+        )
+    return None
+
+
+def _is_key(values: list[bytes]) -> bool:
+    if [len(value) for value in values] != [_KEY_LENGTH]:
+        return False
+    try:
+        return len(base64.b64decode(values[0], validate=True)) == _KEY_BYTES
+    except binascii.Error:
+        return False

@@ -1,0 +1,78 @@
+"""What all protocols have in common."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import ClassVar, Final
+
+import msgspec
+
+from realtimed.hub.channel import Subscriber
+from realtimed.hub.hub import Hub
+from realtimed.hub.publication import Frame, WireFormat
+from realtimed.text import quoted
+
+__all__ = ["Conversation", "ViolationError", "not_json", "not_valid"]
+
+_OTHER_ACTION: Final = re.compile(r"Invalid (?:enum )?value '(.*)' - at `\$\.action`", re.DOTALL)
+_HALF_A_PAIR_AT_THE_END: Final = re.compile(r"\\u[Dd][89ABab][0-9A-Fa-f]{2}.{,11}\Z", re.DOTALL)
+
+
+class ViolationError(Exception):
+    """The client said something that ends the connection with a close `code` and a `reason` it can act on."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+
+
+class Conversation(ABC):
+    """One client's side of a protocol."""
+
+    __slots__ = ("hub", "subscriber")
+
+    name: ClassVar[str]
+    form: ClassVar[WireFormat]
+
+    def __init__(self, hub: Hub, subscriber: Subscriber) -> None:
+        self.hub = hub
+        self.subscriber = subscriber
+
+    def greeting(self, client: str, heartbeat: float) -> bytes:
+        """Return the frames that open the conversation; `heartbeat` is in seconds."""
+        return b""
+
+    @abstractmethod
+    def receive(self, message: str | bytes) -> Iterable[Frame]:
+        """Do what a client's message asks for and return the frames that answer it.
+
+        They are to be written before anything else. A long answer is an iterator that makes them as they are taken.
+
+        Raises `ViolationError` when the connection has to end.
+        """
+
+    def farewell(self, reason: str, retry_after: float) -> bytes:
+        """Return the frames that go out before a Close which is not the client's fault; seconds."""
+        return b""
+
+
+def not_valid(error: msgspec.ValidationError, actions: str) -> str:
+    """Return a sentence on what is wrong with a message, from the decoder's `error`; `actions` are those there are."""
+    other_action = _OTHER_ACTION.fullmatch(str(error))
+    if other_action is None:
+        return str(error)
+    return f"Expected {actions}, got {quoted(other_action[1], 20)} - at `$.action`"
+
+
+def not_json(message: str, error: Exception) -> str:
+    """Return a sentence on why `message` is not JSON, from the `error` that the decoder gave."""
+    if isinstance(error, RecursionError):
+        return "this JSON is nested too deeply"
+    reason = str(error).removeprefix("JSON is malformed: ")
+    if reason == "Input data was truncated":
+        # The decoder says so too when it looks for the other half of a pair of surrogates behind the end.
+        reason = "half a surrogate pair" if _HALF_A_PAIR_AT_THE_END.search(message) else "it ends too early"
+    return f"not JSON: {reason}"

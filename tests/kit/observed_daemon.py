@@ -1,0 +1,41 @@
+"""The daemon, whose `stats` also tell how many tasks and descriptors it has, and how much memory of its own.
+
+Memory that has been freed, but that the C library keeps for what comes next, is given back before it is measured: it is
+tens of megabytes, and says only what the busiest moment was.
+
+`python -m tests.kit.observed_daemon OPTIONS…` takes the options of `realtimed`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from realtimed import daemon
+from realtimed.cli.realtimed import main
+
+_LIBRARY: Final = ctypes.CDLL(None)
+
+
+class ObservedDaemon(daemon.Daemon):
+    """See the module."""
+
+    def stats(self) -> dict[str, object]:
+        if hasattr(_LIBRARY, "malloc_trim"):  # glibc
+            _LIBRARY.malloc_trim(0)
+        anonymous = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        assert anonymous is not None
+        return super().stats() | {
+            "tasks": trio.lowlevel.current_statistics().tasks_living,
+            "descriptors": len(list(Path("/proc/self/fd").iterdir())) - 1,  # one is that of the directory
+            "memory": int(anonymous[1]) * 1024,
+        }
+
+
+if __name__ == "__main__":
+    vars(daemon)["Daemon"] = ObservedDaemon
+    main()
