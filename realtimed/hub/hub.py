@@ -21,6 +21,7 @@ import secrets
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Final, NamedTuple
 
 from realtimed.errors import RefusedError
@@ -54,6 +55,10 @@ _PUBLICATION_BYTES: Final = 288
 
 _LIVES: Final = 2**18
 """Groups of channel names, by their hash, each of which counts how often one of its channels has been forgotten."""
+
+
+_receipt: Final[Callable[[tuple[int, str, int, bool]], Receipt]] = partial(tuple.__new__, Receipt)
+"""Makes a receipt. Each publication needs one, and this takes half the time of a named tuple's constructor."""
 
 
 class SavedChannel(NamedTuple):
@@ -174,20 +179,20 @@ class Hub:
             else:
                 channel.epoch = self._epoch_of_its_own()
                 if not self.watchers:
-                    return Receipt(0, channel.epoch, 1)
+                    return _receipt((0, channel.epoch, 1, False))
         channel.offset += 1
         time = self._time_ns() // 1_000_000
         if channel.ring is not None:
             self.history.keep(channel.ring, channel.offset, payload if text else bytearray(payload), time)
         if not channel.count and not self.watchers:
-            return Receipt(0, channel.epoch, channel.offset)
+            return _receipt((0, channel.epoch, channel.offset, False))
         publication = Publication(channel.name, payload, text, channel.offset, time)
         self._log.append((channel, publication))
         self.log_bytes += len(payload) + _PUBLICATION_BYTES
         self.deliveries += channel.count
         if len(self._log) == 1:
             self.wake()
-        return Receipt(channel.count, channel.epoch, channel.offset)
+        return _receipt((channel.count, channel.epoch, channel.offset, False))
 
     def subscribe(
         self, subscriber: Subscriber, name: object, since: Position | None = None, *, last: int | None = None

@@ -1,7 +1,7 @@
 """The Autobahn test suite against the daemon, directly and through Caddy with the project's Caddyfile.
 
-`python -m tests.system.conformance` runs all its cases and prints what did not pass; it exits with 1 unless that is what
-`VERDICTS` expects. The cases are those of autobahntestsuite, as the package `kosoku` carries and runs them. They expect
+`python -m tests.system.conformance` runs all its cases and prints what did not pass. It exits with 1 unless
+`VERDICTS` expects that. The cases are those of autobahntestsuite, as the package `kosoku` carries and runs them. They expect
 an echo server: see `tests.system.echo_daemon`.
 """
 

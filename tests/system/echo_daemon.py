@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
-from realtimed import session
 from realtimed.cli.realtimed import main
 from realtimed.hub.publication import Frame, WireFormat
+from realtimed.websocket import session
 from realtimed.websocket.frames import binary_frame, text_frame
 from realtimed.websocket.protocols import Conversation
 from realtimed.websocket.protocols.plain import Plain

@@ -16,10 +16,10 @@ import trio
 from wsproto.events import CloseConnection, Ping, TextMessage
 from wsproto.frame_protocol import FrameProtocol
 
-from realtimed import session
 from realtimed.config.loading import load
 from realtimed.daemon import Daemon
 from realtimed.rpc.wire import encode_request
+from realtimed.websocket import session
 from tests.kit.clients import REQUEST, RawClient, closing, publisher, raw_client, subscribe, websocket
 
 REPEATS = 5
