@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Final
 
 from realtimed.config.settings import Config
 from realtimed.errors import ConfigurationError
+from realtimed.process.logs import Event
 
-__all__ = ["Change", "compare"]
+__all__ = ["Change", "Reloader", "compare"]
+
+log = logging.getLogger(__name__)
 
 _LIVE: Final = frozenset({
     # For everyone, at once.
@@ -48,3 +52,35 @@ def compare(old: Config, new: Config) -> Change:
 
 def _named(settings: Iterable[str]) -> tuple[str, ...]:
     return tuple(name.replace("_", "-") for name in settings)
+
+
+class Reloader:
+    """Rereads the configuration of a running daemon, and logs what came of it.
+
+    `reread` returns the configuration as it is now, or raises `ConfigurationError`; `apply` puts a configuration into
+    effect that differs from `config` only in settings that can change. `note` is what a status should say about it.
+    """
+
+    def __init__(self, config: Config, reread: Callable[[], Config], apply: Callable[[Config], None]) -> None:
+        self.config = config
+        self.note = ""
+        self._reread = reread
+        self._apply = apply
+
+    def reload(self) -> None:
+        """Read the configuration again, and apply what can be applied. A wrong configuration changes nothing."""
+        try:
+            change = compare(self.config, self._reread())
+        except ConfigurationError as error:
+            for line in str(error).splitlines():
+                log.error(Event("not reloaded", reason=line))
+            self.note = f"; not reloaded: {error}".partition("\n")[0]
+            return
+        self.config = change.config
+        self._apply(change.config)
+        applied, waiting = ", ".join(change.applied), ", ".join(change.needs_restart)
+        if waiting:
+            log.warning(Event("reloaded", applied=applied, needs_restart=waiting))
+        else:
+            log.info(Event("reloaded", applied=applied, needs_restart=waiting))
+        self.note = f"; only a restart applies {waiting}" if waiting else ""

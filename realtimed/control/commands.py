@@ -20,7 +20,6 @@ from realtimed.hub.names import check_channel_name
 from realtimed.hub.position import Position, Receipt
 from realtimed.hub.publication import encode_message
 from realtimed.text import quoted
-from realtimed.websocket.frames import CloseCode, check_close
 
 __all__ = ["CHANNELS_LIMIT", "COMMANDS", "Caller", "Command", "Context", "carry_out", "shown"]
 
@@ -46,6 +45,7 @@ class Context:
 
     hub: Hub
     clients: Mapping[str, Client]
+    disconnect: Callable[[str, int | None, str], bool]
     stats: Callable[[], dict[str, object]]
     info: Callable[[], dict[str, object]]
     answered: Answered
@@ -233,7 +233,7 @@ def _recent(context: Context, channel: object, count: int, options: _Options) ->
 
 
 def _disconnect(context: Context, _: Caller | None, params: list[object]) -> object:
-    code: int = CloseCode.NOT_ALLOWED
+    code: int | None = None
     reason = "disconnected by an administrator"
     match params:
         case [str(id)]:
@@ -244,12 +244,7 @@ def _disconnect(context: Context, _: Caller | None, params: list[object]) -> obj
             pass
         case _:
             return NotImplemented
-    try:
-        check_close(code, reason)
-    except ValueError as error:
-        raise RefusedError("invalid_params", str(error)) from None
-    client = context.clients.get(id)
-    return {"disconnected": int(client is not None and client.close(code, reason))}
+    return {"disconnected": int(context.disconnect(id, code, reason))}
 
 
 def _subscribe(context: Context, caller: Caller | None, params: list[object]) -> object:

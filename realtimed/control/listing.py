@@ -39,7 +39,7 @@ _CLIENT_BYTES: Final = 160
 
 
 class Client(Protocol):
-    """A connected WebSocket, for those who ask who is there or want to end it."""
+    """A connected WebSocket, as the lists show it."""
 
     @property
     def rank(self) -> int:
@@ -55,9 +55,6 @@ class Client(Protocol):
 
     def describe(self) -> dict[str, object]:
         """Return what the ``clients`` command shows."""
-
-    def close(self, code: int, reason: str) -> bool:
-        """Say goodbye and end the connection. Returns at once, whether it was not ending already."""
 
 
 class Whole(NamedTuple):

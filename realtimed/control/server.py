@@ -28,6 +28,7 @@ from realtimed.control.service import Service
 from realtimed.errors import ProtocolError, RefusedError
 from realtimed.hub.hub import Joined
 from realtimed.hub.position import Receipt
+from realtimed.hub.publication import Ending
 from realtimed.net.stream import QueuedStream
 from realtimed.process.logs import Event
 from realtimed.rpc.wire import (
@@ -40,9 +41,8 @@ from realtimed.rpc.wire import (
     Response,
     encode_response,
 )
-from realtimed.websocket.frames import CloseCode
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "serve_publisher"]
 
 _PARAMS_ROOM: Final = 2**20
 """Bytes a command may have beside its message: names of channels, above all."""
@@ -134,11 +134,12 @@ class Connection:
         await trio.sleep(_FIRST_COMMAND)
         self.stream.stop_receiving()
 
-    # What the stream tells its owner.
-
-    def slow(self, reason: str) -> None:
+    def end(self, ending: Ending, reason: str) -> None:
         """See `realtimed.net.stream.Owner`."""
-        self.end_now("slow", f"it does not read its answers: {reason}")
+        if ending is Ending.SLOW:
+            self.end_now("slow", f"it does not read its answers: {reason}")
+        elif not self._departed:
+            self._nursery.cancel_scope.cancel()
 
     def end_now(self, code: str, reason: str) -> None:
         """End the connection without a word to its publisher, unless it is ending already. Returns at once."""
@@ -146,17 +147,6 @@ class Connection:
             return  # it has been said
         log.warning(Event("publisher disconnected", code=code, reason=reason, **self._peer()))
         self._nursery.cancel_scope.cancel()
-
-    def broken(self) -> None:
-        """See `realtimed.net.stream.Owner`."""
-        if not self._departed:
-            self._nursery.cancel_scope.cancel()
-
-    def misbehaved(self, code: CloseCode, reason: str) -> None:
-        """See `realtimed.net.stream.Owner`."""
-
-    def library_done(self) -> None:
-        """See `realtimed.net.stream.Owner`."""
 
     async def _serve(self) -> None:
         begun = math.inf  # when the command that is arriving in pieces began to
@@ -380,3 +370,11 @@ class Connection:
 
     def _forbid(self, message: Message) -> object:
         raise RefusedError("not_allowed", self._forbidden or "")
+
+
+async def serve_publisher(stream: QueuedStream, service: Service) -> None:
+    """Serve one publisher. This is its exception boundary: a fault inside is a bug, and ends this connection only."""
+    try:
+        await Connection(stream, service).run()
+    except Exception:
+        log.exception(Event("internal error", client="publisher"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -10,6 +10,9 @@ import trio
 
 from realtimed.config.settings import Config
 from realtimed.control.commands import Context
+from realtimed.hub.channel import Subscriber
+from realtimed.hub.publication import Ending
+from realtimed.hub.watch import Watcher
 from realtimed.net.backlog import Backlogs
 from realtimed.net.stream import QueuedStream
 from realtimed.process.turns import Turns
@@ -52,10 +55,7 @@ class Publisher(Protocol):
     def closing(self) -> bool:
         """Whether somebody has ended the connection."""
 
-    def slow(self, reason: str) -> None:
-        """See `realtimed.net.stream.Owner`."""
-
-    def broken(self) -> None:
+    def end(self, ending: Ending, reason: str) -> None:
         """See `realtimed.net.stream.Owner`."""
 
     @property
@@ -114,6 +114,12 @@ class Service:
     def read_bytes(self) -> int:
         """How much a connection reads at a time: less if they are many, since all of them may do so in one turn."""
         return max(min(_READ_MOST, _READ_TOGETHER // len(self.connections)), _READ_LEAST)
+
+    def give_up(self, subscribers: Collection[Subscriber | Watcher]) -> None:
+        """End those connections that are among the subscribers, after a fault in which they may miss something."""
+        for connection in list(self.connections):
+            if connection.stream in subscribers:
+                connection.end(Ending.GONE, "the peer takes nothing any more")
 
     def note_refusal(self, code: str) -> None:
         """Count a command that is refused."""

@@ -25,18 +25,10 @@ from prometheus_client.registry import Collector
 
 from realtimed import __version__
 from realtimed.process.histogram import Histogram
-from realtimed.websocket.frames import CloseCode
 
-__all__ = ["CLOSE_REASONS", "CONTENT_TYPE", "METRICS", "Exposition", "Reading"]
+__all__ = ["CONTENT_TYPE", "METRICS", "Exposition", "Reading"]
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
-
-CLOSE_REASONS: Final = {
-    **{int(code): code.name.lower() for code in CloseCode},
-    1005: "no_status_received",  # a Close without a code
-    1006: "abnormal_closure",  # no Close at all
-}
-"""The values of the label `reason`, by close code."""
 
 _OTHER: Final = "other"
 """Stands for the close codes that clients and administrators choose for themselves."""
@@ -44,9 +36,13 @@ _OTHER: Final = "other"
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the metrics are made of: the daemon's ``stats``, its limit of connections, and its two histograms."""
+    """What the metrics are made of: the daemon's ``stats``, its limit of connections, and its two histograms.
+
+    `close_reasons` are the values of the label `reason`, by close code.
+    """
 
     stats: Mapping[str, Any]
+    close_reasons: Mapping[int, str]
     max_connections: int
     round_times: Histogram
     loop_lag: Histogram
@@ -89,12 +85,13 @@ def _limit(name: str, help: str, reading: Reading) -> Metric:
 
 
 def _disconnects(name: str, help: str, reading: Reading) -> Metric:
-    counts = dict.fromkeys([*CLOSE_REASONS, _OTHER], 0)
+    reasons = {str(code): reason for code, reason in reading.close_reasons.items()} | {_OTHER: _OTHER}
+    counts = dict.fromkeys(reasons, 0)
     for code, count in reading.stats["closed"].items():
-        counts[int(code) if int(code) in CLOSE_REASONS else _OTHER] += count
+        counts[code if code in counts else _OTHER] += count
     family = CounterMetricFamily(name, help, labels=["code", "reason"])
-    for known, count in counts.items():
-        family.add_metric([str(known), CLOSE_REASONS.get(known, _OTHER) if isinstance(known, int) else _OTHER], count)
+    for code, count in counts.items():
+        family.add_metric([code, reasons[code]], count)
     return family
 
 
@@ -109,6 +106,7 @@ METRICS: Final[Mapping[str, tuple[str, Maker]]] = {
     "realtimed_max_connections": ("WebSockets that may be open at a time.", _limit),
     "realtimed_connections": ("WebSockets accepted.", _counter("connections")),
     "realtimed_disconnects": ("WebSockets that have ended, by close code.", _disconnects),
+    "realtimed_endings": ("WebSockets that have ended, by why they did.", _by("ending", "ended")),
     "realtimed_handshakes_refused": (
         "Requests that did not become WebSockets, by HTTP status.",
         _by("status", "handshakes_refused_with"),

@@ -7,6 +7,7 @@ more than a small share of the daemon's time.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final, NamedTuple
@@ -15,9 +16,12 @@ import h11
 import trio
 
 from realtimed.http.metrics import CONTENT_TYPE
+from realtimed.net.accepting import accept
 from realtimed.net.head import Head, HeadBuffer
+from realtimed.net.listener import SocketListener
+from realtimed.process.logs import Event
 
-__all__ = ["Endpoint"]
+__all__ = ["Endpoint", "serve"]
 
 _REQUEST_TIMEOUT: Final = 5.0
 """Seconds a request may take to arrive."""
@@ -36,6 +40,8 @@ _PACE: Final = 0.01
 
 _SHARE: Final = 0.05
 """How much of the time may go into making pages of metrics. Whoever asks more often gets the page made last."""
+
+log = logging.getLogger(__name__)
 
 _TEXT: Final = "text/plain; charset=utf-8"
 
@@ -162,3 +168,21 @@ async def _send(stream: trio.abc.Stream, http: h11.Connection, answer: _Answer, 
     parts = [http.send(head), http.send(h11.Data(data=b"" if bodiless else answer.body)), http.send(h11.EndOfMessage())]
     with trio.move_on_after(_ANSWER_TIMEOUT):
         await stream.send_all(b"".join(part for part in parts if part))
+
+
+async def serve(
+    listener: SocketListener[trio.SocketStream],
+    nursery: trio.Nursery,
+    ready: Callable[[], str | None],
+    metrics: Callable[[], bytes],
+) -> None:
+    """Serve an `Endpoint` at `listener` without end, each connection in a task of `nursery`."""
+    endpoint = Endpoint(ready, metrics)
+
+    async def serve_one(stream: trio.SocketStream) -> None:
+        try:
+            await endpoint.serve(stream)
+        except Exception:  # the boundary of this connection: a fault ends nothing else
+            log.exception(Event("internal error", client="http"))
+
+    await accept(listener, serve_one, nursery, endpoint.room)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Protocol
 
 from realtimed.hub.history import Ring
@@ -24,23 +24,16 @@ class Subscriber(Protocol):
 
     @property
     def fd(self) -> int:
-        """The descriptor that bytes may be sent to at once instead of by `transmit`; -1 while they may not.
+        """The descriptor that bytes may be sent to at once, instead of with `write`; -1 while they may not.
 
-        Whoever changes it calls `Channel.descriptor_changed` of all `channels`.
+        A subscriber that changes it calls `Channel.descriptor_changed` of all its `channels`.
         """
 
-    @property
-    def transmit(self) -> Callable[[bytes], int]:
-        """Takes as many of the bytes as it can at once and returns how many; raises OSError if it can take none."""
+    def write(self, data: bytes, sent: int = 0) -> None:
+        """Send `data`, or keep it until it can be sent. Never waits.
 
-    def hold(self, data: bytes, sent: int) -> None:
-        """Keep `data`, of which `transmit` took the first `sent` bytes, until it can be sent."""
-
-    def transmit_failed(self, data: bytes, error: OSError) -> None:
-        """Deal with an error of `transmit`, which has taken nothing of `data`."""
-
-    def write(self, data: bytes) -> None:
-        """Send or keep `data`: `transmit` and what may have to follow it, in one."""
+        The first `sent` bytes have gone to `fd` already, and nothing else has been written since.
+        """
 
 
 class Roster(list[Subscriber]):

@@ -1,17 +1,49 @@
-"""What is published, what a publisher learns of it, and a place among publications."""
+"""What is published, in which forms it is sent, and why a connection that gets it may end."""
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Protocol, TypeAlias
 
 import msgspec
 
 from realtimed.errors import RefusedError
 
-__all__ = ["Frame", "Publication", "WireFormat", "encode_message"]
+__all__ = ["Ending", "Frame", "Publication", "WireFormat", "encode_message"]
 
 Frame: TypeAlias = bytes | memoryview
 """One or more whole frames. A memoryview is shared by several clients, and counted once."""
+
+
+class Ending(Enum):
+    """Why a connection ends. Each protocol has its close code and its words for it; metrics and log have this name."""
+
+    BY_CLIENT = "by_client"
+    """The client has closed it, with a code of its own."""
+    GONE = "gone"
+    """The client hung up without a Close, or takes nothing any more."""
+    KICKED = "kicked"
+    """An administrator has disconnected the client."""
+    RESTART = "restart"
+    """The daemon stops."""
+    MAX_AGE = "max_age"
+    """The connection has reached its age."""
+    SLOW = "slow"
+    """Too much waits for the client, or for too long."""
+    SILENT = "silent"
+    """Nothing has been heard from the client for too long."""
+    BAD_MESSAGE = "bad_message"
+    """The client has said something that its protocol does not know, and which has no answer there."""
+    TOO_MANY = "too_many"
+    """The client has more channels, or sends more frames, than it may."""
+    TOO_BIG = "too_big"
+    """A message of the client is larger than it may be."""
+    NO_SUCH_PATH = "no_such_path"
+    """WebSockets are not served at the path that the client asked for."""
+    PROTOCOL_ERROR = "protocol_error"
+    """The client breaks RFC 6455."""
+    INVALID_DATA = "invalid_data"
+    """A text message of the client is not UTF-8."""
 
 
 class WireFormat(Protocol):

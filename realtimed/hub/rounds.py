@@ -206,15 +206,8 @@ class Round:
 def send_each(batch: Batch) -> None:
     """Make one send a subscriber: the loop that everything else is built around."""
     for data, roster, start, stop in batch:
-        size = len(data)
         for subscriber in roster if stop - start == len(roster) else roster[start:stop]:
-            try:
-                sent = subscriber.transmit(data)
-            except OSError as error:
-                subscriber.transmit_failed(data, error)
-            else:
-                if sent != size:
-                    subscriber.hold(data, sent)
+            subscriber.write(data)
 
 
 def _joined(publications: Sequence[Publication], form: WireFormat) -> bytes:

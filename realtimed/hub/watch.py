@@ -49,9 +49,6 @@ class Watcher(Protocol):
     def write(self, data: bytes) -> None:
         """Send or keep `data`. Never waits."""
 
-    def transmit_failed(self, data: bytes, error: OSError) -> None:
-        """Deal with an error, which is that nothing of `data` was sent."""
-
 
 class _Watching:
     """One watcher: the bit that stands for it, its patterns, and the number of the first publication it may see."""

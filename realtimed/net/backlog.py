@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 from itertools import islice
 from typing import Final, TypeAlias
 
@@ -12,7 +13,6 @@ import trio
 from realtimed.hub.history import History, Retention
 from realtimed.hub.publication import Frame
 from realtimed.hub.replays import Pieces, Replays
-from realtimed.websocket.frames import frame_boundary
 
 __all__ = ["ENTRY_BYTES", "FAR_OVER", "OVER_SECONDS", "SHARED_BYTES", "Backlog", "Backlogs"]
 
@@ -93,6 +93,14 @@ class Backlogs:
         self._waiting = trio.lowlevel.ParkingLot()
         self._attendant = trio.lowlevel.ParkingLot()
         self._turns = trio.StrictFIFOLock()
+
+    def configure(self, limit: int, timeout: float, total_limit: int) -> None:
+        """Set the limits; see the settings. They hold for what waits already, too."""
+        self.limit = limit
+        self.timeout = timeout
+        self.total_limit = total_limit
+        self.check()
+        self.freed()  # publishers may be waiting for what there is now room for
 
     @property
     def held(self) -> int:
@@ -408,14 +416,17 @@ class Backlog:
         self.is_far_over()
         self.patience.deadline = min(self.patience.deadline, self.deadline)
 
-    def drop_unsent_frames(self) -> None:
-        """Keep only the rest of the frame that is partly sent."""
+    def drop_unsent(self, boundary: Callable[[_Data, int], int]) -> None:
+        """Keep only the rest of the frame that is partly sent.
+
+        `boundary` returns the first place between two frames at or behind an offset.
+        """
         sent = self.sent
         begun = self.entries[0] if self.entries and sent else None
         self.clear()
         if begun is not None:
             time, data, _ = begun
-            end = frame_boundary(data, sent)
+            end = boundary(data, sent)
             if end > sent:
                 rest = bytearray(data[sent:end])
                 self.size = len(rest)

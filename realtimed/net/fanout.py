@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 import trio
 
+from realtimed.hub.channel import Subscriber
 from realtimed.hub.hub import Hub
 from realtimed.hub.rounds import Round
+from realtimed.hub.watch import Watcher
 from realtimed.process.histogram import Histogram
 from realtimed.process.logs import Event
 
@@ -29,15 +30,18 @@ log = logging.getLogger(__name__)
 class FanOut:
     """Runs the hub's rounds, and holds publishers back when they are faster.
 
+    After a fault, `give_up` ends the connections that may have missed something.
+
     `round_times` has the seconds each round took, from when it was put together until its last send.
     """
 
     # `_round` is the one that is under way, which began at `_began` on the clock of `time.perf_counter`. While
     # `_attended`, the task need not be woken: `at_once` will see to what is published.
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, give_up: Callable[[Collection[Subscriber | Watcher]], None]) -> None:
         self.round_times = Histogram()
         self._hub = hub
+        self._give_up = give_up
         self._round: Round | None = None
         self._began = 0.0
         self._attended = False
@@ -82,8 +86,7 @@ class FanOut:
         except Exception:
             log.exception(Event("internal error", client="fan-out"))
             self._round = None
-            for subscriber in self._hub.abandon_round():
-                subscriber.transmit_failed(b"", OSError(errno.ECANCELED, "what was published could not be sent"))
+            self._give_up(self._hub.abandon_round())
         if not self._hub.watchers.idle:
             self._show_slice()
         # Always: the last watcher may have left, with all that waited for it, in between.
@@ -95,8 +98,7 @@ class FanOut:
             self._hub.watchers.step()
         except Exception:
             log.exception(Event("internal error", client="watchers"))
-            for watcher in self._hub.watchers.abandon():
-                watcher.transmit_failed(b"", OSError(errno.ECANCELED, "what was published could not be shown"))
+            self._give_up(self._hub.watchers.abandon())
 
     def _send_slice(self) -> None:
         if self._round is None:

@@ -21,7 +21,7 @@ from realtimed.config.readers import Address
 from realtimed.errors import ConfigurationError
 from realtimed.text import printable
 
-__all__ = ["SocketListener", "adopt_listener", "open_listener"]
+__all__ = ["SocketListener", "adopt_listener", "listen", "open_listener"]
 
 _LISTEN_QUEUE: Final = 4096
 """Connections the kernel keeps until they are accepted; it takes the lower of this and net.core.somaxconn."""
@@ -145,6 +145,15 @@ class SocketListener(trio.abc.AsyncResource, Generic[StreamT]):
             with suppress(OSError):  # a directory that may not be written any more; the next daemon replaces the file
                 self._path.unlink()
         self._path = None
+
+
+async def listen(
+    where: Address | socket.socket, wrap: Callable[[socket.socket], StreamT], *, mode: int, group: str | None
+) -> SocketListener[StreamT]:
+    """Listen at an address, or at a socket that is open already; see `open_listener` and `adopt_listener`."""
+    if isinstance(where, socket.socket):
+        return adopt_listener(where, wrap)
+    return await open_listener(where, wrap, mode=mode, group=group)
 
 
 async def open_listener(

@@ -15,6 +15,7 @@ Source: io_uring(7), io_uring_setup(2), io_uring_enter(2), and linux/io_uring.h 
 from __future__ import annotations
 
 import errno
+import logging
 import mmap
 import os
 import socket
@@ -24,10 +25,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
-from realtimed.hub.channel import Subscriber
 from realtimed.hub.rounds import Batch, send_each
+from realtimed.process.logs import Event
 
-__all__ = ["SendRing"]
+__all__ = ["SendRing", "open_ring"]
+
+log = logging.getLogger(__name__)
 
 # These numbers are the same on every architecture that got its system calls after the table was unified.
 _SETUP: Final = 425
@@ -258,19 +261,18 @@ class SendRing:
             raise OSError(errno.ENOSYS, f"sends through io_uring had other results than expected: {sorted(results)}")
 
 
+def open_ring() -> SendRing | None:
+    """Return a ring, or None where io_uring cannot be used; the log says why."""
+    try:
+        return SendRing()
+    except (OSError, MemoryError) as error:  # MemoryError: ctypes where no memory may be executable
+        log.info(Event("io_uring is not used", reason=getattr(error, "strerror", str(error))))
+        return None
+
+
 def _deal_with_all(batch: Batch, at: int, results: Sequence[int]) -> None:
-    """Deal with the results of the batch's sends from number `at` on."""
+    """Deal with the results of the batch's sends from number `at` on: a send may take a part, fail, or not be made."""
     sends = [(each, data) for data, roster, start, stop in batch for each in roster[start:stop]]
     for (subscriber, data), result in zip(sends[at : at + len(results)], results, strict=True):
         if result != len(data):
-            _deal_with(subscriber, data, result)
-
-
-def _deal_with(subscriber: Subscriber, data: bytes, result: int) -> None:
-    """Deal with a send that was not made, failed, or took only a part."""
-    if result >= 0:
-        subscriber.hold(data, result)
-    elif result == -errno.EBADF:  # not tried, or it had no descriptor
-        subscriber.write(data)
-    else:
-        subscriber.transmit_failed(data, OSError(-result, os.strerror(-result)))
+            subscriber.write(data, max(result, 0))  # what failed here fails there as well, and is dealt with

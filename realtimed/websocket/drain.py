@@ -1,4 +1,4 @@
-"""Sending everyone away, at a pace: who is told when, and when to come back."""
+"""Sending all clients away at a pace, when the daemon stops."""
 
 from __future__ import annotations
 
@@ -9,82 +9,107 @@ from typing import Final
 
 import trio
 
+from realtimed.hub.publication import Ending
 from realtimed.websocket.session import Session
 from realtimed.websocket.sessions import Sessions
 
-__all__ = ["Drain"]
+__all__ = ["Drain", "Pace"]
 
 _TICK: Final = 0.05
 """Seconds between two shares of the clients."""
 
 _LARGEST_SHARE: Final = 1.3
-"""What one second may get, of what every second would get if all were alike. What a busy processor has kept us from
-doing is made up as fast as this allows, and not in one go."""
+"""How many times its even share one second may get. After a delay by a busy processor the pace catches up as fast as
+this allows, not in one go."""
 
 _SPARE: Final = 0.1
-"""Which part of the time is left free at its end, to make up for what a busy processor has kept us from doing."""
+"""The part of the time that is kept free at its end, to catch up after a delay by a busy processor."""
 
 _SLICE: Final = 100
-"""Clients that are sent away in one go before other tasks get their turn."""
+"""Clients that are sent away before other tasks get their turn."""
 
 _RETURNS_PER_SECOND: Final = 500
-"""How many clients are told to come back in each second after the end."""
+"""Clients that are asked to come back in each second after the end."""
 
 _SHORTEST_RETURN: Final = 1.0
-"""Seconds from the end until the first comes back: about what a restart takes."""
+"""Seconds from the end until the first client comes back: about what a restart takes."""
+
+
+class Pace:
+    """How many clients to send away at a time, so that each second gets about the same share. Knows no clock.
+
+    All times are seconds on one clock. The time for all of them begins at `now` and lasts `seconds`.
+    """
+
+    # Invariants: `_most` is how many clients one second may get; `_recent` has the shares of the last second: when, and
+    # how many. `_due` is how many clients should have gone by `_at` and have not, with a fraction.
+
+    def __init__(self, now: float, seconds: float) -> None:
+        self._ends_at = now + seconds
+        self._spare = seconds * _SPARE
+        self._at = now
+        self._most = 0
+        self._due = 0.0
+        self._recent: deque[tuple[float, int]] = deque()
+
+    def seconds_left(self, now: float) -> float:
+        """Return how much of the time is left, at most 0 when it is over."""
+        return self._ends_at - now
+
+    def plan(self, now: float, clients: int) -> None:
+        """Fit the pace to a number of clients, before the first share and when more have come."""
+        self._most = max(self._most, math.ceil(clients / self.seconds_left(now) * _LARGEST_SHARE))
+
+    def share(self, now: float, clients: int) -> int:
+        """Return how many of the `clients` that are there are to go now."""
+        while self._recent and self._recent[0][0] <= now - 1:
+            self._recent.popleft()
+        passed = now - self._at
+        self._due += (clients - self._due) * passed / max(self._ends_at - self._at - self._spare, passed)
+        self._at = now
+        count = min(int(self._due), self._most - sum(each for _, each in self._recent))
+        self._due -= count
+        self._recent.append((now, count))
+        return count
 
 
 class Drain:
-    """The end of all sessions, within a number of seconds, from now on.
+    """The end of all sessions, within a number of seconds from now.
 
-    Clients are advised to come back after its end, when there is a daemon again: each at a moment of its own, over a
-    time that grows with their number.
+    Clients are asked to come back after that, when there is a daemon again: each at a moment of its own, over a time
+    that grows with their number.
     """
 
     def __init__(self, sessions: Sessions, seconds: float) -> None:
         self._sessions = sessions
-        self._ends_at = trio.current_time() + seconds
-        self._spare = seconds * _SPARE
+        self._pace = Pace(trio.current_time(), seconds)
         self._spread = 1 + len(sessions.members) / _RETURNS_PER_SECOND
         self._waiting: list[Session] = []
 
     async def run(self) -> None:
-        """Send away, in each second, about the same share of those who are there.
+        """Send away about the same share of the clients in each second.
 
-        Returns when the time is over or nobody is left; those who could not be sent away in time are for `finish`.
+        Returns when the time is over or nobody is left. `finish` sends away those for whom there was no time.
         """
         joined = -1
-        limit = 0
-        due = 0.0
-        recent: deque[tuple[float, int]] = deque()  # who was sent away within the last second: when, how many
-        now = trio.current_time()
-        while (left := self._ends_at - now) > 0:
+        while (seconds := self._pace.seconds_left(trio.current_time())) > 0:
             if joined != self._sessions.connections:  # handshakes were under way
                 joined = self._sessions.connections
                 self._waiting = self._open()
-                limit = max(limit, math.ceil(len(self._waiting) / left * _LARGEST_SHARE))
+                self._pace.plan(trio.current_time(), len(self._waiting))
             if not self._waiting:
                 break
-            before = now
-            await trio.sleep(min(_TICK, left))
-            now = trio.current_time()
-            while recent and recent[0][0] <= now - 1:
-                recent.popleft()
-            passed = now - before
-            due += (len(self._waiting) - due) * passed / max(left - self._spare, passed)
-            count = min(int(due), limit - sum(each for _, each in recent))
-            due -= count
-            recent.append((now, count))
-            await self._send_away(count)
+            await trio.sleep(min(_TICK, seconds))
+            await self._send_away(self._pace.share(trio.current_time(), len(self._waiting)))
 
     async def finish(self) -> None:
-        """Send away everyone who is left, and from now on everyone who comes."""
+        """Send away all clients that are left, and from now on each that joins."""
         self._sessions.send_away = self._send_one_away
         self._waiting = self._open()
         await self._send_away(len(self._waiting))
 
     def finish_now(self) -> None:
-        """Do the same as `finish`, at once, for want of time."""
+        """Do the same as `finish` without a pause, for want of time."""
         self._sessions.send_away = self._send_one_away
         for session in self._open():
             self._send_one_away(session)
@@ -99,5 +124,5 @@ class Drain:
             self._send_one_away(self._waiting.pop())
 
     def _send_one_away(self, session: Session) -> None:
-        left = max(self._ends_at - trio.current_time(), 0)
-        session.say_goodbye("restart", left + _SHORTEST_RETURN + random.uniform(0, self._spread))
+        until_end = max(self._pace.seconds_left(trio.current_time()), 0)
+        session.send_away(Ending.RESTART, until_end + _SHORTEST_RETURN + random.uniform(0, self._spread))

@@ -7,12 +7,14 @@ publication is encoded once per wire format, however many receive it.
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import Final
 
 __all__ = [
     "BINARY",
     "CLOSE",
+    "CLOSE_REASONS",
     "CONTROL_PAYLOAD_LIMIT",
     "FINAL",
     "PING",
@@ -57,6 +59,14 @@ class CloseCode(IntEnum):
     COME_BACK = 4503
 
 
+CLOSE_REASONS: Final[Mapping[int, str]] = {
+    **{int(code): code.name.lower() for code in CloseCode},
+    1005: "no_status_received",  # a Close without a code
+    1006: "abnormal_closure",  # no Close at all
+}
+"""Names of the close codes."""
+
+
 def _frame(first: int, payload: bytes) -> bytes:
     size = len(payload)
     if size < 126:
@@ -76,12 +86,12 @@ def binary_frame(payload: bytes) -> bytes:
     return _frame(FINAL | BINARY, payload)
 
 
-def check_close(code: int, reason: str) -> None:
-    """Raise `ValueError` unless an application may close with this code, and a Close has room for the reason.
+def check_close(code: int | None, reason: str) -> None:
+    """Raise `ValueError` unless an application may close with this code, if any, and a Close has room for the reason.
 
     Source: RFC 6455 sections 7.4.2 and 5.5.
     """
-    if code not in (1000, 1001) and not 3000 <= code <= 4999:
+    if code is not None and code not in (1000, 1001) and not 3000 <= code <= 4999:
         raise ValueError("a close code is 1000, 1001 or 3000 to 4999 (RFC 6455 section 7.4)")
     size = len(reason.encode("utf-8", "replace"))
     if size > CONTROL_PAYLOAD_LIMIT - 2:

@@ -11,12 +11,22 @@ import binascii
 import string
 from collections.abc import Iterator
 from http import HTTPStatus
+from ipaddress import ip_address
 from typing import Final, NamedTuple
 from urllib.parse import unquote
 
 from realtimed.net.head import Head
 
-__all__ = ["Refusal", "forwarded_for", "path", "refusal", "request_for_library", "subprotocols"]
+__all__ = [
+    "Refusal",
+    "client_address",
+    "forwarded_for",
+    "http_answer",
+    "path",
+    "refusal",
+    "request_for_library",
+    "subprotocols",
+]
 
 _READ: Final = (
     b"host", b"connection", b"upgrade", b"content-length", b"transfer-encoding", b"x-forwarded-for",
@@ -88,6 +98,26 @@ def forwarded_for(head: Head) -> str:
     """Return whom the last proxy says it speaks for, "" if it says nothing that might be an address."""
     hop = head.text(b"x-forwarded-for").rpartition(",")[2].strip()
     return hop if len(hop) <= _ADDRESS_LENGTH else ""
+
+
+def client_address(peer: str, head: Head) -> str:
+    """Return the address of the client, as far as it is known; `peer` is the address of its connection, "" for none.
+
+    What a proxy on this machine adds to X-Forwarded-For is believed, nothing else.
+    """
+    if peer and not ip_address(peer.partition("%")[0]).is_loopback:
+        return peer
+    try:
+        return str(ip_address(forwarded_for(head).partition("%")[0]))  # an address's zone may have any length
+    except ValueError:
+        return peer
+
+
+def http_answer(status: HTTPStatus, sentence: str, headers: str) -> bytes:
+    """Return an HTTP answer with a sentence as its body; `headers` are further ones, as lines."""
+    body = sentence.encode() + b"\n"
+    head = f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Length: {len(body)}\r\n{headers}"
+    return f"{head}Content-Type: text/plain; charset=utf-8\r\n\r\n".encode() + body
 
 
 def path(head: Head) -> str:

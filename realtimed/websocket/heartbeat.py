@@ -1,12 +1,7 @@
-"""One WebSocket's life: handshake, conversation, goodbye. The only user of trio_websocket.
-
-The library reads frames, answers pings and speaks HTTP; whoever ends the connection from our side writes the Close
-through the stream, so the library never is in the state "closing" and never refuses what a peer may still send.
-"""
+"""Pings for all clients, and the end of connections that are silent or old."""
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 from collections.abc import Callable
@@ -15,91 +10,84 @@ from typing import Final
 import trio
 
 from realtimed.config.settings import Config
-from realtimed.websocket.frames import PING, CloseCode
+from realtimed.hub.publication import Ending
+from realtimed.websocket.frames import PING
 from realtimed.websocket.session import Session
 from realtimed.websocket.sessions import Sessions
 
-__all__ = ["heartbeat"]
-
-_PATH: Final = "/ws"
-_HEAD_LIMIT: Final = 16 * 1024
-"""Bytes of a request's head."""
-
-
-_IN_WORDS: Final = {"restart": "restarting", "max-age": "connected for max-age"}
-
-_YOUNGEST: Final = 0.5
-"""The share of `max-age` that every connection may reach."""
+__all__ = ["Heartbeat"]
 
 _RETURN_WITHIN: Final = 1.0
-"""Seconds within which a client that was closed for its age is told to come back. They are few at a time."""
+"""Seconds within which a client is asked to come back after its connection was closed for its age. They are few."""
 
 _SWEEP: Final = 1000
-"""Clients that are looked at in one go before other tasks get their turn."""
+"""Clients that are looked at before other tasks get their turn."""
 
 _PARTS: Final = 50
-_PINGS_AT_LEAST: Final = 4
-"""Into how many parts a second's pings are cut at most, and how many pings a part has at least."""
+"""The most parts into which the pings of one share are divided."""
 
-_LEFT_ALLOWED: Final = 5000
-"""Parsers, of about 1.5 KB each, that may lie about until the garbage is collected. That may take half a second."""
-
-_FRAMES_A_TURN: Final = 96
-_READERS_A_TURN: Final = 16
-"""How many frames the library is given at once in one turn of the event loop, and of how many clients it gets a few in
-each turn when there are more."""
-
-_HANDSHAKES: Final = 8
-_DEPARTURES: Final = 8
-"""How many handshakes are under way at a time, and how many connections are given up in a turn of the event loop: when
-thousands come or go, all others are served in between."""
-
-_RELIEF: Final = 0.9
-"""To which part of `max-backlog-total` the slowest clients are disconnected once it is exceeded."""
-
-_RELIEF_SLICE: Final = 8
-"""Clients that are disconnected for that before other tasks get their turn."""
-
-_RELIEF_INTERVAL: Final = 1.0
-"""Seconds until the next look when nobody can be disconnected any more, and too much still waits."""
-
-log = logging.getLogger(__name__)
+_PINGS_A_PART: Final = 4
+"""The fewest pings in a part, if it is not the only one."""
 
 
-async def heartbeat(sessions: Sessions, current: Callable[[], Config]) -> None:
-    """Ping every client once a `heartbeat`, a share of them each second; close those that are silent, or old.
+class Heartbeat:
+    """Pings every client once a `heartbeat`, and ends the connections of silent and of old clients.
 
-    `current` returns the configuration, of which all but `heartbeat` itself may change.
+    Clients are divided into shares, one for each second of a `heartbeat`. `current` returns the configuration, in
+    which everything but `heartbeat` itself may change.
     """
-    interval = current().heartbeat
-    shares = max(round(interval), 1)
-    turn = 0
-    due: list[Session] = []
-    excused_until = -math.inf
-    while True:
-        began = trio.current_time()
-        planned = began + interval / shares
-        # The pongs come at once: after hundreds of pings, everyone else would wait for as many.
-        parts = max(min(len(due) // _PINGS_AT_LEAST, _PARTS), 1)
-        for part in range(parts):
-            await trio.sleep_until(began + (part + 1) * interval / shares / parts)
-            for session in due[part::parts]:
-                if session.id in sessions.members and not session.stream.pending:
-                    session.stream.write(PING)
-        due.clear()
-        turn = (turn + 1) % shares
+
+    def __init__(self, sessions: Sessions, current: Callable[[], Config]) -> None:
+        self._sessions = sessions
+        self._current = current
+        self._interval = current().heartbeat
+        self._shares = max(round(self._interval), 1)
+        self._share = 0
+        self._excused_until = -math.inf
+
+    async def run(self) -> None:
+        """Do this without end."""
+        step = self._interval / self._shares
+        late = 0.0
+        while True:
+            self._excuse_silence(late)
+            due = await self._sweep()
+            begin = trio.current_time()
+            await self._ping(due, begin, step)
+            late = trio.current_time() - (begin + step)
+
+    def _excuse_silence(self, late: float) -> None:
+        """If this process stood still, what clients have sent meanwhile has yet to be read: excuse their silence."""
+        silence_timeout = self._current().silence_timeout
+        if late > (silence_timeout - self._interval) / 2:
+            self._excused_until = trio.current_time() + silence_timeout
+
+    async def _sweep(self) -> list[Session]:
+        """End the connections of silent and of old clients; return those of the others that are to be pinged next."""
+        self._share = (self._share + 1) % self._shares
         now = trio.current_time()
-        silence_timeout = current().silence_timeout
-        if now - planned > (silence_timeout - interval) / 2:
-            # It was this process that stood still, and what clients have said meanwhile has not been read yet.
-            excused_until = now + silence_timeout
-        silent_since = now - silence_timeout if now >= excused_until else -math.inf
-        for count, session in enumerate(list(sessions.members.values()), 1):
+        silence_timeout = self._current().silence_timeout
+        silent_since = now - silence_timeout if now >= self._excused_until else -math.inf
+        due: list[Session] = []
+        for count, session in enumerate(list(self._sessions.members.values()), 1):
             if session.stream.heard_at < silent_since:
-                session.close(CloseCode.SILENT, f"nothing heard from you for {silence_timeout:g} s")
+                session.close(Ending.SILENT, f"nothing heard from you for {silence_timeout:g} s")
             elif session.expires_at < now:
-                session.say_goodbye("max-age", random.uniform(0, _RETURN_WITHIN))
-            elif session.number % shares == turn:
+                session.send_away(Ending.MAX_AGE, random.uniform(0, _RETURN_WITHIN))
+            elif session.number % self._shares == self._share:
                 due.append(session)
             if count % _SWEEP == 0:
                 await trio.lowlevel.checkpoint()
+        return due
+
+    async def _ping(self, due: list[Session], begin: float, seconds: float) -> None:
+        """Ping the clients that are due, spread over the time that begins at `begin`, and return at its end.
+
+        Pongs come at once: after hundreds of pings in one go, all others would wait for as many pongs.
+        """
+        parts = max(min(len(due) // _PINGS_A_PART, _PARTS), 1)
+        for part in range(parts):
+            await trio.sleep_until(begin + (part + 1) * seconds / parts)
+            for session in due[part::parts]:
+                if session.id in self._sessions.members and not session.stream.pending:
+                    session.stream.write(PING)

@@ -10,9 +10,9 @@ import logging
 import math
 import random
 import time
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from http import HTTPStatus
-from ipaddress import ip_address
 from typing import Final
 
 import trio
@@ -21,59 +21,35 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_st
 from realtimed.config.settings import Config
 from realtimed.hub.channel import Channel
 from realtimed.hub.hub import Hub
+from realtimed.hub.publication import Ending
 from realtimed.net.admission import Place, TurnedAway
 from realtimed.net.head import Head
 from realtimed.process.logs import Event
 from realtimed.text import quoted
 from realtimed.websocket.frames import CloseCode, close_frame
-from realtimed.websocket.handshake import forwarded_for, path, refusal, request_for_library, subprotocols
+from realtimed.websocket.handshake import client_address, http_answer, path, refusal, request_for_library, subprotocols
 from realtimed.websocket.protocols import Conversation, ViolationError, choose
 from realtimed.websocket.sessions import Sessions
 from realtimed.websocket.stream import ClientStream
 
-__all__ = ["Session"]
+__all__ = ["Session", "serve_client"]
 
 _PATH: Final = "/ws"
 _HEAD_LIMIT: Final = 16 * 1024
 """Bytes of a request's head."""
 
 
-_IN_WORDS: Final = {"restart": "restarting", "max-age": "connected for max-age"}
+_OF_THE_LIBRARY: Final[Mapping[int, Ending]] = {
+    CloseCode.PROTOCOL_ERROR: Ending.PROTOCOL_ERROR,
+    CloseCode.INVALID_DATA: Ending.INVALID_DATA,
+}
+"""The close codes with which trio-websocket ends a connection."""
+
+_NO_CLOSE: Final = 1006
+"""Stands for a close code where there was no Close (RFC 6455 section 7.4.1)."""
 
 _YOUNGEST: Final = 0.5
 """The share of `max-age` that every connection may reach."""
-
-_RETURN_WITHIN: Final = 1.0
-"""Seconds within which a client that was closed for its age is told to come back. They are few at a time."""
-
-_SWEEP: Final = 1000
-"""Clients that are looked at in one go before other tasks get their turn."""
-
-_PARTS: Final = 50
-_PINGS_AT_LEAST: Final = 4
-"""Into how many parts a second's pings are cut at most, and how many pings a part has at least."""
-
-_LEFT_ALLOWED: Final = 5000
-"""Parsers, of about 1.5 KB each, that may lie about until the garbage is collected. That may take half a second."""
-
-_FRAMES_A_TURN: Final = 96
-_READERS_A_TURN: Final = 16
-"""How many frames the library is given at once in one turn of the event loop, and of how many clients it gets a few in
-each turn when there are more."""
-
-_HANDSHAKES: Final = 8
-_DEPARTURES: Final = 8
-"""How many handshakes are under way at a time, and how many connections are given up in a turn of the event loop: when
-thousands come or go, all others are served in between."""
-
-_RELIEF: Final = 0.9
-"""To which part of `max-backlog-total` the slowest clients are disconnected once it is exceeded."""
-
-_RELIEF_SLICE: Final = 8
-"""Clients that are disconnected for that before other tasks get their turn."""
-
-_RELIEF_INTERVAL: Final = 1.0
-"""Seconds until the next look when nobody can be disconnected any more, and too much still waits."""
 
 log = logging.getLogger(__name__)
 
@@ -83,11 +59,11 @@ class Session:
 
     __slots__ = (
         "_address",
-        "_closed",
         "_config",
         "_connected_at",
         "_conversation",
         "_departed",
+        "_ending",
         "_handshake",
         "_hub",
         "_nursery",
@@ -103,7 +79,7 @@ class Session:
     )
 
     # `_nursery` holds the library's reader and the stream's drain task. Its deadline is set when the connection is
-    # closing: whatever the peer does then, it ends. `_closed` is set by the first to end the connection. `_place` is
+    # closing: whatever the peer does then, it ends. `_ending` is set by the first to end the connection. `_place` is
     # there from the moment that the handshake is let in until the stream is shut.
 
     def __init__(self, stream: ClientStream, hub: Hub, config: Config, sessions: Sessions) -> None:
@@ -122,7 +98,7 @@ class Session:
         self._handshake: trio.CancelScope | None = None
         self._websocket: WebSocketConnection | None = None
         self._conversation: Conversation | None = None
-        self._closed: tuple[int, str] | None = None
+        self._ending: Ending | None = None
         self._departed = False
         self._place: Place | None = None
 
@@ -132,6 +108,7 @@ class Session:
             async with trio.open_nursery() as self._nursery:
                 try:
                     self.stream.attach(self._nursery, self)
+                    self.stream.library_done = self._library_done
                     websocket = await self._shake_hands()
                     if websocket is not None:
                         await self._converse(websocket)
@@ -150,7 +127,7 @@ class Session:
 
     def _depart(self) -> None:
         """Give back everything that the connection has taken."""
-        self._note_end(1006, "the peer has gone")  # if nobody has noted an end: it has not even had its answer
+        self._note_end(Ending.GONE, "the peer has gone")  # if nobody has noted an end: it has not even had its answer
         self._departed = True
         self._hub.leave(self.stream)
         self._sessions.members.pop(self.id, None)
@@ -159,7 +136,7 @@ class Session:
             self._sessions.admission.leave(self._place)
         self._let_go()
         if self.stream.answered == HTTPStatus.SWITCHING_PROTOCOLS and not self.stream.parser_is_through:
-            self._sessions.note_left()
+            self._sessions.count_abandoned_parser()
 
     def describe(self) -> dict[str, object]:
         """Return what the ``clients`` command shows."""
@@ -172,15 +149,16 @@ class Session:
             "pending": self.stream.pending,
         }
 
-    def close(self, code: int, reason: str) -> bool:
-        """End the connection; what was published before still goes out before the Close. Returns at once.
+    def close(self, ending: Ending, reason: str, code: int | None = None) -> bool:
+        """End the connection; publications from before still go out before the Close. Returns at once.
 
-        Returns whether it is this that ends it.
+        `code` takes the place of the close code that the protocol has for the ending. Returns False if the connection
+        was ending already.
         """
-        if self._closed is not None:
+        if self._ending is not None or self._conversation is None:
             return False
         self._hub.catch_up(self.stream)
-        return self._end(code, reason)
+        return self._close(ending, reason, code)
 
     @property
     def address(self) -> str:
@@ -195,17 +173,18 @@ class Session:
     @property
     def closing(self) -> bool:
         """Whether somebody has ended the connection."""
-        return self._closed is not None
+        return self._ending is not None
 
-    def say_goodbye(self, reason: str, retry_after: float) -> None:
-        """Close for a reason that is not the client's fault, advising it to come back after so many seconds.
+    def send_away(self, ending: Ending, retry_after: float) -> None:
+        """Close although the client has done nothing wrong, and ask it to come back after `retry_after` seconds.
 
-        The reason is one of ``restart`` and ``max-age``.
+        `ending` is ``RESTART`` or ``MAX_AGE``.
         """
-        if self._closed is None and self._conversation is not None:
+        conversation = self._conversation
+        if self._ending is None and conversation is not None:
             self._hub.catch_up(self.stream)
-            self.stream.write(self._conversation.farewell(reason, retry_after))
-            self._end(CloseCode.COME_BACK, f"{_IN_WORDS[reason]}, come back in {retry_after * 1000:.0f} ms")
+            self.stream.write(conversation.farewell(ending, retry_after))
+            self._close(ending, conversation.farewell_reason(ending, retry_after))
 
     def _let_go(self) -> None:
         """Break the circles of references, so that memory comes back at once and not with the garbage collector."""
@@ -213,24 +192,19 @@ class Session:
         del self._nursery
         self._websocket = self._conversation = None
 
-    # What the stream tells its owner.
-
-    def slow(self, reason: str) -> None:
+    def end(self, ending: Ending, reason: str) -> None:
         """See `realtimed.net.stream.Owner`."""
-        self._end(CloseCode.SLOW_CONSUMER, reason, drop_unsent=True)
+        if ending is Ending.GONE:
+            self._note_end(ending, reason)
+            if not self._departed:
+                self._nursery.cancel_scope.cancel()
+        elif ending is Ending.SLOW:
+            self._close(ending, reason, drop_unsent=True)
+        else:
+            self.close(ending, reason)
 
-    def broken(self) -> None:
-        """See `realtimed.net.stream.Owner`."""
-        self._note_end(1006, "the peer takes nothing any more")
-        if not self._departed:
-            self._nursery.cancel_scope.cancel()
-
-    def misbehaved(self, code: CloseCode, reason: str) -> None:
-        """See `realtimed.net.stream.Owner`."""
-        self.close(code, reason)
-
-    def library_done(self) -> None:
-        """See `realtimed.net.stream.Owner`."""
+    def _library_done(self) -> None:
+        """Deal with the end of trio-websocket's work on the stream."""
         if self._handshake is not None:
             self._note_refusal(self.stream.answered, "not a valid WebSocket handshake")
             self.stream.seal()
@@ -270,7 +244,7 @@ class Session:
         return b""
 
     async def _answer_request(self, head: Head) -> WebSocketConnection | None:
-        self._address = self._client_address(head)
+        self._address = client_address(self.stream.peer()[0], head)
         refused = refusal(head)
         if refused is not None:
             self._respond(*refused)
@@ -297,26 +271,12 @@ class Session:
         self.stream.open_gate()
         log.debug(Event("client connected", client=self.id, address=self._address, protocol=protocol.name or "plain"))
         if asked != _PATH:
-            self.close(CloseCode.NO_SUCH_PATH, f"no such path: {quoted(asked)}; WebSockets are served at {_PATH}")
+            self.close(Ending.NO_SUCH_PATH, f"no such path: {quoted(asked)}; WebSockets are served at {_PATH}")
         else:
             self.stream.write(self._conversation.greeting(self.id, self._config.heartbeat))
             if self._sessions.send_away is not None:
                 self._sessions.send_away(self)
         return self._websocket
-
-    def _client_address(self, head: Head | None) -> str:
-        """Return who is there, as far as that is known; `head` is None if there is none.
-
-        What a proxy on this machine adds to X-Forwarded-For is believed, nothing else.
-        """
-        peer, _ = self.stream.peer()
-        if peer and not ip_address(peer.partition("%")[0]).is_loopback:
-            return peer
-        try:
-            # An address's zone may be as long as it likes.
-            return str(ip_address(forwarded_for(head).partition("%")[0])) if head is not None else peer
-        except ValueError:
-            return peer
 
     def _respond_that_time_is_up(self) -> None:
         limit = f"{self._config.handshake_timeout:g} s"
@@ -343,9 +303,7 @@ class Session:
         self._write_answer(status, sentence, headers)
 
     def _write_answer(self, status: HTTPStatus, sentence: str, headers: str) -> None:
-        body = sentence.encode() + b"\n"
-        head = f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Length: {len(body)}\r\n{headers}"
-        self.stream.write(f"{head}Content-Type: text/plain; charset=utf-8\r\n\r\n".encode() + body)
+        self.stream.write(http_answer(status, sentence, headers))
         self.stream.seal()
 
     def _count_refusal(self, status: int) -> None:
@@ -354,7 +312,7 @@ class Session:
     def _note_refusal(self, status: int, reason: str, header: str = "") -> None:
         """Count and log a refusal. `header` is the name of the one that is wrong, "" if it is none."""
         self._count_refusal(status)
-        where = self._address or self._client_address(None)
+        where = self._address or self.stream.peer()[0]
         log.info(
             Event(
                 "handshake refused", client=self.id, status=status, reason=reason, header=header or None, address=where
@@ -370,7 +328,7 @@ class Session:
             while conversation is not None:
                 message = await websocket.get_message()
                 await self.stream.flush_replay()
-                if self._closed is None:
+                if self._ending is None:
                     self._answer(conversation, message)
         except ConnectionClosed:
             self._follow_library()
@@ -380,27 +338,30 @@ class Session:
         try:
             self.stream.write_frames(conversation.receive(message))
         except ViolationError as violation:
-            self.close(violation.code, violation.reason)
+            self.close(violation.ending, violation.reason)
 
     def _follow_library(self) -> None:
-        """Take note of how the library saw the connection end.
+        """Record how the library saw the connection end.
 
         From a peer that breaks RFC 6455 the library hangs up without a word: then the Close is ours to write.
         """
-        ending = self._websocket.closed if self._websocket is not None else None
+        closed = self._websocket.closed if self._websocket is not None else None
         if self.stream.cut_off:  # what the library says of its last words means nothing
-            self._note_end(1006, "")
-        elif ending is None:
+            self._note_end(Ending.GONE, "")
+        elif closed is None:
             return
-        elif ending.code in (CloseCode.PROTOCOL_ERROR, CloseCode.INVALID_DATA):
-            self.close(ending.code, ending.reason or "")
+        elif closed.code in _OF_THE_LIBRARY:
+            self.close(_OF_THE_LIBRARY[closed.code], closed.reason or "")
         else:
-            self._note_end(ending.code, ending.reason or "")
+            self._note_end(Ending.BY_CLIENT, closed.reason or "", closed.code)
             self.stream.seal()
 
-    def _end(self, code: int, reason: str, *, drop_unsent: bool = False) -> bool:
-        """Write the Close, unless somebody has, and give the peer until the deadline to answer it."""
-        if not self._note_end(code, reason):
+    def _close(self, ending: Ending, reason: str, code: int | None = None, *, drop_unsent: bool = False) -> bool:
+        """Write the Close, unless the connection is ending already, and give the peer until the deadline to answer."""
+        if self._conversation is None:
+            return False
+        code = code or self._conversation.close_code(ending)
+        if not self._note_end(ending, reason, code):
             return False
         self._hub.leave(self.stream)
         self.stream.finish(close_frame(code, reason), drop_unsent=drop_unsent)
@@ -412,15 +373,23 @@ class Session:
         scope = self._nursery.cancel_scope
         scope.deadline = min(scope.deadline, trio.current_time() + self._config.close_timeout)
 
-    def _note_end(self, code: int, reason: str) -> bool:
-        """Count and log why the connection ends; return whether this is the first reason."""
-        if self._closed is not None or self.id not in self._sessions.members:
+    def _note_end(self, ending: Ending, reason: str, code: int = _NO_CLOSE) -> bool:
+        """Count and log why the connection ends; return False if that has been done, or it never was a WebSocket."""
+        if self._ending is not None or self.id not in self._sessions.members:
             return False
-        self._closed = (code, reason)
-        self._sessions.closed[code] = self._sessions.closed.get(code, 0) + 1
+        self._ending = ending
+        self._sessions.count_end(ending, code)
         seconds = round(trio.current_time() - self._connected_at, 1)
         log.info(
-            Event("client closed", client=self.id, code=code, reason=reason, address=self._address, seconds=seconds)
+            Event(
+                "client closed",
+                client=self.id,
+                ending=ending.value,
+                code=code,
+                reason=reason,
+                address=self._address,
+                seconds=seconds,
+            )
         )
         return True
 
@@ -432,3 +401,12 @@ def _expiry(max_age: float | None) -> float:
     gets an age of its own.
     """
     return math.inf if max_age is None else trio.current_time() + max_age * random.uniform(_YOUNGEST, 1)
+
+
+async def serve_client(stream: ClientStream, hub: Hub, config: Config, sessions: Sessions) -> None:
+    """Serve one WebSocket. This is its exception boundary: a fault inside is a bug, and ends this connection only."""
+    session = Session(stream, hub, config, sessions)
+    try:
+        await session.run()
+    except Exception:
+        log.exception(Event("internal error", client=session.id))

@@ -1,81 +1,52 @@
-"""One WebSocket's life: handshake, conversation, goodbye. The only user of trio_websocket.
-
-The library reads frames, answers pings and speaks HTTP; whoever ends the connection from our side writes the Close
-through the stream, so the library never is in the state "closing" and never refuses what a peer may still send.
-"""
+"""All sessions, and what they share."""
 
 from __future__ import annotations
 
 import gc
 import itertools
-import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from realtimed.errors import RefusedError
+from realtimed.hub.channel import Subscriber
+from realtimed.hub.publication import Ending
+from realtimed.hub.watch import Watcher
 from realtimed.net.admission import Admission
 from realtimed.net.backlog import Backlogs
 from realtimed.process.turns import Turns
+from realtimed.websocket.frames import check_close
 
 if TYPE_CHECKING:
     from realtimed.websocket.session import Session
 
 __all__ = ["Sessions"]
 
-_PATH: Final = "/ws"
-_HEAD_LIMIT: Final = 16 * 1024
-"""Bytes of a request's head."""
-
-
-_IN_WORDS: Final = {"restart": "restarting", "max-age": "connected for max-age"}
-
-_YOUNGEST: Final = 0.5
-"""The share of `max-age` that every connection may reach."""
-
-_RETURN_WITHIN: Final = 1.0
-"""Seconds within which a client that was closed for its age is told to come back. They are few at a time."""
-
-_SWEEP: Final = 1000
-"""Clients that are looked at in one go before other tasks get their turn."""
-
-_PARTS: Final = 50
-_PINGS_AT_LEAST: Final = 4
-"""Into how many parts a second's pings are cut at most, and how many pings a part has at least."""
-
-_LEFT_ALLOWED: Final = 5000
+_ABANDONED_PARSERS: Final = 5000
 """Parsers, of about 1.5 KB each, that may lie about until the garbage is collected. That may take half a second."""
 
 _FRAMES_A_TURN: Final = 96
+"""Frames that the library gets in one turn of the event loop."""
+
 _READERS_A_TURN: Final = 16
-"""How many frames the library is given at once in one turn of the event loop, and of how many clients it gets a few in
-each turn when there are more."""
+"""Clients of which the library gets a few frames in each turn of the event loop, when there are more frames."""
 
 _HANDSHAKES: Final = 8
+"""Handshakes that are under way at a time: when thousands come, all others are served in between."""
+
 _DEPARTURES: Final = 8
-"""How many handshakes are under way at a time, and how many connections are given up in a turn of the event loop: when
-thousands come or go, all others are served in between."""
-
-_RELIEF: Final = 0.9
-"""To which part of `max-backlog-total` the slowest clients are disconnected once it is exceeded."""
-
-_RELIEF_SLICE: Final = 8
-"""Clients that are disconnected for that before other tasks get their turn."""
-
-_RELIEF_INTERVAL: Final = 1.0
-"""Seconds until the next look when nobody can be disconnected any more, and too much still waits."""
-
-log = logging.getLogger(__name__)
+"""Connections that are given up in one turn of the event loop: when thousands go, all others are served in between."""
 
 
 class Sessions:
-    """All sessions, the places that they take, and what has become of those that are over."""
+    """All sessions, their places, and counts of those that are over."""
 
-    # Invariant: `members` holds those whose handshake has been answered with 101, until their stream is shut, in the
-    # order of their `rank`, which is the number of `connections` that were there before. `refused`
-    # counts the other answers by HTTP status, `closed` the ends of WebSockets by close code. `left` counts the parsers
-    # that have been left behind since the last full garbage collection that was made for them.
+    # Invariants: `members` holds the sessions whose handshake has been answered with 101, until their stream is shut,
+    # in the order of their `rank`, which is the number of `connections` before. `refused` counts the other answers by
+    # HTTP status; `ended` and `closed` count the ends of WebSockets, by ending and by close code. `abandoned_parsers`
+    # counts the parsers that nobody has collected yet.
 
     def __init__(self, admission: Admission, backlogs: Backlogs) -> None:
         self.admission = admission
@@ -83,29 +54,53 @@ class Sessions:
         self.members: dict[str, Session] = {}
         self.connections = 0
         self.refused: dict[int, int] = {}
+        self.ended = dict.fromkeys(Ending, 0)
         self.closed: dict[int, int] = {}
-        self.left = 0
+        self.abandoned_parsers = 0
         self.send_away: Callable[[Session], None] | None = None
-        """Set when the daemon is about to end: says goodbye to whoever joins nevertheless."""
+        """Set when the daemon is about to end: ends the session of a client that joins nevertheless."""
         self.run = secrets.token_hex(2)
-        """In every client's id: one that was noted before a restart means nobody after it."""
+        """A part of every client's id, so that an id from before a restart is nobody's afterwards."""
         self.turns = Turns(_FRAMES_A_TURN, _READERS_A_TURN)
-        """Frames that clients have sent."""
+        """Divides the frames that clients send among turns of the event loop."""
         self.handshakes = trio.Semaphore(_HANDSHAKES)
-        """Held by those whose request has arrived."""
+        """Held by a session from the arrival of its request until the answer."""
         self.departures = trio.Semaphore(_DEPARTURES)
         self._numbers = itertools.count(1)
-
-    def note_left(self) -> None:
-        """Take note of a parser that only a full garbage collection finds; make one when there are too many.
-
-        Few are left: those of clients that end in the middle of a frame. See `realtimed.net.stream.ClientStream`.
-        """
-        self.left += 1
-        if self.left >= _LEFT_ALLOWED:
-            self.left = 0
-            gc.collect()
 
     def new_number(self) -> int:
         """Return a number that no other session of this run has or had."""
         return next(self._numbers)
+
+    def disconnect(self, client: str, code: int | None, reason: str) -> bool:
+        """End the connection of the client with this id; return whether there was one that was not ending already.
+
+        Without a `code`, its protocol's own is used. Raises `RefusedError` with the code ``invalid_params``.
+        """
+        try:
+            check_close(code, reason)
+        except ValueError as error:
+            raise RefusedError("invalid_params", str(error)) from None
+        session = self.members.get(client)
+        return session is not None and session.close(Ending.KICKED, reason, code)
+
+    def give_up(self, subscribers: Collection[Subscriber | Watcher]) -> None:
+        """End the connections of those subscribers that are clients, after a fault in which they may miss something."""
+        for session in list(self.members.values()):
+            if session.stream in subscribers:
+                session.end(Ending.GONE, "the peer takes nothing any more")
+
+    def count_end(self, ending: Ending, code: int) -> None:
+        """Count a WebSocket that has ended."""
+        self.ended[ending] += 1
+        self.closed[code] = self.closed.get(code, 0) + 1
+
+    def count_abandoned_parser(self) -> None:
+        """Count a parser that only a full garbage collection finds; make one when there are too many.
+
+        They are few: those of clients that end in the middle of a frame. See `realtimed.websocket.stream.ClientStream`.
+        """
+        self.abandoned_parsers += 1
+        if self.abandoned_parsers >= _ABANDONED_PARSERS:
+            self.abandoned_parsers = 0
+            gc.collect()

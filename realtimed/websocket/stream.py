@@ -1,35 +1,25 @@
-"""Sockets as the hub and trio-websocket see them: sends that never wait, and a bounded backlog.
-
-A stream is in one of four states, and `transmit` is the function that fits it (`fd` is -1 in all but the first):
-
-    open        `socket.send`: what the kernel takes now is gone in one call, without a queue
-    backlogged  `_append`: the kernel took less; the rest waits in the queue, and one task drains it
-    sealed      `len`: a Close has been written, and nothing may follow it; the queue still drains
-    shut        `len`: the socket is closed
-
-So a fan-out costs one call a subscriber, and nobody who reads has a queue, a task or an allocation.
-"""
+"""The stream between the hub, a WebSocket client and trio-websocket."""
 
 from __future__ import annotations
 
 import math
 import socket
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final
 
 import trio
 
+from realtimed.hub.publication import Ending
 from realtimed.net.backlog import Backlogs
 from realtimed.net.head import HeadBuffer
 from realtimed.net.stream import QueuedStream
 from realtimed.process.turns import Turns
-from realtimed.websocket.frames import CloseCode
+from realtimed.websocket.frames import frame_boundary
 from realtimed.websocket.meter import InboundMeter
 
 __all__ = ["ClientStream"]
 
-_RECEIVE_BYTES: Final = 4096
-_received: Final = memoryview(bytearray(64 * 2**10))
 _CLOSE_BYTE: Final = 0x88
 
 _FRAMES_A_PIECE: Final = 8
@@ -39,8 +29,6 @@ _MANY_MORE: Final = 3
 """How many times as many frames clients that send few of them may send in one turn."""
 
 _NO_FRAME: Final = b"\xff\xff"
-_SO_PEERGROUPS: Final = 59
-"""The socket option that returns the peer's supplementary groups (socket(7)); Python has no name for it."""
 
 
 class ClientStream(QueuedStream):
@@ -57,7 +45,7 @@ class ClientStream(QueuedStream):
 
     __slots__ = (
         "_dropping", "_gate", "_head", "_inspected", "_meter", "_piece", "_piece_frames", "_rest", "_tokens",
-        "_tokens_at", "_turns", "answered", "burst", "cut_off", "parser_is_through", "rate",
+        "_tokens_at", "_turns", "answered", "burst", "cut_off", "library_done", "parser_is_through", "rate",
     )  # fmt: skip
 
     # `_head`, `_inspected` and `_rest` are bytes the library has not received yet: the request, what is handed over in
@@ -66,6 +54,7 @@ class ClientStream(QueuedStream):
     # sends before it for bad HTTP. `answered` is the HTTP status with which the library has answered the handshake, 0
     # before. `parser_is_through` says that the library has been given what its parser ends with, `cut_off` that this
     # was not a Close of the peer. `_dropping` is set when something has been read that the library does not get.
+    # `library_done` is called when trio-websocket is through with the stream; the owner sets it.
 
     def __init__(
         self,
@@ -81,6 +70,7 @@ class ClientStream(QueuedStream):
         self.rate = rate
         self.burst = burst
         self.answered = 0
+        self.library_done: Callable[[], None]
         self.cut_off = False
         self.parser_is_through = False
         self._head = b""
@@ -93,6 +83,11 @@ class ClientStream(QueuedStream):
         self._meter = InboundMeter(max_inbound)
         self._tokens = float(burst)
         self._tokens_at = self.heard_at
+
+    def detach(self) -> None:
+        """Forget nursery and owner, after `shut`."""
+        super().detach()
+        del self.library_done
 
     async def receive_head(self, limit: int, deadline: float) -> bytes:
         """Read an HTTP request's head; see `hand_on`. Returns b"" if the peer hangs up before its end.
@@ -130,10 +125,10 @@ class ClientStream(QueuedStream):
 
     def finish(self, close: bytes, *, drop_unsent: bool = False) -> None:
         """Write a Close frame as the last of all frames. With `drop_unsent`, frames not begun yet are dropped."""
-        if self._sealed:
+        if self.sealed:
             return
         if drop_unsent and self._backlog is not None:
-            self._backlog.drop_unsent_frames()
+            self._backlog.drop_unsent(frame_boundary)
             self._backlogs.freed()
         self.write(close)
         self.seal()
@@ -141,7 +136,7 @@ class ClientStream(QueuedStream):
     @property
     def sealed(self) -> bool:
         """Whether a Close has been written."""
-        return self._sealed
+        return self.sealed
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Write what the library has to say; its Close is the last word."""
@@ -158,7 +153,7 @@ class ClientStream(QueuedStream):
             return head
         if self._gate is not None:
             await self._gate.wait()
-        while self._inspected or not (self._sealed and self._meter.closing):
+        while self._inspected or not (self.sealed and self._meter.closing):
             data: bytes | None
             if self._inspected:
                 if piece := await self._next_piece():
@@ -185,9 +180,9 @@ class ClientStream(QueuedStream):
             is_pong = self._meter.is_pong(data)
             in_a_frame = not self._meter.between_frames
             passed = self._inspect(data)
-            if not self._sealed and not is_pong:
+            if not self.sealed and not is_pong:
                 self._inspected = data[:passed]
-            elif self._sealed and not self._dropping:
+            elif self.sealed and not self._dropping:
                 self._dropping = True
                 self.cut_off = self.cut_off or in_a_frame  # the library does not see the end of that frame
         return self._last_words()
@@ -198,7 +193,7 @@ class ClientStream(QueuedStream):
         if self._turns.used_up(1 if self._piece_frames == _FRAMES_A_PIECE else _MANY_MORE):
             async with self._turns:
                 pass
-        if self._sealed:  # in the middle of a frame, perhaps, as far as the library knows
+        if self.sealed:  # in the middle of a frame, perhaps, as far as the library knows
             self._inspected = b""
             self.cut_off = True
             return b""
@@ -221,8 +216,8 @@ class ClientStream(QueuedStream):
         return _NO_FRAME
 
     async def aclose(self) -> None:
-        """Tell the owner that the library is through; the socket is the owner's to shut."""
-        self._owner.library_done()
+        """Call `library_done`; the socket is the owner's to shut."""
+        self.library_done()
         self.open_gate()
         await trio.lowlevel.checkpoint()
 
@@ -234,18 +229,16 @@ class ClientStream(QueuedStream):
         frames = self._meter.frames - before
         self._piece = passed if frames <= _FRAMES_A_PIECE else max(passed * _FRAMES_A_PIECE // frames, 1)
         self._piece_frames = min(max(frames, 1), _FRAMES_A_PIECE)
-        if self._sealed:
+        if self.sealed:
             return passed
         self._tokens = min(self._tokens + (self.heard_at - self._tokens_at) * self.rate, self.burst)
         self._tokens -= self._meter.frames - before
         self._tokens_at = self.heard_at
         if self._meter.too_big:
-            self._owner.misbehaved(
-                CloseCode.MESSAGE_TOO_BIG, f"the limit, max-inbound, is {self._meter.limit} bytes a message"
-            )
+            self._owner.end(Ending.TOO_BIG, f"the limit, max-inbound, is {self._meter.limit} bytes a message")
         elif self._tokens < 0:
-            self._owner.misbehaved(
-                CloseCode.TOO_MANY,
+            self._owner.end(
+                Ending.TOO_MANY,
                 f"the limit is {self.rate:g} frames a second (inbound-rate), {self.burst} at once (inbound-burst)",
             )
         return passed

@@ -262,7 +262,7 @@ async def test_where_io_uring_is_refused_the_daemon_says_so_and_uses_the_loop(
     def refuse() -> SendRing:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("realtimed.daemon.SendRing", refuse)
+    monkeypatch.setattr("realtimed.net.uring.SendRing", refuse)
     options = {"socket": str(runtime_dir / "c.sock"), "websocket": [f"unix:{runtime_dir / 'w.sock'}"]}
     daemon = Daemon(load(options))
     with caplog.at_level(logging.INFO), trio.fail_after(30):

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from realtimed.websocket.protocols.base import Conversation, ViolationError
+from realtimed.websocket.protocols.base import CLOSE_CODES, Conversation, ViolationError
 from realtimed.websocket.protocols.plain import Plain
 from realtimed.websocket.protocols.v1 import RealtimeV1
 
-__all__ = ["PROTOCOLS", "Conversation", "ViolationError", "choose"]
+__all__ = ["CLOSE_CODES", "PROTOCOLS", "Conversation", "ViolationError", "choose"]
 
 PROTOCOLS: Final[dict[str, type[Conversation]]] = {each.name: each for each in (RealtimeV1,)}
 """The subprotocols on offer. A client that asks for none speaks `Plain`."""

@@ -4,28 +4,46 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, Final
 
 import msgspec
 
 from realtimed.hub.channel import Subscriber
 from realtimed.hub.hub import Hub
-from realtimed.hub.publication import Frame, WireFormat
+from realtimed.hub.publication import Ending, Frame, WireFormat
 from realtimed.text import quoted
+from realtimed.websocket.frames import CloseCode
 
-__all__ = ["Conversation", "ViolationError", "not_json", "not_valid"]
+__all__ = ["CLOSE_CODES", "Conversation", "ViolationError", "not_json", "not_valid"]
+
+CLOSE_CODES: Final[Mapping[Ending, CloseCode]] = {
+    Ending.KICKED: CloseCode.NOT_ALLOWED,
+    Ending.RESTART: CloseCode.COME_BACK,
+    Ending.MAX_AGE: CloseCode.COME_BACK,
+    Ending.SLOW: CloseCode.SLOW_CONSUMER,
+    Ending.SILENT: CloseCode.SILENT,
+    Ending.BAD_MESSAGE: CloseCode.BAD_MESSAGE,
+    Ending.TOO_MANY: CloseCode.TOO_MANY,
+    Ending.TOO_BIG: CloseCode.MESSAGE_TOO_BIG,
+    Ending.NO_SUCH_PATH: CloseCode.NO_SUCH_PATH,
+    Ending.PROTOCOL_ERROR: CloseCode.PROTOCOL_ERROR,
+    Ending.INVALID_DATA: CloseCode.INVALID_DATA,
+}
+"""The code with which we close, for each ending that is ours to say."""
+
+_INTERRUPTED: Final = {Ending.RESTART: "restarting", Ending.MAX_AGE: "connected for max-age"}
 
 _OTHER_ACTION: Final = re.compile(r"Invalid (?:enum )?value '(.*)' - at `\$\.action`", re.DOTALL)
 _HALF_A_PAIR_AT_THE_END: Final = re.compile(r"\\u[Dd][89ABab][0-9A-Fa-f]{2}.{,11}\Z", re.DOTALL)
 
 
 class ViolationError(Exception):
-    """The client said something that ends the connection with a close `code` and a `reason` it can act on."""
+    """A message of the client ends the connection; the client can act on the `reason`."""
 
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(code, reason)
-        self.code = code
+    def __init__(self, ending: Ending, reason: str) -> None:
+        super().__init__(ending, reason)
+        self.ending = ending
         self.reason = reason
 
 
@@ -54,9 +72,20 @@ class Conversation(ABC):
         Raises `ViolationError` when the connection has to end.
         """
 
-    def farewell(self, reason: str, retry_after: float) -> bytes:
-        """Return the frames that go out before a Close which is not the client's fault; seconds."""
+    def close_code(self, ending: Ending) -> int:
+        """Return the code of the Close for an ending that is ours to say."""
+        return CLOSE_CODES[ending]
+
+    def farewell(self, ending: Ending, retry_after: float) -> bytes:
+        """Return the frames that go out before a Close which is not the client's fault.
+
+        `ending` is ``RESTART`` or ``MAX_AGE``. The client should come back after `retry_after` seconds.
+        """
         return b""
+
+    def farewell_reason(self, ending: Ending, retry_after: float) -> str:
+        """Return the reason of the Close that follows `farewell`."""
+        return f"{_INTERRUPTED[ending]}, come back in {retry_after * 1000:.0f} ms"
 
 
 def not_valid(error: msgspec.ValidationError, actions: str) -> str:

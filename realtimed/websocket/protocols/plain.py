@@ -15,8 +15,8 @@ from typing import ClassVar, Final, Literal
 import msgspec
 
 from realtimed.errors import RefusedError
-from realtimed.hub.publication import Frame, Publication, WireFormat
-from realtimed.websocket.frames import CloseCode, binary_frame, text_frame
+from realtimed.hub.publication import Ending, Frame, Publication, WireFormat
+from realtimed.websocket.frames import binary_frame, text_frame
 from realtimed.websocket.protocols.base import Conversation, ViolationError, not_json, not_valid
 
 __all__ = ["Plain"]
@@ -49,19 +49,19 @@ class Plain(Conversation):
     def receive(self, message: str | bytes) -> Iterable[Frame]:
         """See `Conversation.receive`."""
         if isinstance(message, bytes):
-            raise ViolationError(CloseCode.BAD_MESSAGE, "expected a text frame with a JSON object, got a binary frame")
+            raise ViolationError(Ending.BAD_MESSAGE, "expected a text frame with a JSON object, got a binary frame")
         try:
             command = _decode(message)
         except msgspec.ValidationError as error:
-            raise ViolationError(CloseCode.BAD_MESSAGE, not_valid(error, _ACTIONS)) from None
+            raise ViolationError(Ending.BAD_MESSAGE, not_valid(error, _ACTIONS)) from None
         except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
-            raise ViolationError(CloseCode.BAD_MESSAGE, f"{not_json(message, error)}; expected {_EXAMPLE}") from None
+            raise ViolationError(Ending.BAD_MESSAGE, f"{not_json(message, error)}; expected {_EXAMPLE}") from None
         try:
             if command.action == "subscribe":
                 self.hub.subscribe(self.subscriber, command.channel)
             else:
                 self.hub.unsubscribe(self.subscriber, command.channel)
         except RefusedError as error:
-            code = CloseCode.TOO_MANY if error.code.startswith("too_many_") else CloseCode.BAD_MESSAGE
-            raise ViolationError(code, error.message) from None
+            ending = Ending.TOO_MANY if error.code.startswith("too_many_") else Ending.BAD_MESSAGE
+            raise ViolationError(ending, error.message) from None
         return ()

@@ -24,13 +24,14 @@ import msgspec
 
 from realtimed.errors import RefusedError
 from realtimed.hub.position import Position
-from realtimed.hub.publication import Frame, Publication, WireFormat
+from realtimed.hub.publication import Ending, Frame, Publication, WireFormat
 from realtimed.websocket.frames import text_frame
 from realtimed.websocket.protocols.base import Conversation, not_json, not_valid
 
 __all__ = ["RealtimeV1"]
 
 _ACTIONS: Final = '"subscribe", "unsubscribe" or "ping"'
+_GOODBYES: Final = {Ending.RESTART: "restart", Ending.MAX_AGE: "max-age"}
 _Id = int | str | None
 
 
@@ -123,9 +124,9 @@ class RealtimeV1(Conversation):
         except RefusedError as error:
             return [_error(command.id, error.code, error.message)]
 
-    def farewell(self, reason: str, retry_after: float) -> bytes:
+    def farewell(self, ending: Ending, retry_after: float) -> bytes:
         """See `Conversation.farewell`."""
-        return _event("goodbye", reason=reason, retry_after_ms=round(retry_after * 1000))
+        return _event("goodbye", reason=_GOODBYES[ending], retry_after_ms=round(retry_after * 1000))
 
     def _answer(self, command: _Subscribe | _Unsubscribe | _Ping) -> Iterable[Frame]:
         match command:
