@@ -22,7 +22,8 @@ from anyio.from_thread import start_blocking_portal
 from realtimed import Client, __version__
 from tests.kit.blocking import daemon_in_thread
 from tests.kit.clients import closing, subscribe, websocket
-from tests.kit.fake_daemon import PATIENCE, FakeDaemon, Peer
+from tests.kit.fake_daemon import FakeDaemon, Peer
+from tests.kit.patience import PATIENCE
 from tests.kit.stack import ROOT, Daemon, runtime_directory
 
 REALTIMECTL = [sys.executable, "-X", "dev", "-W", "error", "-m", "realtimed.cli.realtimectl"]

@@ -22,9 +22,9 @@ from realtimed.errors import ProtocolError
 from tests.cli.test_realtimectl import published
 from tests.kit.blocking import daemon_in_thread
 from tests.kit.fake_daemon import FakeDaemon, Peer
+from tests.kit.patience import PATIENCE
 from tests.kit.stack import ROOT, Daemon, runtime_directory
 
-PATIENCE = 30
 REALTIMECTL = [sys.executable, "-X", "dev", "-W", "error", "-m", "realtimed.cli.realtimectl"]
 
 

@@ -24,7 +24,8 @@ from realtimed.client.connection import Connection, Deadline
 from realtimed.rpc.wire import encode_notification
 from tests.client.test_php import PhpError, php_output, running_php
 from tests.kit.blocking import FLAVOURS, Opener, opener
-from tests.kit.fake_daemon import PATIENCE, Behaviour, FakeDaemon, Peer, receipt
+from tests.kit.fake_daemon import Behaviour, FakeDaemon, Peer, receipt
+from tests.kit.patience import PATIENCE
 from tests.kit.stack import ROOT
 
 SHORT: Final = 0.2

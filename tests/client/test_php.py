@@ -30,8 +30,9 @@ from realtimed import ChannelMessage, Client
 from realtimed.rpc.wire import encode_notification, encode_response
 from tests.kit.blocking import daemon_in_thread, untimed
 from tests.kit.clients import subscribe, websocket
-from tests.kit.fake_daemon import PATIENCE, Peer, listening, receipt
+from tests.kit.fake_daemon import Peer, listening, receipt
 from tests.kit.handshakes import get
+from tests.kit.patience import PATIENCE
 from tests.kit.stack import (
     APP,
     ROOT,

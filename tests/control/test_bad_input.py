@@ -24,9 +24,6 @@ from tests.kit.budget import LARGEST, allowed
 from tests.kit.clients import REQUEST, closing, publisher, raw_client, subscribe, undisturbed, websocket
 from tests.kit.stack import Daemon, running_daemon
 
-PATIENCE = 20
-"""Seconds after which a test has failed; what it waits for takes milliseconds."""
-
 MIB = 2**20
 KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 

@@ -33,6 +33,7 @@ from realtimed.net.stream import Owner, QueuedStream
 from realtimed.rpc.wire import Decoder, Message, Notification, Response, encode_request
 from realtimed.websocket.protocols import ViolationError, choose
 from tests.kit.clients import websocket
+from tests.kit.patience import PATIENCE
 from tests.kit.stack import Daemon, running_daemon, runtime_directory
 
 __all__ = [
@@ -69,8 +70,6 @@ ALONE: Final = {"max_channels": 77}
 
 Settings: TypeAlias = Mapping[str, Any]
 
-PATIENCE: Final = 20
-"""Seconds after which a peer that waits for something has failed; what it waits for takes milliseconds."""
 
 _EXPIRY_INTERVAL: Final = 0.1
 """Seconds between two looks for history that is too old, for which a daemon has a task of its own."""

@@ -19,12 +19,10 @@ from realtimed.hub.position import Receipt
 from realtimed.rpc.wire import Response, encode_notification, encode_request, encode_response
 from tests.control.test_bad_input import resident_bytes
 from tests.kit.clients import publisher, raw_client, subscribe, undisturbed, websocket
+from tests.kit.patience import PATIENCE
 from tests.kit.peers import ALONE, SHORT, SMALL, InMemory, Opening, Publisher
 from tests.kit.service_manager import listening
 from tests.kit.stack import running_daemon
-
-PATIENCE = 20
-"""Seconds after which a test has failed; what it waits for takes far less."""
 
 MIB = 2**20
 

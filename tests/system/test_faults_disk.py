@@ -10,7 +10,6 @@ import socket
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
 import pytest
 import trio
@@ -18,10 +17,8 @@ import trio
 from realtimed.state import StateFile
 from tests.hub.test_history import make_hub
 from tests.kit.clients import publisher
+from tests.kit.patience import PATIENCE
 from tests.kit.stack import Daemon, running_daemon
-
-PATIENCE: Final = 30
-"""Seconds after which a test has failed; what it waits for takes far less."""
 
 
 def listen_at(path: Path) -> None:

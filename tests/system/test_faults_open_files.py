@@ -21,10 +21,8 @@ from trio.testing import MockClock
 from realtimed.net.accepting import ClientRoom, accept
 from realtimed.net.listener import SocketListener
 from tests.kit.clients import REQUEST, publisher, raw_client, subscribe, websocket
+from tests.kit.patience import PATIENCE
 from tests.kit.stack import Daemon, running_daemon
-
-PATIENCE: Final = 30
-"""Seconds after which a test has failed; what it waits for takes far less."""
 
 OPEN_FILES: Final = 128
 FOR_CLIENTS: Final = OPEN_FILES - 64 + 16

@@ -17,7 +17,6 @@ from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 import pytest
 import trio
@@ -27,10 +26,8 @@ from realtimed.config.readers import Address
 from realtimed.errors import ConfigurationError
 from realtimed.net.listener import open_listener
 from tests.kit.clients import REQUEST, publisher, raw_client, undisturbed
+from tests.kit.patience import PATIENCE
 from tests.kit.stack import ROOT, Daemon, running_daemon
-
-PATIENCE: Final = 30
-"""Seconds after which a test has failed; what it waits for takes about one."""
 
 
 def stream_of(sock: socket.socket) -> trio.SocketStream:

@@ -30,9 +30,9 @@ from realtimed.websocket.protocols.v1 import RealtimeV1
 from realtimed.websocket.stream import ClientStream
 from tests.fuzz.frames import messages_of
 from tests.kit.clients import REQUEST, Publisher, publisher, subscribe
+from tests.kit.patience import LONG_PATIENCE
 from tests.kit.stack import Daemon, running_daemon
 
-PATIENCE = 90
 LIMIT = 100_000
 TIMEOUT = 10.0
 FRAME = 50_000
@@ -447,7 +447,7 @@ async def come_back(daemon: Daemon, epoch: str, rate: float) -> Returning:
 def ping(path: Path, over: threading.Event, waits: list[float]) -> None:
     """Ping as often as a client may, in a thread: what this process does itself matters less."""
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(PATIENCE)
+        sock.settimeout(LONG_PATIENCE)
         sock.connect(str(path))
         sock.sendall(REQUEST)
         while not sock.recv(4096).endswith(b"\r\n\r\n"):
@@ -478,7 +478,7 @@ async def test_fifty_come_back_to_six_megabytes_at_once(runtime_dir: Path) -> No
     rates = [1e12] * 30 + [3 * PACE] * 15 + [0] * 5
     waits: list[float] = []
     over = threading.Event()
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(LONG_PATIENCE):
         async with running_daemon(runtime_dir, *options) as daemon, publisher(daemon.control_socket) as sender:
             epoch = await fill(sender, 1, MESSAGES, SIZE)
             before = highest = resident_bytes(daemon.process.pid)
@@ -563,7 +563,7 @@ async def test_history_that_waits_to_be_replayed_keeps_nobody_from_being_served(
     backlogs = Backlogs(limit=2**20, timeout=TIMEOUT, total_limit=32 * 2**20, replays=hub.replays)
     async with history_moves_on(backlogs, hub) as made:
         assert hub.history.retained > backlogs.total_limit // 2
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(LONG_PATIENCE):
             await made.read(20_000 * 1000)
         assert made.owner.said == []
     assert backlogs.held == 0
@@ -579,7 +579,7 @@ async def test_who_waits_for_memory_goes_on_when_a_replay_of_others_has_ended() 
             assert backlogs.held > backlogs.total_limit
             nursery.start_soon(backlogs.room)
             await wait_all_tasks_blocked()
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(LONG_PATIENCE):
             await backlogs.room()
         await wait_all_tasks_blocked()
         assert backlogs.held == 0
