@@ -26,6 +26,7 @@ from realtimed.cli.finding import Finding, Patient
 from realtimed.cli.probe import site_of
 from realtimed.cli.running import Pool, Process, _configured, serving
 from tests.kit.clients import raw_client
+from tests.kit.launcher import launcher
 from tests.kit.patience import LONG_PATIENCE
 from tests.kit.stack import (
     CADDYFILE,
@@ -37,7 +38,6 @@ from tests.kit.stack import (
     running_daemon,
     runtime_directory,
 )
-from tests.system.test_stack import launcher
 
 OWN_USER = pwd.getpwuid(os.geteuid()).pw_name
 OTHER_USER = next(each for each in ("nobody", "www-data") if each != OWN_USER)
