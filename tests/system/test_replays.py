@@ -24,7 +24,7 @@ from realtimed.hub.publication import Frame, Publication, WireFormat
 from realtimed.hub.replays import Replays
 from realtimed.net.backlog import ENTRY_BYTES, FAR_OVER, OVER_SECONDS, Backlogs
 from realtimed.net.stream import QueuedStream
-from realtimed.websocket.frames import CloseCode, close_frame, text_frame
+from realtimed.websocket.frames import close_frame, text_frame
 from realtimed.websocket.protocols.plain import Plain
 from realtimed.websocket.protocols.v1 import RealtimeV1
 from realtimed.websocket.stream import ClientStream
@@ -32,6 +32,7 @@ from tests.fuzz.frames import messages_of
 from tests.kit.clients import REQUEST, Publisher, publisher, subscribe
 from tests.kit.patience import LONG_PATIENCE
 from tests.kit.stack import Daemon, running_daemon
+from tests.kit.subscribers import Owner
 
 LIMIT = 100_000
 TIMEOUT = 10.0
@@ -48,25 +49,14 @@ def frames_of(replays: Replays, epoch: str, publications: Iterable[Publication],
     return (replays.frame(epoch, each, form) for each in publications)
 
 
-class Owner:
-    """Notes what a stream says, and takes nothing more from one that is slow, as a session does."""
+class SealingOwner(Owner):
+    """One that takes nothing more from a slow stream, as a session does."""
 
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.stream: QueuedStream
+    stream: QueuedStream
 
     def slow(self, reason: str) -> None:
-        self.said.append(reason)
+        super().slow(reason)
         self.stream.seal()
-
-    def broken(self) -> None:
-        self.said.append("broken")
-
-    def misbehaved(self, code: CloseCode, reason: str) -> None:
-        self.said.append(reason)
-
-    def library_done(self) -> None:
-        self.said.append("done")
 
 
 class Setting:
@@ -78,7 +68,7 @@ class Setting:
             sock.setblocking(False)
         self.replays = Replays(no_history())
         self.backlogs = backlogs or Backlogs(limit=LIMIT, timeout=TIMEOUT, total_limit=2**30, replays=self.replays)
-        self.owner = Owner()
+        self.owner = SealingOwner()
         self.stream = ClientStream(ours, self.backlogs, max_inbound=1000, rate=1, burst=1)
         self.owner.stream = self.stream
         self.stream.attach(nursery, self.owner)
