@@ -15,8 +15,8 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
 
 from tests.kit.budget import allowed, within_budget
+from tests.kit.patience import PATIENCE
 from tests.kit.peers import Daemons, Opening, opening, running_daemons
-from tests.kit.site import PATIENCE
 from tests.kit.stack import Caddy, Daemon, PhpFpm, running_caddy, running_daemon, running_php_fpm, runtime_directory
 
 OPEN_FILES_NEEDED = 8192

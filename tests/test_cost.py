@@ -10,69 +10,30 @@ import sys
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import ClassVar
 
 import pytest
 import trio
 from wsproto.events import TextMessage
 
-from realtimed.hub.channel import Channel
 from realtimed.hub.history import History, Retention
 from realtimed.hub.hub import Hub
-from realtimed.hub.publication import Publication, WireFormat
+from realtimed.hub.publication import Publication
 from realtimed.hub.rounds import Round
 from realtimed.net.uring import SendRing
 from realtimed.rpc.wire import encode_notification, encode_request
 from realtimed.websocket.protocols.v1 import RealtimeV1
 from tests.kit.clients import publisher, raw_client, subscribe
+from tests.kit.io_uring import needs_io_uring
 from tests.kit.peers import InMemory
 from tests.kit.stack import Daemon
-from tests.net.test_uring import needs_io_uring
+from tests.kit.subscribers import Bare, Looked, Sink
 
 SUBSCRIBERS = 1000
 PER_ROUND = 100
 """Calls that a publication and its round may cost besides those a subscriber."""
-
-
-class CountingForm:
-    def __init__(self) -> None:
-        self.encodings = 0
-
-    def encode(self, publication: Publication) -> bytes:
-        self.encodings += 1
-        return publication.payload
-
-
-class Sink:
-    """A subscriber that takes everything, in a function written in C as `socket.send` is."""
-
-    def __init__(self, form: WireFormat) -> None:
-        self.form = form
-        self.channels: set[Channel] = set()
-        self.fd = -1
-        self.transmit: Callable[[bytes], int] = len
-
-    def write(self, data: bytes) -> None:
-        self.transmit(data)
-
-    def hold(self, data: bytes, sent: int) -> None:
-        raise AssertionError("a sink holds nothing")
-
-    def transmit_failed(self, data: bytes, error: OSError) -> None:
-        raise AssertionError("a sink does not fail") from error
-
-
-class Looked(Sink):
-    """One that notices being looked up in a set."""
-
-    count: ClassVar = 0
-
-    def __hash__(self) -> int:
-        Looked.count += 1
-        return super().__hash__()
 
 
 class Calls:
@@ -103,8 +64,8 @@ def run(turn: Round | None) -> None:
         pass
 
 
-def make_hub(channels: int = 1, subscribers: int = SUBSCRIBERS) -> tuple[Hub, CountingForm]:
-    hub, form = Hub(max_message=65536, max_channels=128), CountingForm()
+def make_hub(channels: int = 1, subscribers: int = SUBSCRIBERS) -> tuple[Hub, Bare]:
+    hub, form = Hub(max_message=65536, max_channels=128), Bare()
     for number in range(subscribers):
         hub.subscribe(Sink(form), f"c{number % channels}")
     return hub, form
@@ -116,7 +77,7 @@ def test_a_delivery_costs_one_call() -> None:
         hub.publish("c0", "hello")
         run(hub.next_round())
     assert SUBSCRIBERS <= calls.count <= SUBSCRIBERS + PER_ROUND
-    assert (hub.sends, form.encodings) == (SUBSCRIBERS, 1)
+    assert (hub.sends, form.encoded) == (SUBSCRIBERS, 1)
 
 
 @pytest.mark.parametrize("together", [8, 64])
@@ -127,7 +88,7 @@ def test_publications_that_come_together_share_their_sends(together: int) -> Non
             hub.publish("c0", "hello")
         run(hub.next_round())
     assert hub.deliveries == together * SUBSCRIBERS
-    assert (hub.sends, form.encodings) == (SUBSCRIBERS, together)
+    assert (hub.sends, form.encoded) == (SUBSCRIBERS, together)
     assert calls.count <= SUBSCRIBERS + PER_ROUND + 20 * together
 
 
@@ -149,7 +110,7 @@ def test_the_time_of_a_publication_costs_one_look_at_the_clock() -> None:
     history = History(limit=2**26, clock=time.monotonic, default=Retention(100, 300))
     hub = Hub(max_message=65536, max_channels=128, history=history, time_ns=clock)
     for _ in range(3):
-        hub.subscribe(Sink(CountingForm()), "news")
+        hub.subscribe(Sink(Bare()), "news")
     for _ in range(10):
         hub.publish("news", "hello")
         run(hub.next_round())
@@ -174,7 +135,7 @@ def test_a_channel_that_nobody_listens_to_is_nearly_free() -> None:
         hub.publish("nobody", "hello")
     assert calls.count <= 25
     assert hub.idle
-    assert form.encodings == 0
+    assert form.encoded == 0
 
 
 def test_many_channels_cost_little_more_a_delivery_than_one() -> None:
@@ -183,7 +144,7 @@ def test_many_channels_cost_little_more_a_delivery_than_one() -> None:
         for number in range(500):
             hub.publish(f"c{number}", "hello")
         run(hub.next_round())
-    assert (hub.sends, form.encodings, hub.rounds) == (SUBSCRIBERS, 500, 1)
+    assert (hub.sends, form.encoded, hub.rounds) == (SUBSCRIBERS, 500, 1)
     assert calls.count <= SUBSCRIBERS + 500 * 27
 
 
@@ -229,7 +190,7 @@ def test_history_adds_little_to_a_broadcast() -> None:
     for size in (0, 100):
         history = History(limit=2**26, clock=time.monotonic, default=Retention(size, 300))
         hub = Hub(max_message=65536, max_channels=128, history=history)
-        hub.subscribe(Sink(CountingForm()), "news")
+        hub.subscribe(Sink(Bare()), "news")
         for _ in range(1000):
             hub.publish("news", "hello")
         with counted() as calls:
@@ -245,7 +206,7 @@ def test_a_full_history_gives_the_garbage_collector_nothing_to_look_at(limit: in
     history = History(limit=limit, clock=time.monotonic, default=Retention(20, 300))
     hub = Hub(max_message=65536, max_channels=128, history=history)
     for number in range(0, 500, 2):
-        hub.subscribe(Sink(CountingForm()), f"c{number}")
+        hub.subscribe(Sink(Bare()), f"c{number}")
 
     def publish_on_all() -> None:
         for number in range(500):

@@ -26,6 +26,8 @@ from realtimed.cli.finding import Finding, Patient
 from realtimed.cli.probe import site_of
 from realtimed.cli.running import Pool, Process, _configured, serving
 from tests.kit.clients import raw_client
+from tests.kit.launcher import launcher
+from tests.kit.patience import LONG_PATIENCE
 from tests.kit.stack import (
     CADDYFILE,
     ROOT,
@@ -36,13 +38,10 @@ from tests.kit.stack import (
     running_daemon,
     runtime_directory,
 )
-from tests.system.test_stack import launcher
 
 OWN_USER = pwd.getpwuid(os.geteuid()).pw_name
 OTHER_USER = next(each for each in ("nobody", "www-data") if each != OWN_USER)
 """A user that is neither root nor in any group of ours."""
-
-PATIENCE = 60
 
 
 async def doctor(
@@ -57,7 +56,7 @@ async def doctor(
     run = partial(
         trio.run_process, capture_stdout=True, capture_stderr=True, check=False, cwd=ROOT, env=os.environ | environment
     )
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(LONG_PATIENCE):
         done = await run([*command, "doctor", "--json", *given])
         assert done.stderr == b""
         report = json.loads(done.stdout)
@@ -110,7 +109,7 @@ async def test_it_leaves_nothing_behind(daemon: Daemon, port: int) -> None:
         with Client(daemon.control_socket) as client:
             return {**client.channels()}
 
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(LONG_PATIENCE):
         while await trio.to_thread.run_sync(left):
             pass
 
@@ -224,7 +223,7 @@ async def test_a_running_caddy_whose_groups_are_older_than_the_system_says(runti
         env={"HOME": "/nonexistent", "XDG_DATA_HOME": "/nonexistent", "XDG_CONFIG_HOME": "/nonexistent"},
     )  # fmt: skip
     try:
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(LONG_PATIENCE):
             while name_of(process) != "caddy":
                 await trio.lowlevel.checkpoint()
         found = failures(await doctor(daemon, port, "--caddy-user", OTHER_USER))
@@ -261,7 +260,7 @@ async def fpm_of(directory: Path, *pools: tuple[str, str]) -> AsyncIterator[None
     command: list[str | Path] = [_find_php_fpm(), "--nodaemonize", "--allow-to-run-as-root", "--fpm-config"]
     process = start([*command, directory / "fpm.conf"], directory / "fpm.log")
     try:
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(LONG_PATIENCE):
             while "ready to handle connections" not in (directory / "fpm.log").read_text():
                 assert process.poll() is None, (directory / "fpm.log").read_text()
                 await trio.lowlevel.checkpoint()
@@ -569,7 +568,7 @@ async def limited_daemon(directory: Path, command: str, version: str = __version
     )  # fmt: skip
     daemon = Daemon("realtimed", process, directory / "realtimed.log", control, websocket)
     try:
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(LONG_PATIENCE):
             while b"ready" not in daemon.log_file.read_bytes():
                 assert process.poll() is None, daemon.log
                 await trio.lowlevel.checkpoint()

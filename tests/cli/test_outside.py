@@ -27,10 +27,8 @@ from realtimed.errors import ConfigurationError
 from realtimed.rpc.wire import encode_response
 from realtimed.text import quoted
 from tests.kit.fake_daemon import Behaviour, FakeDaemon, Peer
+from tests.kit.patience import PATIENCE
 from tests.kit.stack import ROOT
-
-PATIENCE: Final = 20
-"""Seconds after which a program hangs."""
 
 CONFIGURATION_BUDGET: Final = 2.0
 """Seconds of processor time for one configuration."""

@@ -19,13 +19,11 @@ import pytest
 from realtimed import Client
 from realtimed.cli.top import difference
 from realtimed.errors import ProtocolError
-from tests.cli.test_realtimectl import published
 from tests.kit.blocking import daemon_in_thread
 from tests.kit.fake_daemon import FakeDaemon, Peer
+from tests.kit.patience import PATIENCE
+from tests.kit.realtimectl import REALTIMECTL, published
 from tests.kit.stack import ROOT, Daemon, runtime_directory
-
-PATIENCE = 30
-REALTIMECTL = [sys.executable, "-X", "dev", "-W", "error", "-m", "realtimed.cli.realtimectl"]
 
 
 @pytest.fixture(scope="module", name="daemon")

@@ -14,10 +14,11 @@ import pytest
 
 from realtimed import ChannelMessage, Client, History, NoDaemonError, Position, ProtocolError, RefusedError
 from realtimed.cli.output import moment
-from tests.cli.test_realtimectl import OK, REALTIMECTL, REFUSED, USAGE, WATCHING, ctl, line, published, tailing
-from tests.client.test_php import PhpError, running_php
 from tests.kit.blocking import FLAVOURS, Opener, daemon_in_thread, opener, untimed
-from tests.kit.fake_daemon import PATIENCE, FakeDaemon, Peer
+from tests.kit.fake_daemon import FakeDaemon, Peer
+from tests.kit.patience import PATIENCE
+from tests.kit.php import PhpError, running_php
+from tests.kit.realtimectl import OK, REALTIMECTL, REFUSED, USAGE, WATCHING, ctl, line, published, tailing
 from tests.kit.stack import ROOT, Daemon, runtime_directory
 
 

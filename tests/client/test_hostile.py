@@ -22,9 +22,10 @@ import pytest
 from realtimed import Client, ProtocolError, RefusedError, RequestTimeoutError
 from realtimed.client.connection import Connection, Deadline
 from realtimed.rpc.wire import encode_notification
-from tests.client.test_php import PhpError, php_output, running_php
 from tests.kit.blocking import FLAVOURS, Opener, opener
-from tests.kit.fake_daemon import PATIENCE, Behaviour, FakeDaemon, Peer, receipt
+from tests.kit.fake_daemon import Behaviour, FakeDaemon, Peer, receipt
+from tests.kit.patience import PATIENCE
+from tests.kit.php import PhpError, php_output, running_php
 from tests.kit.stack import ROOT
 
 SHORT: Final = 0.2

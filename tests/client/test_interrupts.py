@@ -18,7 +18,7 @@ import realtimed.rpc
 from realtimed import Client, Position, ProtocolError, Receipt, Subscription
 from realtimed.client.line import KEPT
 from tests.kit.blocking import daemon_in_thread
-from tests.kit.fake_daemon import PATIENCE
+from tests.kit.patience import PATIENCE
 from tests.kit.stack import ROOT, Daemon, runtime_directory
 
 INTERRUPTS: Final = int(os.environ.get("INTERRUPTS", "1500"))

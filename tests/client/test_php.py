@@ -12,10 +12,8 @@ import shutil
 import signal
 import socket
 import struct
-import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -30,147 +28,23 @@ from realtimed import ChannelMessage, Client
 from realtimed.rpc.wire import encode_notification, encode_response
 from tests.kit.blocking import daemon_in_thread, untimed
 from tests.kit.clients import subscribe, websocket
-from tests.kit.fake_daemon import PATIENCE, Peer, listening, receipt
+from tests.kit.fake_daemon import Peer, listening, receipt
 from tests.kit.handshakes import get
+from tests.kit.patience import PATIENCE
+from tests.kit.php import CLIENT, Php, PhpError, literal, php_output, running_php
 from tests.kit.stack import (
-    APP,
     ROOT,
     Daemon,
-    MissingComponentError,
     PhpFpm,
     running_caddy,
     running_php_fpm,
     runtime_directory,
 )
 
-CLIENT: Final = APP / "realtime.php"
-
 SHORT: Final = 0.2
 """Seconds of a timeout that is expected to pass."""
 
 NOBODY: Final = 65534
-
-SHOW_ALL_ERRORS: Final = ("-d", "display_errors=1", "-d", "error_reporting=-1")
-
-# Carries out one line of PHP after the other, and says of each what became of it. Any warning that gets out of the
-# client, an @ notwithstanding, ends it.
-DRIVER: Final = r"""
-set_error_handler(static function (int $level, string $text, string $file, int $line): never {
-    throw new ErrorException($text, 0, $level, $file, $line);
-});
-[, $file, $socket, $timeout] = $argv;
-require_once $file;
-$client = new Realtime\Client($socket, (float) $timeout);
-while (($line = fgets(STDIN)) !== false) {
-    try {
-        $outcome = ['result' => eval(base64_decode($line))];
-    } catch (Realtime\RealtimeException $error) {
-        $code = $error instanceof Realtime\RefusedException ? $error->getErrorCode() : null;
-        $outcome = ['kind' => get_class($error), 'message' => $error->getMessage(), 'code' => $code];
-    }
-    echo json_encode($outcome, JSON_THROW_ON_ERROR), "\n";
-}
-"""
-
-
-class PhpError(Exception):
-    """A `Realtime\\RealtimeException`; `kind` is its class within that namespace."""
-
-    def __init__(self, kind: str, message: str, code: str | None) -> None:
-        super().__init__(message)
-        self.kind = kind.removeprefix("Realtime\\")
-        self.message = message
-        self.code = code
-
-
-class Php:
-    """A PHP process in which `$client` is a client."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        self.pid = process.pid
-        self._process = process
-        self._input = process.stdin
-        self._output = process.stdout
-
-    def begin(self, code: str) -> None:
-        """Let it carry out statements, of which the last one is a ``return``."""
-        self._input.write(base64.b64encode(code.encode()) + b"\n")
-        self._input.flush()
-
-    def result(self) -> Any:
-        """Return what the statements returned. Raises `PhpError`."""
-        give_up = threading.Timer(2 * PATIENCE, self._process.kill)
-        give_up.start()
-        try:
-            line = self._output.readline()
-            assert line.startswith(b"{"), (line + self._output.read()).decode()
-        finally:
-            give_up.cancel()
-        outcome = json.loads(line)
-        if "kind" in outcome:
-            raise PhpError(**outcome)
-        return outcome["result"]
-
-    def run(self, code: str) -> Any:
-        self.begin(code)
-        return self.result()
-
-
-def find_php() -> str:
-    found = shutil.which("php")
-    if found is None:
-        raise MissingComponentError("PHP is not installed: apt-get install php-cli php-fpm")
-    return found
-
-
-@contextmanager
-def running_php(
-    path: Path | str,
-    *options: str,
-    timeout: float = PATIENCE,
-    client: str | Path = CLIENT,
-    environment: Mapping[str, str] | None = None,
-    user: int | None = None,
-) -> Iterator[Php]:
-    """Run PHP with a client of the daemon at `path`; `options` are PHP's own."""
-    as_user: dict[str, Any] = {} if user is None else {"user": user, "group": user, "extra_groups": []}
-    arguments = [str(client), str(path), str(timeout)]
-    process = subprocess.Popen(
-        [find_php(), *options, *SHOW_ALL_ERRORS, "-r", DRIVER, "--", *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, **(environment or {})},
-        **as_user,
-    )
-    try:
-        yield Php(process)
-        last_output, _ = process.communicate()
-        assert (process.returncode, last_output) == (0, b"")
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def php_output(*arguments: str, **how: Any) -> str:
-    """Run PHP to its end, and return all that it says."""
-    ran: subprocess.CompletedProcess[str] = subprocess.run(
-        [find_php(), *SHOW_ALL_ERRORS, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=PATIENCE,
-        check=True,
-        **how,
-    )
-    return ran.stdout
-
-
-def literal(text: str | bytes) -> str:
-    """Return an expression of PHP for a string of any bytes."""
-    return f'base64_decode("{base64.b64encode(text.encode() if isinstance(text, str) else text).decode()}")'
 
 
 @pytest.fixture(scope="module")

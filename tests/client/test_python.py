@@ -44,7 +44,8 @@ from realtimed.client.line import KEPT
 from realtimed.rpc.wire import Decoder, Request, Response, encode_request, encode_response
 from tests.kit.blocking import FLAVOURS, Opener, daemon_in_thread, opener, untimed
 from tests.kit.clients import closing, subscribe, websocket
-from tests.kit.fake_daemon import PATIENCE, FakeDaemon, Peer, listening, receipt
+from tests.kit.fake_daemon import FakeDaemon, Peer, listening, receipt
+from tests.kit.patience import PATIENCE, until
 from tests.kit.stack import ROOT, Daemon, runtime_directory
 
 SHORT = 0.2
@@ -77,13 +78,6 @@ def offsets(outcomes: list[Receipt | RefusedError]) -> list[int | str]:
 def descriptors() -> int:
     """Return how many open files this process has."""
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
-def until(true: Callable[[], bool]) -> None:
-    """Ask again and again."""
-    deadline = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < deadline
 
 
 # What the daemon does for a client.

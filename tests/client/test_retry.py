@@ -30,11 +30,12 @@ from realtimed import (
     RequestTimeoutError,
 )
 from realtimed.rpc.wire import encode_response
-from tests.client.test_php import PhpError, running_php
 from tests.kit.blocking import Opener, daemon_in_thread, opener
 from tests.kit.breaking_proxy import Ask, Break, BreakingProxy, answer_is_lost, command_is_lost, half_the_answer_is_lost
 from tests.kit.clients import subscribe, websocket
-from tests.kit.fake_daemon import PATIENCE, FakeDaemon, Peer, receipt
+from tests.kit.fake_daemon import FakeDaemon, Peer, receipt
+from tests.kit.patience import PATIENCE
+from tests.kit.php import PhpError, running_php
 from tests.kit.stack import Daemon, runtime_directory
 from tests.load.publishers import PUBLISHERS, WITH_RETRY, publishing
 

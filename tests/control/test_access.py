@@ -18,9 +18,9 @@ from realtimed.config.loading import load
 from realtimed.errors import ConfigurationError
 from realtimed.rpc.wire import Decoder, Response, encode_notification, encode_request
 from tests.kit.clients import publisher
+from tests.kit.patience import PATIENCE
 from tests.kit.stack import Daemon, find_php, running_daemon
 
-PATIENCE = 30
 OWN_USER = pwd.getpwuid(os.geteuid()).pw_name
 OWN_GROUP = grp.getgrgid(os.getegid()).gr_name
 OTHER_USER = next(each for each in ("nobody", "www-data") if each != OWN_USER)

@@ -14,11 +14,9 @@ from realtimed import Client, RefusedError
 from realtimed.rpc.wire import encode_request
 from tests.kit.blocking import daemon_in_thread
 from tests.kit.clients import subscribe
+from tests.kit.patience import LONG_PATIENCE
 from tests.kit.stack import Daemon
 from tests.load.attackers import MIB, Bystander, Growth, connect, text_frame
-
-PATIENCE = 60
-"""Seconds that a socket may take over anything; a test that needs so long has failed."""
 
 SLACK = 64 * MIB
 """What a daemon may take beyond the limits that are set."""
@@ -34,7 +32,7 @@ def attacked(directory: Path, bound: int, *options: str) -> Iterator[Daemon]:
     """Run a daemon, and fail if it takes more memory than the bound and some slack, or if a bystander waits."""
     with (
         daemon_in_thread(directory, *options, module="tests.kit.timed_daemon") as daemon,
-        Client(daemon.control_socket, timeout=PATIENCE) as asking,
+        Client(daemon.control_socket, timeout=LONG_PATIENCE) as asking,
     ):
         asking.stats()
         with Growth(daemon) as growth, Bystander(daemon) as bystander:
@@ -48,7 +46,7 @@ def attacked(directory: Path, bound: int, *options: str) -> Iterator[Daemon]:
 @contextmanager
 def connected(daemon: Daemon) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(PATIENCE)
+        sock.settimeout(LONG_PATIENCE)
         sock.connect(str(daemon.control_socket))
         yield sock
 
@@ -71,7 +69,7 @@ def test_many_long_answers_that_nobody_reads(runtime_dir: Path) -> None:
 def test_watchers_that_do_not_read(runtime_dir: Path) -> None:
     with (
         attacked(runtime_dir, 128 * MIB, "--history-size", "0") as daemon,
-        Client(daemon.control_socket, timeout=PATIENCE) as client,
+        Client(daemon.control_socket, timeout=LONG_PATIENCE) as client,
         ExitStack() as stack,
     ):
         for number in range(16):
@@ -90,7 +88,7 @@ def test_commands_that_begin_and_do_not_end(runtime_dir: Path) -> None:
     begun = encode_request(1, "broadcast", ["news", "x" * 1_000_000])[:-1]
     with (
         attacked(runtime_dir, 128 * MIB) as daemon,
-        Client(daemon.control_socket, timeout=PATIENCE) as client,
+        Client(daemon.control_socket, timeout=LONG_PATIENCE) as client,
         ExitStack() as stack,
     ):
         sockets = [stack.enter_context(connected(daemon)) for _ in range(300)]
@@ -114,7 +112,7 @@ def test_commands_that_begin_and_do_not_end(runtime_dir: Path) -> None:
 def test_one_text_for_many_channels(runtime_dir: Path) -> None:
     with (
         attacked(runtime_dir, 64 * MIB) as daemon,
-        Client(daemon.control_socket, timeout=PATIENCE) as client,
+        Client(daemon.control_socket, timeout=LONG_PATIENCE) as client,
         connect(daemon.websocket_socket) as slow,
     ):
         slow.sendall(text_frame(subscribe("one")))
@@ -130,7 +128,7 @@ def test_one_text_for_many_channels(runtime_dir: Path) -> None:
 def test_keys_for_many_channels(runtime_dir: Path) -> None:
     with (
         attacked(runtime_dir, 32 * MIB, "--history-size", "0") as daemon,
-        Client(daemon.control_socket, timeout=PATIENCE) as client,
+        Client(daemon.control_socket, timeout=LONG_PATIENCE) as client,
     ):
         for number in range(60):
             client.broadcast_many([f"{number}-{place}".ljust(200, "x") for place in range(5000)], "x", key=str(number))
@@ -155,7 +153,7 @@ def test_lists_of_more_than_an_answer_may_have(runtime_dir: Path) -> None:
     """400 WebSockets with 100 channels of 200 characters each: the lists take 8 MiB, and one answer may have 2."""
     with (
         attacked(runtime_dir, 128 * MIB, "--max-answers-total", "8M") as daemon,
-        Client(daemon.control_socket, timeout=PATIENCE) as client,
+        Client(daemon.control_socket, timeout=LONG_PATIENCE) as client,
         ExitStack() as stack,
     ):
         for number in range(400):

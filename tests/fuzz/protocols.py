@@ -20,7 +20,7 @@ from realtimed.websocket.protocols import Conversation, ViolationError
 from realtimed.websocket.protocols.plain import Plain
 from realtimed.websocket.protocols.v1 import RealtimeV1
 from tests.fuzz.frames import messages_of
-from tests.hub.test_hub import Listener
+from tests.kit.subscribers import Listener
 
 __all__ = ["SEEDS", "check"]
 

@@ -22,9 +22,8 @@ from realtimed.hub.history import ENTRY_BYTES, RING_BYTES
 from realtimed.rpc.wire import encode_notification
 from tests.kit.clients import REQUEST, RawClient, closing, publisher, raw_client, subscribe, websocket
 from tests.kit.handshakes import Answer, get, request
+from tests.kit.patience import PATIENCE
 from tests.kit.stack import Daemon, running_caddy, running_daemon
-
-PATIENCE = 30
 
 Figures = Mapping[tuple[str, tuple[tuple[str, str], ...]], float]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import tracemalloc
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -13,64 +12,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realtimed.hub.history import ENTRY_BYTES, EVICTED_BYTES, RING_BYTES, History, Retention, Ring, Shelf
-from realtimed.hub.hub import Hub, Joined, SavedChannel
+from realtimed.hub.hub import Hub, SavedChannel
 from realtimed.hub.position import Position
 from realtimed.hub.publication import Publication
 from realtimed.hub.rounds import Round
 from realtimed.hub.snapshot import dump, load
-from tests.hub.test_hub import LINES, MODEL_RUNS, OTHER_LINES, Listener, fan_out
-
-AMPLE = 2**30
-
-
-@dataclass
-class Clock:
-    now: float = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def make_hub(
-    size: int = 100,
-    age: float = 300,
-    limit: int = AMPLE,
-    clock: Callable[[], float] | None = None,
-    time_ns: Callable[[], int] = int,
-    **rules: tuple[int, float],
-) -> Hub:
-    history = History(
-        limit=limit,
-        clock=clock or Clock(),
-        default=Retention(size, age),
-        rules=[(pattern.replace("_", "*"), Retention(*retention)) for pattern, retention in rules.items()],
-    )
-    return Hub(max_message=100_000, max_channels=128, history=history, time_ns=time_ns)
-
-
-def publish(hub: Hub, name: str, count: int) -> Position:
-    """Publish "1", "2" and so on; return where the channel was before."""
-    receipts = [hub.publish(name, str(number)) for number in range(1, count + 1)]
-    return Position(receipts[0].epoch, receipts[0].offset - 1)
-
-
-def come_back(hub: Hub, name: str, since: Position) -> Joined:
-    return hub.subscribe(Listener(), name, since)
+from tests.kit.hubs import AMPLE, MODEL_RUNS, Clock, come_back, fan_out, hub_with_history, missed, publish
+from tests.kit.subscribers import LINES, OTHER_LINES, Listener
 
 
 def shelves(hub: Hub) -> set[Shelf]:
     return {channel.ring.shelf for channel in hub.channels.values() if channel.ring is not None}
 
 
-def missed(joined: Joined) -> list[str]:
-    return [publication.payload.decode() for publication in joined.missed]
-
-
 # Never a part of it: just inside and just outside of each bound.
 
 
 def test_cut_by_number() -> None:
-    hub = make_hub(size=10)
+    hub = hub_with_history(size=10)
     start = publish(hub, "news", 25)
     inside = come_back(hub, "news", start._replace(offset=15))
     assert (inside.recovered, missed(inside)) == (True, [str(number) for number in range(16, 26)])
@@ -80,7 +39,7 @@ def test_cut_by_number() -> None:
 
 def test_cut_by_age() -> None:
     clock = Clock()
-    hub = make_hub(age=60, clock=clock)
+    hub = hub_with_history(age=60, clock=clock)
     start = publish(hub, "news", 1)
     clock.now += 30
     publish(hub, "news", 1)
@@ -96,7 +55,7 @@ def test_cut_by_age() -> None:
 
 def test_cut_by_bytes_oldest_of_all_channels_first() -> None:
     each = RING_BYTES + ENTRY_BYTES + 100
-    hub = make_hub(limit=3 * each)
+    hub = hub_with_history(limit=3 * each)
     starts = {}
     for name in "abcd":
         receipt = hub.publish(name, "x" * 100)
@@ -107,21 +66,21 @@ def test_cut_by_bytes_oldest_of_all_channels_first() -> None:
 
 
 def test_cut_by_a_restart() -> None:
-    start = publish(make_hub(), "news", 3)
-    after = make_hub()
+    start = publish(hub_with_history(), "news", 3)
+    after = hub_with_history()
     publish(after, "news", 3)
     assert come_back(after, "news", start).recovered is False
 
 
 def test_a_position_ahead_of_the_channel_is_not_recovered() -> None:
-    hub = make_hub()
+    hub = hub_with_history()
     start = publish(hub, "news", 3)
     assert come_back(hub, "news", start._replace(offset=3)).recovered
     assert come_back(hub, "news", start._replace(offset=4)).recovered is False
 
 
 def test_a_single_message_above_the_limit_is_delivered_and_not_kept() -> None:
-    hub = make_hub(limit=2000)
+    hub = hub_with_history(limit=2000)
     listener = Listener()
     hub.subscribe(listener, "news")
     receipt = hub.publish("news", "x" * 5000)
@@ -131,7 +90,7 @@ def test_a_single_message_above_the_limit_is_delivered_and_not_kept() -> None:
 
 
 def test_what_is_kept_depends_on_the_channels_name() -> None:
-    hub = make_hub(size=5, chat_=(2, 60.0), none=(0, 60.0))
+    hub = hub_with_history(size=5, chat_=(2, 60.0), none=(0, 60.0))
     kept = {}
     for name in ("chat:1", "none", "nones", "other"):
         publish(hub, name, 10)
@@ -150,7 +109,7 @@ def test_patterns_match_whole_names_and_nothing_in_them_is_special_but_the_star(
 
 
 def test_a_channel_without_history_is_forgotten_with_its_last_subscriber() -> None:
-    hub = make_hub(size=0)
+    hub = hub_with_history(size=0)
     assert hub.publish("news", "x").recipients == 0
     listener = Listener()
     hub.subscribe(listener, "news")
@@ -161,7 +120,7 @@ def test_a_channel_without_history_is_forgotten_with_its_last_subscriber() -> No
 
 def test_idle_channels_are_forgotten_when_their_last_publication_has_expired() -> None:
     clock = Clock()
-    hub = make_hub(age=60, clock=clock, short_=(100, 10.0))
+    hub = hub_with_history(age=60, clock=clock, short_=(100, 10.0))
     for number in range(1000):
         hub.publish(f"short:{number}", "x")
         hub.publish(f"long:{number}", "x")
@@ -198,7 +157,7 @@ def watch_and_lose(hub: Hub, name: str) -> Position:
 @pytest.mark.parametrize("history", ["none yet", "expired"])
 def test_the_only_client_of_a_quiet_channel_has_what_it_missed(history: str, published: int) -> None:
     clock = Clock()
-    hub = make_hub(age=60, clock=clock)
+    hub = hub_with_history(age=60, clock=clock)
     keeper = Listener()
     hub.subscribe(keeper, "mine")
     if history == "expired":
@@ -216,7 +175,7 @@ def test_the_only_client_of_a_quiet_channel_has_what_it_missed(history: str, pub
 
 def test_a_channel_without_subscribers_is_forgotten_after_its_age() -> None:
     clock = Clock()
-    hub = make_hub(age=60, clock=clock)
+    hub = hub_with_history(age=60, clock=clock)
     hub.publish("mine", "long ago")
     clock.now += 59
     since = watch_and_lose(hub, "mine")
@@ -234,7 +193,7 @@ def test_a_channel_without_subscribers_is_forgotten_after_its_age() -> None:
 
 def test_publications_keep_a_channel_that_everyone_has_left_until_they_expire() -> None:
     clock = Clock()
-    hub = make_hub(age=60, clock=clock)
+    hub = hub_with_history(age=60, clock=clock)
     since = watch_and_lose(hub, "mine")
     clock.now += 59
     hub.publish("mine", "late")
@@ -245,7 +204,7 @@ def test_publications_keep_a_channel_that_everyone_has_left_until_they_expire() 
 
 def test_who_comes_and_goes_leaves_nothing_behind_and_takes_nothing_from_others() -> None:
     clock = Clock()
-    hub = make_hub(limit=100 * RING_BYTES, age=60, clock=clock)
+    hub = hub_with_history(limit=100 * RING_BYTES, age=60, clock=clock)
     start = publish(hub, "news", 5)
     hub.publish("quiet", "long ago")
     clock.now += 59
@@ -266,7 +225,7 @@ def test_who_comes_and_goes_leaves_nothing_behind_and_takes_nothing_from_others(
 
 def test_a_channel_that_was_forgotten_with_publications_has_another_epoch() -> None:
     clock = Clock()
-    hub = make_hub(age=60, clock=clock)
+    hub = hub_with_history(age=60, clock=clock)
     since = watch_and_lose(hub, "mine")
     epochs = {since.epoch}
     for _ in range(10):
@@ -287,7 +246,7 @@ def test_a_channel_that_was_forgotten_with_publications_has_another_epoch() -> N
 def test_channels_of_published_names_are_bounded_when_everyone_has_left() -> None:
     clock = Clock()
     limit = 100 * RING_BYTES
-    hub = make_hub(limit=limit, clock=clock)
+    hub = hub_with_history(limit=limit, clock=clock)
     for number in range(1000):
         clock.now += 0.001
         hub.publish(f"channel-{number}", "x")
@@ -298,13 +257,13 @@ def test_channels_of_published_names_are_bounded_when_everyone_has_left() -> Non
 
 
 def test_without_history_nothing_outlives_the_last_subscriber() -> None:
-    hub = make_hub(size=0)
+    hub = hub_with_history(size=0)
     watch_and_lose(hub, "mine")
     assert not hub.channels
 
 
 def test_the_queue_stays_in_proportion_to_what_is_kept() -> None:
-    hub = make_hub(size=3)
+    hub = hub_with_history(size=3)
     publish(hub, "quiet", 1)
     publish(hub, "busy", 10_000)
     [shelf] = shelves(hub)
@@ -314,7 +273,7 @@ def test_the_queue_stays_in_proportion_to_what_is_kept() -> None:
 
 def test_much_that_is_stale_is_expired_a_little_at_a_time() -> None:
     clock = Clock()
-    hub = make_hub(size=3, age=60, clock=clock)
+    hub = hub_with_history(size=3, age=60, clock=clock)
     publish(hub, "quiet", 1)  # the head of the queue, for as long as it is kept
     clock.now += 1
     for _ in range(2):
@@ -378,7 +337,7 @@ def test_the_history_agrees_with_a_list_of_all_publications(seed: int) -> None:
 
 def test_a_hundred_thousand_channels_stay_within_the_configured_bytes() -> None:
     limit = 32 * 2**20
-    hub = make_hub(limit=limit)
+    hub = hub_with_history(limit=limit)
     tracemalloc.start()
     for number in range(100_000):
         hub.publish(f"channel:{number}:with-a-name-of-usual-length", "x" * 100)
@@ -389,7 +348,7 @@ def test_a_hundred_thousand_channels_stay_within_the_configured_bytes() -> None:
 
 
 def test_what_is_dropped_takes_no_memory() -> None:
-    hub = make_hub(size=20)
+    hub = hub_with_history(size=20)
     tracemalloc.start()
     for number in range(35):
         hub.publish("news", f"{number}" + "x" * 50_000)
@@ -402,7 +361,7 @@ def test_what_is_dropped_takes_no_memory() -> None:
 
 
 def test_nothing_falls_between_replay_and_live_nor_comes_twice() -> None:
-    hub = make_hub()
+    hub = hub_with_history()
     start = publish(hub, "news", 3)  # in the history only: nobody is there
     other = Listener()
     hub.subscribe(other, "news")
@@ -417,7 +376,7 @@ def test_nothing_falls_between_replay_and_live_nor_comes_twice() -> None:
 
 
 def test_recent_publications_can_be_looked_at_without_subscribing() -> None:
-    hub = make_hub(size=5)
+    hub = hub_with_history(size=5)
     start = publish(hub, "news", 9)
     position, publications = hub.recent("news", 2)
     assert position == (start.epoch, 9)
@@ -429,7 +388,7 @@ def test_recent_publications_can_be_looked_at_without_subscribing() -> None:
 
 
 def test_the_last_publications_come_with_a_subscription() -> None:
-    hub = make_hub(size=5)
+    hub = hub_with_history(size=5)
     publish(hub, "news", 9)
     for last, kept in ((2, ["8", "9"]), (5, ["5", "6", "7", "8", "9"]), (10**30, ["5", "6", "7", "8", "9"]), (0, [])):
         joined = hub.subscribe(Listener(), "news", last=last)
@@ -440,7 +399,7 @@ def test_the_last_publications_come_with_a_subscription() -> None:
 
 def test_the_last_publications_are_no_older_than_may_be() -> None:
     clock = Clock()
-    hub = make_hub(age=60, clock=clock)
+    hub = hub_with_history(age=60, clock=clock)
     publish(hub, "news", 2)
     clock.now += 40
     publish(hub, "news", 1)
@@ -451,7 +410,7 @@ def test_the_last_publications_are_no_older_than_may_be() -> None:
 
 
 def test_no_publication_falls_between_the_last_ones_and_live() -> None:
-    hub = make_hub()
+    hub = hub_with_history()
     listener = Listener()
     hub.subscribe(listener, "news")
     publish(hub, "news", 3)
@@ -470,7 +429,7 @@ def test_no_publication_falls_between_the_last_ones_and_live() -> None:
 def test_the_time_of_publication_is_that_of_a_clock_that_may_be_set(step: int) -> None:
     """Milliseconds, rounded down; a year back or forth with every publication drops none and changes no order."""
     wall = Clock()
-    hub = make_hub(size=4, time_ns=lambda: int(wall.now) * step)
+    hub = hub_with_history(size=4, time_ns=lambda: int(wall.now) * step)
     start = publish(hub, "news", 1)
     for wall.now in range(1, 7):
         publish(hub, "news", 1)
@@ -489,7 +448,7 @@ def test_a_publication_on_its_way_has_the_time_that_the_history_tells() -> None:
             return f"{publication.offset}@{publication.time};".encode()
 
     ticks = count(0, 1_500_000)
-    hub = make_hub(time_ns=lambda: next(ticks))
+    hub = hub_with_history(time_ns=lambda: next(ticks))
     subscriber, watcher = Listener(form=Times()), Listener(form=Times())
     hub.subscribe(subscriber, "news")
     hub.watchers.add(watcher, "*")
@@ -507,7 +466,7 @@ def test_a_replay_tells_the_times_of_what_was_dropped_meanwhile() -> None:
             return f"{publication.offset}@{publication.time};".encode()
 
     ticks = count(0, 1_000_000)
-    hub = make_hub(size=5, time_ns=lambda: next(ticks))
+    hub = hub_with_history(size=5, time_ns=lambda: next(ticks))
     publish(hub, "news", 5)
     replay = hub.replays.replay([], hub.subscribe(Listener(), "news", last=5).missed, Times())
     publish(hub, "news", 3)
@@ -570,7 +529,7 @@ def test_recovery_agrees_with_the_model(seed: int, steps: int, size: int) -> Non
     Meanwhile somebody sets the wall clock, and other daemons take over what is kept.
     """
     chance, clock, wall = random.Random(seed), Clock(), Clock(0)
-    hub = make_hub(size=size, age=20, clock=clock, time_ns=lambda: int(wall.now) * 1_000_000)
+    hub = hub_with_history(size=size, age=20, clock=clock, time_ns=lambda: int(wall.now) * 1_000_000)
     model = Model(clock, size, 20)
     keeper = Listener()  # keeps the channel and its epoch in being
     hub.subscribe(keeper, "news")
@@ -605,7 +564,7 @@ def test_recovery_agrees_with_the_model(seed: int, steps: int, size: int) -> Non
                     for offset, (_, message) in enumerate(model.published, 1)
                     if offset > reader.since.offset
                 ]
-                reader.listener.received = b""
+                reader.listener.parts.clear()
                 reader.connected = False
                 reader.since = Position(reader.since.epoch, chance.randint(reader.since.offset, len(model.published)))
             case "publish":
@@ -615,7 +574,7 @@ def test_recovery_agrees_with_the_model(seed: int, steps: int, size: int) -> Non
             case "set clock":
                 wall.now += chance.choice([-(10**9), -1, 1, 10**9])
             case "hand over":
-                after = make_hub(size=size, age=20, clock=Clock(5.0))
+                after = hub_with_history(size=size, age=20, clock=Clock(5.0))
                 load(after, b"".join(dump(hub, 0)), 0)
                 _, publications = after.recent("news", 100)
                 times, payloads = publications.times(), publications.payloads()
@@ -644,7 +603,7 @@ def test_recovery_agrees_with_the_model(seed: int, steps: int, size: int) -> Non
 
 @pytest.mark.parametrize("again", [False, True])
 def test_subscribing_twice_with_since_answers_each_time(again: bool) -> None:
-    hub = make_hub()
+    hub = hub_with_history()
     start = publish(hub, "news", 2)
     listener = Listener()
     hub.subscribe(listener, "news")
@@ -656,7 +615,7 @@ def test_subscribing_twice_with_since_answers_each_time(again: bool) -> None:
 def test_what_does_not_fit_any_more_is_left_out_of_what_is_restored() -> None:
     """The only old publication of a channel goes, to make room, before its new one comes."""
     clock = Clock()
-    hub = make_hub(limit=6000, clock=clock)
+    hub = hub_with_history(limit=6000, clock=clock)
     torn = SavedChannel("torn", "e", 2, [(200.0, b"old", True, 0), (1.0, b"new", True, 0)])
     gone = SavedChannel("gone", "e", 1, [(250.0, b"x" * 1000, True, 0)])
     others = [SavedChannel(f"other-{number}", "e", 1, [(100.0 - number, b"x" * 1000, True, 0)]) for number in range(6)]
@@ -673,7 +632,7 @@ def test_what_does_not_fit_any_more_is_left_out_of_what_is_restored() -> None:
 
 
 def test_a_reader_keeps_what_it_may_need_and_nothing_of_what_comes_later() -> None:
-    hub = make_hub(size=10)
+    hub = hub_with_history(size=10)
     hub.publish("news", "x")
     publish(hub, "news", 10)
     since = Position(hub.channels["news"].epoch, 1)
@@ -696,7 +655,7 @@ def test_a_reader_keeps_what_it_may_need_and_nothing_of_what_comes_later() -> No
 
 
 def test_what_is_published_to_nobody_changes_no_quiet_channels_epoch() -> None:
-    hub = make_hub(size=0)
+    hub = hub_with_history(size=0)
     names = [f"quiet-{number}" for number in range(100)]
     positions = [watch_and_lose(hub, name) for name in names]
     receipts = {hub.publish(f"busy-{number}", "x").epoch for number in range(60_000)}

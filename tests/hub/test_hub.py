@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Callable
@@ -14,93 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realtimed.errors import RefusedError
-from realtimed.hub.channel import Channel
-from realtimed.hub.history import History
 from realtimed.hub.hub import Hub
 from realtimed.hub.position import Receipt
-from realtimed.hub.publication import Publication, WireFormat
+from realtimed.hub.publication import Publication
 from realtimed.hub.rounds import Batch, send_each
-
-MODEL_RUNS = int(os.environ.get("MODEL_RUNS", "300"))
-"""Random histories the models are tried with, of a hundred steps each on average; more: MODEL_RUNS=50000 pytest …"""
-
-
-class Lines:
-    """A wire format a test can read: "channel/offset/message;"."""
-
-    def __init__(self) -> None:
-        self.encoded = 0
-
-    def encode(self, publication: Publication) -> bytes:
-        self.encoded += 1
-        return f"{publication.channel}/{publication.offset}/{publication.payload.decode()};".encode()
-
-
-class LoudLines(Lines):
-    """The same with "!" behind each message."""
-
-    def encode(self, publication: Publication) -> bytes:
-        return super().encode(publication)[:-1] + b"!;"
-
-
-LINES = Lines()
-OTHER_LINES = Lines()
-LOUD_LINES = LoudLines()
-
-
-@dataclass(eq=False)
-class Listener:
-    """A subscriber that remembers what it was sent."""
-
-    form: WireFormat = LINES
-    channels: set[Channel] = field(default_factory=set)
-    received: bytes = b""
-    sends: int = 0
-    fd: int = -1
-    takes: int = 1_000_000
-    held: bytes = b""
-    failures: list[OSError] = field(default_factory=list)
-
-    def transmit(self, data: bytes) -> int:
-        if self.takes == 0:
-            raise BlockingIOError
-        self.sends += 1
-        taken = data[: self.takes]
-        self.received += taken
-        return len(taken)
-
-    def hold(self, data: bytes, sent: int) -> None:
-        self.held += data[sent:]
-
-    def transmit_failed(self, data: bytes, error: OSError) -> None:
-        if isinstance(error, BlockingIOError):
-            self.held += data
-        else:
-            self.failures.append(error)
-
-    def write(self, data: bytes) -> None:
-        assert data
-        self.sends += 1
-        self.received += data
-
-    @property
-    def messages(self) -> list[str]:
-        return [line.rpartition("/")[2] for line in self.received.decode().split(";")[:-1]]
+from tests.kit.hubs import MODEL_RUNS, fan_out, make_hub
+from tests.kit.subscribers import LINES, LOUD_LINES, OTHER_LINES, Lines, Listener
 
 
 class LongLines(Lines):
     def encode(self, publication: Publication) -> bytes:
         return publication.payload * 1000
-
-
-def make_hub(*, max_message: int = 1000, max_channels: int = 128, history: History | None = None) -> Hub:
-    return Hub(max_message=max_message, max_channels=max_channels, history=history)
-
-
-def fan_out(hub: Hub) -> None:
-    while (turn := hub.next_round()) is not None:
-        while turn.step(2):
-            pass
 
 
 def test_everyone_on_the_channel_has_every_message_once_and_in_order() -> None:
@@ -358,7 +281,7 @@ class Overwhelmed(Listener):
 
     hub: Hub = field(default_factory=make_hub)
 
-    def write(self, data: bytes) -> None:
+    def take(self, data: bytes) -> None:
         self.hub.leave(self)
 
 

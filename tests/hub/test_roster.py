@@ -18,17 +18,18 @@ from realtimed.hub.rounds import send_each
 from realtimed.net.backlog import Backlogs
 from realtimed.net.stream import QueuedStream
 from realtimed.net.uring import SendRing
-from realtimed.websocket.frames import CloseCode
-from tests.hub.test_hub import Listener
-from tests.net.test_uring import needs_io_uring
+from tests.kit.io_uring import needs_io_uring
+from tests.kit.subscribers import Lines, Listener, Owner
 
 
-class Lines:
+class EndedLines(Lines):
+    """Each payload, and a line's end behind it."""
+
     def encode(self, publication: Publication) -> bytes:
         return publication.payload + b"\n"
 
 
-LINES = Lines()
+ENDED_LINES = EndedLines()
 
 
 def test_a_roster_asks_each_member_once_and_again_when_one_has_changed() -> None:
@@ -59,14 +60,14 @@ class Reader:
     channels: frozenset[str]
     expected: bytes = b""
     received: bytes = b""
-    ended: list[str] = field(default_factory=list)
+    owner: Owner = field(default_factory=Owner)
     nursery: trio.Nursery | None = None
 
     async def live(self, hub: Hub, *, task_status: trio.TaskStatus[None]) -> None:
         """Be subscribed until the nursery is cancelled; then close at once, so that others may have the descriptor."""
         try:
             async with trio.open_nursery() as self.nursery:
-                self.stream.attach(self.nursery, self)
+                self.stream.attach(self.nursery, self.owner)
                 for channel in self.channels:
                     hub.subscribe(self.stream, channel)
                 task_status.started()
@@ -84,20 +85,6 @@ class Reader:
             self.received += data
             return len(data)
         return 0
-
-    # What the stream tells its owner.
-
-    def slow(self, reason: str) -> None:
-        self.ended.append(reason)
-
-    def broken(self) -> None:
-        self.ended.append("broken")
-
-    def misbehaved(self, code: CloseCode, reason: str) -> None:
-        self.ended.append(reason)
-
-    def library_done(self) -> None:
-        self.ended.append("done")
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -123,7 +110,7 @@ async def test_those_who_stall_leave_and_come_each_get_what_was_for_them_in_orde
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
         several = 2 if channels > 1 and dice.random() < 0.2 else 1
         reader = Reader(QueuedStream(ours, backlogs), peer, frozenset(dice.sample(names, several)))
-        reader.stream.form = LINES
+        reader.stream.form = ENDED_LINES
         await everyone.start(reader.live, hub)
         readers.append(reader)
 
@@ -132,7 +119,7 @@ async def test_those_who_stall_leave_and_come_each_get_what_was_for_them_in_orde
         reader.nursery.cancel_scope.cancel()
         await trio.testing.wait_all_tasks_blocked()
         assert reader.expected.startswith(reader.received)
-        assert not reader.ended
+        assert not reader.owner.said
 
     def publish(number: int) -> None:
         message = b"%d %b" % (number, b"x" * dice.choice((0, 1, 2, 3, 4, 3000)))

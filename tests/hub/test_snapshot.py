@@ -18,20 +18,20 @@ from hypothesis import strategies as st
 from realtimed.hub.hub import Hub
 from realtimed.hub.position import Position
 from realtimed.hub.snapshot import SnapshotError, dump, load
-from tests.hub.test_history import Clock, come_back, make_hub, missed, publish
 from tests.kit.clients import publisher, raw_client
+from tests.kit.hubs import AFTERWARDS, Clock, come_back, hub_with_history, missed, publish, sealed
 from tests.kit.stack import running_daemon
 
 
 def handed_over(hub: Hub, seconds: float = 0, **options: Any) -> Hub:
     """Return the hub of the daemon after this one, which starts so many seconds later."""
-    after = make_hub(clock=Clock(5.0), **options)
+    after = hub_with_history(clock=Clock(5.0), **options)
     load(after, b"".join(dump(hub, 1_000_000)), 1_000_000 + seconds)
     return after
 
 
 def test_who_comes_back_after_a_restart_has_what_was_missed() -> None:
-    hub = make_hub()
+    hub = hub_with_history()
     start = publish(hub, "news", 5)
     hub.publish("news", b"\x00\xff")
     after = handed_over(hub)
@@ -44,7 +44,7 @@ def test_who_comes_back_after_a_restart_has_what_was_missed() -> None:
 
 def test_ages_go_on_while_no_daemon_runs() -> None:
     clock = Clock()
-    hub = make_hub(age=60, clock=clock)
+    hub = hub_with_history(age=60, clock=clock)
     start = publish(hub, "news", 1)
     clock.now += 30
     publish(hub, "news", 1)
@@ -58,7 +58,7 @@ def test_ages_go_on_while_no_daemon_runs() -> None:
 
 
 def test_the_bounds_of_the_new_daemon_hold() -> None:
-    hub = make_hub()
+    hub = hub_with_history()
     start = publish(hub, "news", 50)
     publish(hub, "sport", 1)
     after = handed_over(hub, size=10, none=(0, 60.0), sport=(0, 60.0))
@@ -70,12 +70,12 @@ def test_the_bounds_of_the_new_daemon_hold() -> None:
 
 def test_the_oldest_of_all_channels_expire_first_after_a_restart_as_well() -> None:
     clock = Clock()
-    hub = make_hub(age=60, clock=clock)
+    hub = hub_with_history(age=60, clock=clock)
     for name in "abab":
         hub.publish(name, name)
         clock.now += 10
     later = Clock(5.0)
-    after = make_hub(age=60, clock=later)
+    after = hub_with_history(age=60, clock=later)
     load(after, b"".join(dump(hub, 0)), 0)
     later.now += 35
     after.history.expire(1000)
@@ -85,14 +85,14 @@ def test_the_oldest_of_all_channels_expire_first_after_a_restart_as_well() -> No
 
 
 def whole() -> bytes:
-    hub = make_hub()
+    hub = hub_with_history()
     publish(hub, "news", 3)
     return b"".join(dump(hub, 0))
 
 
 @given(cut=st.integers(0, len(whole()) - 1))
 def test_what_is_incomplete_is_not_taken(cut: int) -> None:
-    hub = make_hub()
+    hub = hub_with_history()
     with pytest.raises(SnapshotError):
         load(hub, whole()[:cut], 0)
     assert not hub.channels
@@ -102,7 +102,7 @@ def test_what_is_incomplete_is_not_taken(cut: int) -> None:
 def test_what_is_damaged_is_not_taken(place: int, bit: int) -> None:
     data = bytearray(whole())
     data[place] ^= 1 << bit
-    hub = make_hub()
+    hub = hub_with_history()
     with pytest.raises(SnapshotError):
         load(hub, bytes(data), 0)
     assert not hub.channels
@@ -111,26 +111,15 @@ def test_what_is_damaged_is_not_taken(place: int, bit: int) -> None:
 def test_what_is_whole_but_something_else_is_not_taken() -> None:
     body = b"realtimed-history 2\n" + struct.pack("!I", 3) + msgspec.msgpack.encode("ab") + bytes(12)
     with pytest.raises(SnapshotError, match="not what its first line says"):
-        load(make_hub(), body + struct.pack("!I", zlib.crc32(body)), 0)
+        load(hub_with_history(), body + struct.pack("!I", zlib.crc32(body)), 0)
 
 
 CHANNEL = ["news", "abc1", 3, [[2.0, b"a", True, 5000], [1.0, b"b", True, -1]]]
 OLD = ["news", "abc1", 3, [[2.0, b"a", True], [1.0, b"b", True]]]
-AFTERWARDS = struct.pack("!I", 0) + struct.pack("!d", 0.0)
-
-
-def sealed(*channels: object, end: bytes = AFTERWARDS, version: int = 2) -> bytes:
-    """Return a snapshot of these channels, whatever they are, with a right checksum."""
-    body = b"realtimed-history %d\n" % version
-    for channel in channels:
-        encoded = channel if isinstance(channel, bytes) else msgspec.msgpack.encode(channel)
-        body += struct.pack("!I", len(encoded)) + encoded
-    body += end
-    return body + struct.pack("!I", zlib.crc32(body))
 
 
 def test_what_is_whole_and_right_is_taken() -> None:
-    hub = make_hub()
+    hub = hub_with_history()
     assert load(hub, sealed(CHANNEL), 0) == 1
     assert hub.channels["news"].offset == 3
     assert told(hub, "news") == [(2, "a", 5000), (3, "b", -1)]
@@ -156,7 +145,7 @@ def told(hub: Hub, name: str) -> list[tuple[int, str | bytes, int]]:
 
 @pytest.mark.parametrize("later", [0, 100, -1000])
 def test_a_state_of_the_version_before_is_taken_and_its_times_are_those_of_its_ages(later: float) -> None:
-    hub = make_hub()
+    hub = hub_with_history()
     assert load(hub, VERSION_1, MIDNIGHT + later) == 2
     assert told(hub, "news") == [
         (1, "first", MIDNIGHT * 1000 - 4000),
@@ -170,7 +159,7 @@ def test_a_state_of_the_version_before_is_taken_and_its_times_are_those_of_its_a
 
 
 def test_ages_count_from_when_a_state_of_the_version_before_was_written() -> None:
-    hub = make_hub(age=60)
+    hub = hub_with_history(age=60)
     load(hub, VERSION_1, MIDNIGHT + 57)
     assert [offset for offset, _, _ in told(hub, "news")] == [2, 3]
 
@@ -180,7 +169,7 @@ def test_a_damaged_state_of_the_version_before_is_not_taken(cut: int, bit: int) 
     damaged = bytearray(VERSION_1)
     damaged[cut] ^= 1 << bit
     for data in (VERSION_1[:cut], bytes(damaged)):
-        hub = make_hub()
+        hub = hub_with_history()
         with pytest.raises(SnapshotError):
             load(hub, data, 0)
         assert not hub.channels
@@ -188,7 +177,7 @@ def test_a_damaged_state_of_the_version_before_is_not_taken(cut: int, bit: int) 
 
 def test_times_of_publication_outlive_restarts_whatever_the_clock_says() -> None:
     wall, clock = Clock(MIDNIGHT), Clock()
-    hub = make_hub(size=3, clock=clock, time_ns=lambda: int(wall.now * 1000) * 1_000_000)
+    hub = hub_with_history(size=3, clock=clock, time_ns=lambda: int(wall.now * 1000) * 1_000_000)
     for step in (0, 1.5, -7200, 10, -0.25):  # somebody sets the clock
         wall.now += step
         clock.now += 1
@@ -246,7 +235,7 @@ def test_times_of_publication_outlive_restarts_whatever_the_clock_says() -> None
     ],
 )
 def test_what_has_a_right_checksum_and_wrong_content_is_not_taken(data: bytes, sentence: str) -> None:
-    hub = make_hub()
+    hub = hub_with_history()
     with pytest.raises(SnapshotError, match=sentence):
         load(hub, data, 0)
     assert not hub.channels
@@ -274,7 +263,7 @@ def test_what_has_a_right_checksum_and_wrong_content_is_not_taken(data: bytes, s
     version=st.sampled_from([1, 2]),
 )
 def test_whatever_a_snapshot_says_is_taken_whole_or_refused(channels: list[object], end: bytes, version: int) -> None:
-    hub = make_hub()
+    hub = hub_with_history()
     try:
         load(hub, sealed(*channels, end=end, version=version), 0)
     except SnapshotError:

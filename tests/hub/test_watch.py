@@ -14,42 +14,29 @@ from wsproto.events import TextMessage
 
 from realtimed import Client, RefusedError
 from realtimed.errors import NoDaemonError
-from realtimed.hub.hub import Hub
 from realtimed.hub.publication import Publication
 from realtimed.hub.watch import Watchers
 from tests.kit.blocking import FLAVOURS, Opener, daemon_in_thread, opener
 from tests.kit.clients import publisher, raw_client, subscribe
+from tests.kit.hubs import fan_out, make_hub
 from tests.kit.stack import Daemon, running_daemon, runtime_directory
+from tests.kit.subscribers import Lines, Listener
 
 
-class _Form:
+class Marks(Lines):
     def encode(self, publication: Publication) -> bytes:
         return f"{publication.channel}#{publication.offset}={publication.payload.decode()} ".encode()
 
 
-class Watching:
-    form = _Form()
+class Watching(Listener):
+    """A listener that sees what it is sent as text."""
 
     def __init__(self) -> None:
-        self.seen = ""
+        super().__init__(form=Marks())
 
-    def write(self, data: bytes) -> None:
-        self.seen += data.decode()
-
-    def transmit_failed(self, data: bytes, error: OSError) -> None:
-        raise AssertionError("nothing fails here")
-
-
-def make_hub() -> Hub:
-    return Hub(max_message=1000, max_channels=3)
-
-
-def fan_out(hub: Hub) -> None:
-    while (turn := hub.next_round()) is not None:
-        while turn.step(10):
-            pass
-    while hub.watchers.step():
-        pass
+    @property
+    def seen(self) -> str:
+        return self.received.decode()
 
 
 def show(watchers: Watchers, *publications: Publication) -> None:
@@ -59,7 +46,7 @@ def show(watchers: Watchers, *publications: Publication) -> None:
 
 
 def test_matching_channels_are_seen_in_the_order_published_whoever_listens() -> None:
-    hub, watcher = make_hub(), Watching()
+    hub, watcher = make_hub(max_channels=3), Watching()
     hub.watchers.add(watcher, "chat:*")
     for channel, message in (("chat:1", "a"), ("news", "b"), ("chat:2", "c"), ("chat:1", "d"), ("chat:", "e")):
         assert hub.publish(channel, message).recipients == 0
@@ -70,7 +57,7 @@ def test_matching_channels_are_seen_in_the_order_published_whoever_listens() -> 
 
 
 def test_several_patterns_show_a_message_once_and_each_can_be_taken_back() -> None:
-    hub, watcher = make_hub(), Watching()
+    hub, watcher = make_hub(max_channels=3), Watching()
     for pattern in ("chat:*", "*:1", "chat:*"):
         hub.watchers.add(watcher, pattern)
     hub.publish("chat:1", "a")
@@ -87,7 +74,7 @@ def test_several_patterns_show_a_message_once_and_each_can_be_taken_back() -> No
 
 
 def test_when_nobody_watches_a_message_to_nobody_goes_nowhere() -> None:
-    hub, watcher = make_hub(), Watching()
+    hub, watcher = make_hub(max_channels=3), Watching()
     hub.watchers.add(watcher, "*")
     hub.watchers.leave(watcher)
     hub.watchers.leave(watcher)
@@ -160,21 +147,13 @@ def test_who_comes_and_goes_while_something_waits() -> None:
 
 
 def test_those_that_see_the_same_get_the_same_bytes() -> None:
-    class Collecting(Watching):
-        def __init__(self) -> None:
-            super().__init__()
-            self.got: list[bytes] = []
-
-        def write(self, data: bytes) -> None:
-            self.got.append(data)
-
-    form = _Form()
-    watchers, crowd = Watchers(max_patterns=3), [Collecting() for _ in range(16)]
+    form = Marks()
+    watchers, crowd = Watchers(max_patterns=3), [Watching() for _ in range(16)]
     for number, each in enumerate(crowd):
         each.form = form
         watchers.add(each, "*" if number % 2 else "n*s")
     show(watchers, Publication("news", b"x" * 1000, True, 1), Publication("nos", b"", True, 1))
-    assert all(each.got[0] is crowd[0].got[0] and len(each.got) == 1 for each in crowd)
+    assert all(each.parts[0] is crowd[0].parts[0] and len(each.parts) == 1 for each in crowd)
 
 
 def test_max_patterns_follows_the_configuration_for_those_who_watch_already() -> None:

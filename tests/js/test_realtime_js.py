@@ -17,6 +17,7 @@ import trio
 
 from tests.js.typescript import find_node
 from tests.kit.clients import Publisher, publisher
+from tests.kit.patience import PATIENCE
 from tests.kit.plug import Plug, running_plug
 from tests.kit.stack import ROOT, free_port, running_daemon
 
@@ -24,9 +25,6 @@ TESTS: Final = ROOT / "tests" / "js"
 CLIENT: Final = TESTS / "daemon_client.mjs"
 LAST_CLIENT: Final = TESTS / "last_client.mjs"
 REMOUNTING_CLIENT: Final = TESTS / "remounting_client.mjs"
-
-PATIENCE: Final = 30
-"""Seconds within which whatever a test waits for has happened."""
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self, TypeAlias
 
 from realtimed.rpc.wire import Decoder, Request
-from tests.kit.fake_daemon import PATIENCE
+from tests.kit.patience import PATIENCE
 
 Ask: TypeAlias = Callable[[bytes], bytes]
 """Hands a command to the daemon, and returns the whole answer."""

@@ -16,10 +16,8 @@ from wsproto.events import CloseConnection, Event
 
 from realtimed.rpc.wire import Decoder, Response, encode_request
 from tests.kit.budget import processor_time
+from tests.kit.patience import PATIENCE
 from tests.kit.stack import Daemon
-
-_PATIENCE: Final = 20
-"""Seconds after which a witness has been disturbed; what it waits for takes milliseconds."""
 
 REQUEST: Final = (
     b"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -163,7 +161,7 @@ async def undisturbed(daemon: Daemon, later: Daemon | None = None, *, budget: fl
     Its log may be somewhere else at the end: that is `later`. Nor may the daemon take more than `budget` seconds of
     processor time meanwhile; see `tests.kit.budget`.
     """
-    with trio.fail_after(_PATIENCE):
+    with trio.fail_after(PATIENCE):
         async with websocket(daemon.websocket_socket) as client, publisher(daemon.control_socket) as other:
             await client.send_message(subscribe("witness"))
             while "witness" not in await other.call("channels"):

@@ -12,9 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from realtimed.rpc.wire import Decoder, Request, encode_notification, encode_response
-
-PATIENCE = 10.0
-"""Seconds a stand-in waits for its client; a test that needs so long has failed."""
+from tests.kit.patience import PATIENCE
 
 
 class Peer:

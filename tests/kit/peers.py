@@ -27,13 +27,14 @@ from realtimed.config.loading import load
 from realtimed.control.server import Connection
 from realtimed.daemon import Daemon as Core
 from realtimed.errors import RefusedError
-from realtimed.hub.channel import Channel
 from realtimed.hub.publication import Frame, WireFormat
 from realtimed.net.stream import Owner, QueuedStream
 from realtimed.rpc.wire import Decoder, Message, Notification, Response, encode_request
 from realtimed.websocket.protocols import ViolationError, choose
 from tests.kit.clients import websocket
+from tests.kit.patience import PATIENCE
 from tests.kit.stack import Daemon, running_daemon, runtime_directory
+from tests.kit.subscribers import Listener
 
 __all__ = [
     "ALONE",
@@ -69,8 +70,6 @@ ALONE: Final = {"max_channels": 77}
 
 Settings: TypeAlias = Mapping[str, Any]
 
-PATIENCE: Final = 20
-"""Seconds after which a peer that waits for something has failed; what it waits for takes milliseconds."""
 
 _EXPIRY_INTERVAL: Final = 0.1
 """Seconds between two looks for history that is too old, for which a daemon has a task of its own."""
@@ -244,36 +243,23 @@ def written(settings: Settings, directory: Path) -> Path:
 # In memory.
 
 
-class _Ears:
-    """A subscriber that takes everything at once and reads it as a WebSocket client does."""
-
-    fd = -1
+class _Ears(Listener):
+    """A subscriber that reads as a WebSocket client does."""
 
     def __init__(self, form: WireFormat, heard: trio.MemorySendChannel[str | bytes | ClosedError]) -> None:
-        self.form = form
-        self.channels: set[Channel] = set()
+        super().__init__(form)
         self.heard = heard
         self._frames = Frames(ConnectionType.CLIENT)
         self._parts: list[str | bytes] = []
 
-    def write(self, data: Frame) -> None:
-        self._frames.receive_data(bytes(data))
+    def take(self, data: bytes) -> None:
+        self._frames.receive_data(data)
         for event in self._frames.events():
             assert isinstance(event, (TextMessage, BytesMessage)), event
             self._parts.append(bytes(event.data) if isinstance(event, BytesMessage) else event.data)
             if event.message_finished:
                 self.heard.send_nowait(self._parts[0][:0].join(self._parts))  # type: ignore[arg-type]  # all of a kind
                 self._parts.clear()
-
-    def transmit(self, data: bytes) -> int:
-        self.write(data)
-        return len(data)
-
-    def hold(self, data: bytes, sent: int) -> None:
-        raise AssertionError("everything was taken")
-
-    def transmit_failed(self, data: bytes, error: OSError) -> None:
-        raise AssertionError("everything was taken") from error
 
 
 class _Conversing(Browser):
@@ -301,7 +287,7 @@ class _Conversing(Browser):
             self._ears.heard.send_nowait(ClosedError(violation.code, violation.reason))
         else:
             for frame in frames:
-                self._ears.write(frame)
+                self._ears.write(bytes(frame))
 
     async def receive(self) -> str | bytes:
         with trio.fail_after(PATIENCE):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Final
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from playwright.sync_api import BrowserContext, Locator, Page, expect
@@ -13,10 +12,7 @@ from playwright.sync_api import BrowserContext, Locator, Page, expect
 import realtimed
 from tests.kit.stack import Caddy, Daemon, free_port, running_caddy, running_daemon, running_php_fpm, runtime_directory
 
-__all__ = ["PATIENCE", "Site", "messages", "open_page", "panel", "running_site"]
-
-PATIENCE: Final = 30
-"""Seconds within which whatever a test waits for has happened. Caddy alone waits 5 s for a daemon that is not there."""
+__all__ = ["Site", "messages", "open_page", "panel", "running_site"]
 
 
 class Site:

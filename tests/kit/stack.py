@@ -108,6 +108,11 @@ class Part:
         """All that the part has written to its standard output and error."""
         return self.log_file.read_text("utf-8", "replace")
 
+    async def until_logged(self, text: str) -> None:
+        """Wait until `text` is in the log."""
+        while text not in self.log:
+            await trio.lowlevel.checkpoint()
+
     async def wait(self) -> int:
         """Wait for the process to end; return its exit status, negative for the signal that killed it."""
         if self.process.returncode is None:

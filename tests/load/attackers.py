@@ -22,14 +22,13 @@ from typing import Final, Self, cast
 from benchmarks.machine import resident_bytes
 from realtimed import Client
 from tests.kit.clients import REQUEST, subscribe
+from tests.kit.patience import LONG_PATIENCE
 from tests.kit.stack import Daemon
 
 __all__ = ["MIB", "Bystander", "Growth", "Pace", "connect", "crowd", "text_frame"]
 
 MIB: Final = 2**20
 
-_PATIENCE: Final = 60
-"""Seconds that a socket may take over anything."""
 
 _ROUNDS_PER_SECOND: Final = 40
 """How often the bystander pings and publishes: a little less than a client may."""
@@ -51,7 +50,7 @@ def connect(path: Path, *channels: str, v1: bool = False, headers: str = "") -> 
     Raises `ConnectionRefusedError` if the handshake is refused.
     """
     sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(_PATIENCE)
+    sock.settimeout(LONG_PATIENCE)
     sock.connect(str(path))
     request = REQUEST.removesuffix(b"\r\n") + headers.encode()
     sock.sendall(request + (_V1 if v1 else b"\r\n"))
@@ -153,7 +152,7 @@ class Bystander:
     def end(self) -> None:
         """Leave."""
         try:
-            answer = self._process.communicate(timeout=_PATIENCE)[0]
+            answer = self._process.communicate(timeout=LONG_PATIENCE)[0]
             self.pings, self.broadcasts = json.loads(answer)
         finally:
             self._process.kill()

@@ -22,6 +22,7 @@ from typing import Final
 import trio
 
 from tests.kit.clients import publisher
+from tests.kit.patience import LONG_PATIENCE
 from tests.kit.stack import Daemon, running_caddy, running_daemon, runtime_directory
 from tests.load.returning import (
     CHANNEL,
@@ -40,8 +41,6 @@ __all__ = ["Outcome", "Plan", "run"]
 
 BEFORE: Final = 5
 """Messages published before the restart, and again when the next daemon is there but nobody has come back yet."""
-
-PATIENCE: Final = 120.0
 
 
 @dataclass(frozen=True)
@@ -170,7 +169,7 @@ async def run(
         outcome = avalanche.outcome
         for client in outcome.clients:
             nursery.start_soon(avalanche.live, client)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(LONG_PATIENCE):
             await avalanche.all_connected.wait()
             await _publish(daemon, outcome)
             await avalanche.complete()
@@ -190,7 +189,7 @@ async def run(
             for client in outcome.clients:
                 client.last = first_new + 2 * BEFORE
             await _publish(daemon, outcome, first_new)
-            with trio.move_on_after(PATIENCE):
+            with trio.move_on_after(LONG_PATIENCE):
                 await avalanche.all_connected.wait()
                 await _publish(daemon, outcome, first_new + BEFORE)
                 await avalanche.complete()

@@ -43,7 +43,7 @@ __all__ = ["Outcome", "Plan", "run"]
 MARKS: Final = 2
 """Messages at the end, when nothing is cut any more. Behind the second nothing is on its way that came twice."""
 
-PATIENCE: Final = 60
+LOST_AFTER: Final = 60
 """Seconds without an end after the last cut, after which those that are not complete have lost something."""
 
 _REPORT_INTERVAL: Final = 5.0
@@ -228,7 +228,7 @@ async def run(
         parts = {"daemon": daemon.process.pid, "Caddy": caddy.process.pid}
         for client in storm.outcome.clients:
             nursery.start_soon(storm.live, client)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(LOST_AFTER):
             await storm.all_connected.wait()
         progress(f"{plan.clients} clients are connected")
 
@@ -247,7 +247,7 @@ async def run(
         storm.outcome.cpu["clients"] = time.process_time() - ours
 
         storm.calm_down()
-        with trio.move_on_after(PATIENCE):
+        with trio.move_on_after(LOST_AFTER):
             for mark in range(MARKS):
                 await sender.call("broadcast", CHANNEL, message(plan.messages + 1 + mark))
                 await storm.complete()

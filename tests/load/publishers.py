@@ -13,8 +13,8 @@ from typing import Protocol
 
 import realtimed
 from realtimed import Receipt
-from tests.client.test_php import literal, running_php
 from tests.kit.blocking import FLAVOURS, opener
+from tests.kit.php import literal, running_php
 from tests.kit.stack import ROOT
 
 WITH_RETRY = (*FLAVOURS, "function", "php", "php function")

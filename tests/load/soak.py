@@ -29,6 +29,7 @@ from wsproto.events import CloseConnection, Ping, TextMessage
 
 from realtimed.rpc.wire import encode_notification, encode_request
 from tests.kit.clients import REQUEST, Publisher, closing, publisher, raw_client, subscribe, websocket
+from tests.kit.patience import LONG_PATIENCE
 from tests.kit.stack import Daemon, running_daemon, runtime_directory
 
 __all__ = ["Outcome", "Plan", "Reading", "run"]
@@ -51,7 +52,6 @@ OPTIONS: Final = (
 """Deadlines that pass often, and a history that is gone soon."""
 
 MEMORY_TOLERANCE: Final = 0.02
-PATIENCE: Final = 60.0
 _RESET: Final = struct.pack("ii", 1, 0)
 
 
@@ -127,7 +127,7 @@ class Soak:
                         await nursery.start(self._witness)
                         async with trio.open_nursery() as crowd:
                             await self._churn(crowd, length)
-                            crowd.cancel_scope.deadline = trio.current_time() + PATIENCE
+                            crowd.cancel_scope.deadline = trio.current_time() + LONG_PATIENCE
                         witnessing.cancel()
                 self.outcome.readings.append(await self._idle(asking))
                 warm = "warming up" if number < self.plan.warm_up else ""
@@ -181,7 +181,7 @@ class Soak:
 
     async def _idle(self, asking: Publisher) -> Reading:
         """Wait until nobody is there and nothing is kept any more; return what the daemon holds then."""
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(LONG_PATIENCE):
             while True:
                 stats = await asking.call("stats")
                 if not (stats["clients"] or stats["history_channels"] or stats["backlog_bytes"]) and (
@@ -204,7 +204,7 @@ class Soak:
             expected = json.loads(await client.get_message())["offset"] + 1
             task_status.started()
             while True:
-                with trio.move_on_after(PATIENCE) as patience:
+                with trio.move_on_after(LONG_PATIENCE) as patience:
                     await sender.call("broadcast", WITNESSED, str(expected))
                     event = json.loads(await client.get_message())
                 if patience.cancelled_caught or (event["offset"], event["data"]) != (expected, str(expected)):

@@ -16,6 +16,7 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import TextMessage
 
 from tests.kit.clients import REQUEST, publisher, subscribe
+from tests.kit.patience import LONG_PATIENCE
 from tests.kit.stack import APP, Caddy, Daemon, find_php, running_caddy, running_daemon
 
 SUBSCRIBERS: Final = 1000
@@ -26,7 +27,6 @@ BROADCASTS: Final = {"php": 2475, "python": 2475, "pipelined": 5000, "shell": 50
 
 PUBLISHERS: Final = ("php", "php", "php", "php", "python", "python", "python", "pipelined", "shell", "shell")
 THE_END: Final = "the end"
-PATIENCE: Final = 240
 
 PHP: Final = """
 require $argv[1];
@@ -116,8 +116,8 @@ async def test_everything_arrives_once_and_in_each_publishers_order(runtime_dir:
     subscribers = [Subscriber(channels) for channels in choices]
 
     # Pings are not answered here; behind Caddy all have the address of this machine.
-    options = ("--silence-timeout", str(PATIENCE), "--max-connections-per-address", "0")
-    with trio.fail_after(PATIENCE):
+    options = ("--silence-timeout", str(2 * LONG_PATIENCE), "--max-connections-per-address", "0")
+    with trio.fail_after(2 * LONG_PATIENCE):
         async with (
             running_daemon(runtime_dir, *options) as daemon,
             running_caddy(runtime_dir, websocket_socket=daemon.websocket_socket) as caddy,

@@ -9,19 +9,12 @@ from collections import Counter
 import pytest
 
 from realtimed.net.admission import LIMITS, Admission, Place, TurnedAway, counted_as
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.kit.hubs import Clock
 
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1_000_000.0)
 
 
 def admitted(admission: Admission, address: str) -> Place:

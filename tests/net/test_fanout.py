@@ -13,7 +13,8 @@ import trio.testing
 from realtimed.hub.hub import Hub
 from realtimed.hub.publication import Publication
 from realtimed.net.fanout import FanOut
-from tests.hub.test_hub import Lines, Listener, make_hub
+from tests.kit.hubs import make_hub
+from tests.kit.subscribers import Lines, Listener
 
 
 class Faulty(Listener):

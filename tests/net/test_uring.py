@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, suppress
 from pathlib import Path
@@ -16,86 +15,25 @@ from wsproto.events import TextMessage
 
 from realtimed.config.loading import load
 from realtimed.daemon import Daemon
-from realtimed.hub.channel import Channel, Roster
-from realtimed.hub.publication import Publication, WireFormat
+from realtimed.hub.channel import Roster
 from realtimed.hub.rounds import Batch, send_each
 from realtimed.net.uring import SendRing
 from tests.kit.clients import publisher, raw_client, subscribe
+from tests.kit.io_uring import needs_io_uring
 from tests.kit.stack import running_daemon
+from tests.kit.subscribers import SocketListener
 
 
-def refusal() -> str:
-    """Return why this kernel, or the container this runs in, has no io_uring for us; "" if it has."""
-    try:
-        SendRing().close()
-    except OSError as error:
-        return f"no io_uring here: {error.strerror}"
-    return ""
-
-
-needs_io_uring = pytest.mark.skipif(bool(refusal()), reason=refusal())
-
-
-class _Bytes:
-    def encode(self, publication: Publication) -> bytes:
-        return publication.payload
-
-
-class Socket:
-    """A subscriber with a real socket, and a peer that reads when a test says so."""
-
-    form: WireFormat = _Bytes()
-
-    def __init__(self) -> None:
-        self.socket, self.peer = socket.socketpair()
-        self.socket.setblocking(False)
-        self.peer.setblocking(False)
-        self.channels: set[Channel] = set()
-        self.fd = self.socket.fileno()
-        self.transmit: Callable[[bytes], int] = self.socket.send
-        self.kept: list[tuple[bytes, int]] = []
-        self.errors: list[OSError] = []
-
-    def hold(self, data: bytes, sent: int) -> None:
-        self.kept.append((data, sent))
-
-    def transmit_failed(self, data: bytes, error: OSError) -> None:
-        self.errors.append(error)
-
-    def write(self, data: bytes) -> None:
-        self.hold(data, 0)
-
-    def block(self) -> None:
-        """Be as a stream with a backlog is."""
-        self.fd = -1
-        self.transmit = self._keep
-
-    def received(self) -> bytes:
-        data = b""
-        while True:
-            try:
-                more = self.peer.recv(2**20)
-            except BlockingIOError:
-                return data
-            if not more:
-                return data
-            data += more
-
-    def _keep(self, data: bytes) -> int:
-        self.kept.append((data, 0))
-        return len(data)
-
-
-def to(members: list[Socket], data: bytes) -> tuple[bytes, Roster, int, int]:
+def to(members: list[SocketListener], data: bytes) -> tuple[bytes, Roster, int, int]:
     return data, Roster(members), 0, len(members)
 
 
 @pytest.fixture
-def sockets() -> Iterator[Callable[[int], list[Socket]]]:
+def sockets() -> Iterator[Callable[[int], list[SocketListener]]]:
     with ExitStack() as stack:
 
-        def make(count: int) -> list[Socket]:
-            made = [Socket() for _ in range(count)]
+        def make(count: int) -> list[SocketListener]:
+            made = [SocketListener() for _ in range(count)]
             for each in made:
                 stack.enter_context(each.socket)
                 stack.enter_context(each.peer)
@@ -115,7 +53,7 @@ def deliver(request: pytest.FixtureRequest) -> Iterator[Callable[[Batch], None]]
 
 
 def test_everyone_gets_their_bytes_in_order_around_the_end_of_the_queue(
-    deliver: Callable[[Batch], None], sockets: Callable[[int], list[Socket]]
+    deliver: Callable[[Batch], None], sockets: Callable[[int], list[SocketListener]]
 ) -> None:
     everyone = sockets(400)
     expected: list[bytes] = [b""] * 400
@@ -129,7 +67,7 @@ def test_everyone_gets_their_bytes_in_order_around_the_end_of_the_queue(
 
 
 def test_more_receivers_than_a_system_call_takes(
-    deliver: Callable[[Batch], None], sockets: Callable[[int], list[Socket]]
+    deliver: Callable[[Batch], None], sockets: Callable[[int], list[SocketListener]]
 ) -> None:
     few = sockets(300)
     deliver([to(few * 8, b"x")])
@@ -137,7 +75,7 @@ def test_more_receivers_than_a_system_call_takes(
 
 
 def test_what_is_not_taken_is_held_and_what_is_blocked_is_not_overtaken(
-    deliver: Callable[[Batch], None], sockets: Callable[[int], list[Socket]]
+    deliver: Callable[[Batch], None], sockets: Callable[[int], list[SocketListener]]
 ) -> None:
     everyone = sockets(100)
     full, blocked, gone = everyone[10], everyone[20], everyone[30]
@@ -158,7 +96,7 @@ def test_what_is_not_taken_is_held_and_what_is_blocked_is_not_overtaken(
 
 
 def test_in_a_batch_for_many_rosters_everyone_has_their_own_bytes_whoever_stalls(
-    deliver: Callable[[Batch], None], sockets: Callable[[int], list[Socket]]
+    deliver: Callable[[Batch], None], sockets: Callable[[int], list[SocketListener]]
 ) -> None:
     everyone = sockets(120)
     full, blocked, gone = everyone[10::30], everyone[20::30], everyone[25::30]
@@ -171,7 +109,7 @@ def test_in_a_batch_for_many_rosters_everyone_has_their_own_bytes_whoever_stalls
         each.block()
     for each in gone:
         each.peer.close()
-    parts: list[tuple[bytes, list[Socket]]] = []
+    parts: list[tuple[bytes, list[SocketListener]]] = []
     at = 0
     for size in (1, 2, 1, 5, 30, 1, 64, 1, 2, 13):
         parts.append((b"%d," % size * size, everyone[at : at + size]))
@@ -192,7 +130,7 @@ def test_in_a_batch_for_many_rosters_everyone_has_their_own_bytes_whoever_stalls
 
 
 def test_a_part_is_held_from_where_the_kernel_stopped(
-    deliver: Callable[[Batch], None], sockets: Callable[[int], list[Socket]]
+    deliver: Callable[[Batch], None], sockets: Callable[[int], list[SocketListener]]
 ) -> None:
     everyone = sockets(64)
     data = os.urandom(900_000)
@@ -204,7 +142,7 @@ def test_a_part_is_held_from_where_the_kernel_stopped(
 
 
 def test_messages_that_fit_on_the_stage_only_one_by_one(
-    deliver: Callable[[Batch], None], sockets: Callable[[int], list[Socket]]
+    deliver: Callable[[Batch], None], sockets: Callable[[int], list[SocketListener]]
 ) -> None:
     everyone = sockets(40)
     data = [bytes([number]) * 100_000 for number in range(20)]
@@ -214,7 +152,7 @@ def test_messages_that_fit_on_the_stage_only_one_by_one(
 
 
 def test_a_message_larger_than_the_stage_goes_the_other_way(
-    deliver: Callable[[Batch], None], sockets: Callable[[int], list[Socket]]
+    deliver: Callable[[Batch], None], sockets: Callable[[int], list[SocketListener]]
 ) -> None:
     everyone = sockets(64)
     data = bytes(3 * 2**20)
@@ -241,7 +179,7 @@ class Refusing:
 @needs_io_uring
 @pytest.mark.parametrize("takes", [0, 1, 99])
 def test_what_the_kernel_does_not_take_is_written_in_another_way(
-    takes: int, sockets: Callable[[int], list[Socket]], monkeypatch: pytest.MonkeyPatch
+    takes: int, sockets: Callable[[int], list[SocketListener]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ring = SendRing()
     everyone = sockets(100)

@@ -19,9 +19,9 @@ from realtimed.config.settings import SETTINGS
 from realtimed.process.logs import FORMATS, Event, goes_to_journal
 from realtimed.rpc.wire import encode_notification
 from tests.kit.clients import REQUEST, closing, publisher, raw_client, subscribe, websocket
+from tests.kit.patience import PATIENCE
 from tests.kit.stack import ROOT, Daemon, running_daemon
 
-PATIENCE = 30
 ESCAPE = "\x1b]0;owned\x07\x1b[31m\u202e"
 
 

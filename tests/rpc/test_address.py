@@ -13,9 +13,9 @@ import pytest
 from realtimed import Client
 from realtimed.config.loading import load
 from realtimed.errors import ConfigurationError, NoDaemonError
-from tests.cli.test_realtimectl import run
-from tests.client.test_php import PhpError, php_output, running_php
 from tests.kit.blocking import FLAVOURS, Opener, daemon_in_thread, opener
+from tests.kit.php import PhpError, php_output, running_php
+from tests.kit.realtimectl import run
 from tests.kit.stack import ROOT, Daemon, running_daemon, runtime_directory
 
 SPELLINGS = ["{}", "unix:{}", "unix://{}", "//{}"]

@@ -13,13 +13,11 @@ import trio
 
 from realtimed.errors import RefusedError
 from realtimed.rpc.wire import encode_notification, encode_request
-from tests.hub.test_snapshot import sealed
 from tests.kit.clients import closing, publisher, subscribe, websocket
+from tests.kit.hubs import sealed
+from tests.kit.patience import PATIENCE
 from tests.kit.peers import FORGETFUL, SHORT, SMALL, Opening, Publisher
 from tests.kit.stack import running_daemon
-
-PATIENCE = 20
-"""Seconds after which a test has failed; what it waits for takes far less."""
 
 
 async def kept(asking: Publisher, channel: str) -> list[object]:

@@ -14,12 +14,10 @@ import trio
 from realtimed.config.settings import Config
 from realtimed.websocket.frames import CloseCode
 from tests.kit.clients import closing, websocket
+from tests.kit.patience import PATIENCE
 from tests.kit.peers import Browser, Opening
 from tests.kit.stack import APP, ROOT, running_daemon
 from tests.load.returning import FIRST_DELAY, LONGEST_DELAY, full_jitter
-
-PATIENCE = 20
-"""Seconds after which a test has failed; what it waits for takes far less."""
 
 SCRIPT = (APP / "realtime.js").read_text()
 SECTION = (ROOT / "docs" / "protocol.md").read_text().partition("\n## 9. ")[2]

@@ -13,18 +13,16 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 from wsproto.events import TextMessage
 
+from benchmarks.machine import resident_bytes
 from realtimed.control.idempotency import Answered
 from realtimed.errors import RefusedError
 from realtimed.hub.position import Receipt
 from realtimed.rpc.wire import Response, encode_notification, encode_request, encode_response
-from tests.control.test_bad_input import resident_bytes
 from tests.kit.clients import publisher, raw_client, subscribe, undisturbed, websocket
+from tests.kit.patience import PATIENCE
 from tests.kit.peers import ALONE, SHORT, SMALL, InMemory, Opening, Publisher
 from tests.kit.service_manager import listening
 from tests.kit.stack import running_daemon
-
-PATIENCE = 20
-"""Seconds after which a test has failed; what it waits for takes far less."""
 
 MIB = 2**20
 
@@ -351,7 +349,7 @@ async def test_6_5_1_who_reads_no_answers_is_not_read_and_then_ended(runtime_dir
         undisturbed(daemon),
         publisher(daemon.control_socket) as bad,
     ):
-        before = resident_bytes(daemon)
+        before = resident_bytes(daemon.process.pid)
         flood = encode_request(1, "info", []) * 1000
 
         async def send_without_end() -> None:
@@ -360,7 +358,7 @@ async def test_6_5_1_who_reads_no_answers_is_not_read_and_then_ended(runtime_dir
 
         with pytest.raises(trio.BrokenResourceError):
             await send_without_end()
-        assert resident_bytes(daemon) - before < 30 * MIB
+        assert resident_bytes(daemon.process.pid) - before < 30 * MIB
     assert "it does not read its answers" in daemon.log
 
 

@@ -16,11 +16,9 @@ from realtimed.control.listing import Steps, Whole
 from realtimed.errors import RefusedError
 from realtimed.hub.hub import Hub
 from tests.kit.clients import Publisher, publisher, subscribe, websocket
+from tests.kit.patience import PATIENCE
 from tests.kit.peers import Opening
 from tests.kit.stack import Daemon, running_daemon
-
-PATIENCE = 20
-"""Seconds after which a test has failed; what it waits for takes far less."""
 
 
 def collected(steps: Steps) -> object:

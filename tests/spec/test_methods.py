@@ -17,6 +17,7 @@ from realtimed import __version__
 from realtimed.errors import RefusedError
 from realtimed.rpc.wire import encode_notification, encode_request
 from tests.kit.clients import closing, publisher, raw_client, subscribe, websocket
+from tests.kit.patience import PATIENCE
 from tests.kit.peers import (
     ALONE,
     FEW,
@@ -31,9 +32,6 @@ from tests.kit.peers import (
     Settings,
 )
 from tests.kit.stack import Daemon, running_daemon
-
-PATIENCE = 20
-"""Seconds after which a test has failed; what it waits for takes far less."""
 
 MIB = 2**20
 

@@ -13,12 +13,9 @@ import pytest
 import trio
 
 from tests.kit.clients import closing, publisher, subscribe, unsubscribe, websocket
+from tests.kit.patience import PATIENCE
 from tests.kit.peers import FEW, FORGETFUL, LIVELY, SMALL, Browser, InMemory, Opening, Settings
 from tests.kit.stack import Daemon, running_daemon, runtime_directory
-
-PATIENCE = 20
-"""Seconds after which a test has failed; what it waits for takes far less."""
-
 
 # 3. The plain protocol
 

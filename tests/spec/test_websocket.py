@@ -25,11 +25,9 @@ from tests.kit.clients import (
     subscribe,
     websocket,
 )
+from tests.kit.patience import PATIENCE
 from tests.kit.peers import LIVELY, SMALL, Daemons, Opening
 from tests.kit.stack import Daemon, running_daemon
-
-PATIENCE = 20
-"""Seconds after which a test has failed; what it waits for takes far less."""
 
 STRICT = {
     "max_inbound": 1000,

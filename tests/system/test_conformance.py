@@ -12,6 +12,7 @@ from wsproto.events import Event, Ping, Pong, TextMessage
 
 from realtimed.websocket.frames import CloseCode
 from tests.kit.clients import closing, publisher, raw_client, subscribe, websocket
+from tests.kit.patience import LONG_PATIENCE
 from tests.kit.stack import ROOT, Daemon, running_daemon
 from tests.system.conformance import (
     COMPRESSION,
@@ -25,9 +26,6 @@ from tests.system.conformance import (
     run,
 )
 
-PATIENCE = 120
-"""Seconds; it takes ten."""
-
 THROUGH_CADDY = (*PROTOCOL, *COMPRESSION, "9.1.*")
 """`make conformance` runs the others too: they send the same in more pieces."""
 
@@ -39,7 +37,7 @@ def shown(verdicts: list[Verdict]) -> list[str]:
 async def test_all_autobahn_cases(runtime_dir: Path) -> None:
     async with echo_daemon(runtime_dir) as (daemon, url):
         patterns = (*PROTOCOL, *LIMITS, *COMPRESSION)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(LONG_PATIENCE):
             verdicts = await run(url, *patterns)
         assert {verdict.case for verdict in verdicts} == case_numbers(patterns)
         assert shown(verdicts) == []
@@ -54,7 +52,7 @@ async def test_all_autobahn_cases(runtime_dir: Path) -> None:
 
 async def test_autobahn_cases_through_caddy(runtime_dir: Path) -> None:
     async with echo_behind_caddy(runtime_dir) as (daemon, url):
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(LONG_PATIENCE):
             verdicts = await run(url, *THROUGH_CADDY)
         assert {verdict.case for verdict in verdicts} == case_numbers(THROUGH_CADDY)
         assert shown(verdicts) == []
@@ -65,7 +63,7 @@ async def test_the_suite_notices_who_is_no_echo_server(runtime_dir: Path) -> Non
     async with running_daemon(runtime_dir, "--websocket", "127.0.0.1:0") as daemon:
         async with publisher(daemon.control_socket) as asking:
             [address] = [each for each in (await asking.call("info"))["websocket"] if not each.startswith("unix:")]
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(LONG_PATIENCE):
             verdicts = await run(f"ws://{address}/ws", "1.1.2", "9.1.1")
     assert {verdict.case for verdict in verdicts if not verdict.as_expected} == {"1.1.2", "9.1.1"}
 
@@ -94,7 +92,7 @@ async def test_a_command_in_fragments_between_pings_is_carried_out(runtime_dir: 
         publisher(daemon.control_socket) as sender,
     ):
         sent = b"".join(client.frames.send(event) for event in in_fragments(command))
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(LONG_PATIENCE):
             for at in range(0, len(sent), piece):
                 await client.stream.send_all(sent[at : at + piece])
             while "news" not in await sender.call("channels"):
@@ -115,7 +113,7 @@ async def test_a_text_that_is_no_command_is_answered_as_the_protocol_says(daemon
         websocket(daemon.websocket_socket, subprotocols=["realtime.v1"]) as client,
         websocket(daemon.websocket_socket) as plain,
     ):
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(LONG_PATIENCE):
             await client.get_message()
             await client.send_message("*" * 125)
             event = json.loads(await client.get_message())

@@ -23,10 +23,8 @@ from wsproto.events import CloseConnection, Ping, TextMessage
 from realtimed.rpc.wire import encode_notification, encode_request
 from realtimed.websocket.frames import CloseCode
 from tests.kit.clients import RawClient, publisher, raw_client, subscribe, until_subscribed, websocket
+from tests.kit.patience import PATIENCE
 from tests.kit.stack import Daemon, PartFailedError, running_daemon
-
-PATIENCE = 30
-"""Seconds after which a test has failed; what it waits for takes far less."""
 
 
 async def test_a_broadcast_reaches_everyone_on_the_channel_and_nobody_else(daemon: Daemon) -> None:

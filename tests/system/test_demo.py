@@ -24,9 +24,10 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, W
 
 import realtimed
 from tests.kit.blocking import daemon_in_thread
-from tests.kit.site import PATIENCE, Site, messages, open_page, panel, running_site
+from tests.kit.launcher import processes_in
+from tests.kit.patience import PATIENCE
+from tests.kit.site import Site, messages, open_page, panel, running_site
 from tests.kit.stack import APP, ROOT, find_php, free_port
-from tests.system.test_stack import processes_in
 
 
 @pytest.fixture(scope="module")

@@ -30,11 +30,9 @@ from realtimed.websocket.drain import Drain
 from realtimed.websocket.session import Session
 from realtimed.websocket.sessions import Sessions
 from tests.kit.clients import closing, publisher, raw_client, subscribe, websocket
+from tests.kit.patience import LONG_PATIENCE
 from tests.kit.stack import Daemon, running_daemon
 from tests.load.herd import herd
-
-PATIENCE: Final = 90
-"""Seconds after which a test has failed; what it waits for takes far less."""
 
 CLIENTS: Final = 5000
 DRAIN: Final = 10
@@ -64,10 +62,10 @@ def advice(reason: str) -> int:
 
 async def test_thousands_are_sent_away_evenly_and_lose_nothing(runtime_dir: Path) -> None:
     recipients = []
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(LONG_PATIENCE):
         async with (
             running_daemon(runtime_dir, "--drain", str(DRAIN)) as daemon,
-            AsyncClient(daemon.control_socket, timeout=PATIENCE) as sender,
+            AsyncClient(daemon.control_socket, timeout=LONG_PATIENCE) as sender,
         ):
             with herd(daemon.websocket_socket, "news", plain=CLIENTS // 2, enveloped=CLIENTS // 2) as members:
                 while (await sender.stats())["subscriptions"] != CLIENTS:
@@ -201,7 +199,7 @@ async def test_who_joins_after_it_is_sent_away_at_once() -> None:
 
 
 async def test_publishers_are_served_until_the_end_and_newcomers_are_not(runtime_dir: Path) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(LONG_PATIENCE):
         async with (
             running_daemon(runtime_dir, "--drain", "2") as daemon,
             websocket(daemon.websocket_socket) as client,
@@ -228,7 +226,7 @@ async def test_publishers_are_served_until_the_end_and_newcomers_are_not(runtime
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_second_signal_ends_a_drain_at_once(runtime_dir: Path, number: signal.Signals) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(LONG_PATIENCE):
         async with (
             running_daemon(runtime_dir, "--drain", "3600") as daemon,
             websocket(daemon.websocket_socket, subprotocols=["realtime.v1"]) as client,
@@ -248,14 +246,14 @@ async def test_a_second_signal_ends_a_drain_at_once(runtime_dir: Path, number: s
 
 
 async def test_a_drain_without_clients_takes_no_time(runtime_dir: Path) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(LONG_PATIENCE):
         async with running_daemon(runtime_dir, "--drain", "3600") as daemon:
             daemon.process.terminate()
             assert await daemon.wait() == 0
 
 
 async def test_a_publisher_that_never_sends_does_not_hold_up_the_end(runtime_dir: Path) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(LONG_PATIENCE):
         async with (
             running_daemon(runtime_dir, "--close-timeout", "3600") as daemon,
             publisher(daemon.control_socket),
@@ -267,7 +265,7 @@ async def test_a_publisher_that_never_sends_does_not_hold_up_the_end(runtime_dir
 
 
 async def test_a_command_that_has_begun_is_carried_out_before_the_end(runtime_dir: Path) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(LONG_PATIENCE):
         async with (
             running_daemon(runtime_dir) as daemon,
             publisher(daemon.control_socket) as slow,
@@ -311,7 +309,7 @@ async def test_connections_end_at_an_age_of_their_own(runtime_dir: Path) -> None
             assert trio.current_time() - connected >= 1
             ages.append(trio.current_time() - ready)
 
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(LONG_PATIENCE):
         async with running_daemon(runtime_dir, *options) as daemon, trio.open_nursery() as nursery:
             for _ in range(10):
                 nursery.start_soon(grow_old, daemon)

@@ -39,9 +39,6 @@ from tests.kit.clients import (
 )
 from tests.kit.stack import ROOT, Daemon, running_caddy, running_daemon
 
-PATIENCE = 30
-"""Seconds after which a test has failed; what it waits for takes far less."""
-
 RESET = struct.pack("ii", 1, 0)
 """For SO_LINGER: closing sends a reset."""
 

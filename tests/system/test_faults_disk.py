@@ -10,18 +10,15 @@ import socket
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
 import pytest
 import trio
 
 from realtimed.state import StateFile
-from tests.hub.test_history import make_hub
 from tests.kit.clients import publisher
+from tests.kit.hubs import hub_with_history
+from tests.kit.patience import PATIENCE
 from tests.kit.stack import Daemon, running_daemon
-
-PATIENCE: Final = 30
-"""Seconds after which a test has failed; what it waits for takes far less."""
 
 
 def listen_at(path: Path) -> None:
@@ -89,7 +86,7 @@ def test_a_file_that_may_not_be_read_is_kept_and_not_taken_for_true_later(
     path.write_bytes(b"whatever it is")
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", refuse)  # root may read everything
-        StateFile(path).load(make_hub())
+        StateFile(path).load(hub_with_history())
     assert not path.exists()
     assert path.with_name("state.unreadable").read_bytes() == b"whatever it is"
     assert [str(each.msg) for each in caplog.records] == [
@@ -107,8 +104,8 @@ async def test_what_is_no_file_holds_nothing_up_and_is_left_alone(
     before = path.lstat()
     state = StateFile(path)
     with trio.fail_after(PATIENCE):
-        state.load(make_hub())
-        await state.save(make_hub())
+        state.load(hub_with_history())
+        await state.save(hub_with_history())
     assert (path.lstat().st_ino, path.lstat().st_mode) == (before.st_ino, before.st_mode)
     assert os.listdir(runtime_dir) == ["state"]  # noqa: PTH208  (not to be awaited)
     begins, lost = (str(each.msg) for each in caplog.records)
@@ -121,7 +118,7 @@ async def test_what_is_written_follows_no_link_and_takes_over_no_mode(runtime_di
     path, new, other = (runtime_dir / name for name in ("state", "state.new", "other"))
     other.write_bytes(b"somebody's")
     other.chmod(0o666)
-    hub = make_hub()
+    hub = hub_with_history()
     hub.publish("news", "hello")
     for leftover in (new.symlink_to, new.hardlink_to):
         leftover(other)
@@ -138,7 +135,7 @@ async def test_what_is_written_follows_no_link_and_takes_over_no_mode(runtime_di
     finally:
         os.umask(old_umask)
     assert stat.S_IMODE(path.lstat().st_mode) == 0o600
-    after = make_hub()
+    after = hub_with_history()
     StateFile(path).load(after)
     assert after.channels["news"].offset == 1
 
@@ -148,7 +145,7 @@ async def test_a_file_of_another_user_is_not_removed(runtime_dir: Path, caplog: 
     path, new = runtime_dir / "state", runtime_dir / "state.new"
     new.write_bytes(b"somebody's")
     os.chown(new, 65534, 65534)
-    await StateFile(path).save(make_hub())
+    await StateFile(path).save(hub_with_history())
     assert new.read_bytes() == b"somebody's"
     assert not path.exists()
     assert [str(each.msg) for each in caplog.records] == [
@@ -165,10 +162,10 @@ async def test_a_state_file_that_cannot_be_removed_is_not_used(
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
     path = runtime_dir / "state"
-    hub = make_hub()
+    hub = hub_with_history()
     hub.publish("news", "hello")
     await StateFile(path).save(hub)
-    after = make_hub()
+    after = hub_with_history()
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", refuse)
         patch.setattr(Path, "replace", refuse)

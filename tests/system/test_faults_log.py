@@ -18,10 +18,8 @@ import trio
 
 from realtimed.process.log_output import LogOutput
 from tests.kit.clients import Publisher, publisher, subscribe, websocket
+from tests.kit.patience import PATIENCE
 from tests.kit.stack import ROOT, until_serving
-
-PATIENCE: Final = 30
-"""Seconds after which a test has failed; what it waits for takes far less."""
 
 KEPT: Final = 2**18
 """Bytes of lines that are kept for a slow reader."""

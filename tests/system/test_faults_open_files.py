@@ -20,11 +20,10 @@ from trio.testing import MockClock
 
 from realtimed.net.accepting import ClientRoom, accept
 from realtimed.net.listener import SocketListener
+from tests.kit.budget import processor_time
 from tests.kit.clients import REQUEST, publisher, raw_client, subscribe, websocket
+from tests.kit.patience import PATIENCE
 from tests.kit.stack import Daemon, running_daemon
-
-PATIENCE: Final = 30
-"""Seconds after which a test has failed; what it waits for takes far less."""
 
 OPEN_FILES: Final = 128
 FOR_CLIENTS: Final = OPEN_FILES - 64 + 16
@@ -37,18 +36,8 @@ async def daemon_with_few_files(directory: Path, *options: str) -> AsyncIterator
         resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
         daemon.process.send_signal(signal.SIGHUP)
         with trio.fail_after(PATIENCE):
-            await until(daemon, " reloaded ")
+            await daemon.until_logged(" reloaded ")
         yield daemon
-
-
-async def until(daemon: Daemon, text: str) -> None:
-    while text not in daemon.log:
-        await trio.lowlevel.checkpoint()
-
-
-def processor_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def connect(path: Path, files: ExitStack) -> socket.socket:
@@ -75,7 +64,7 @@ async def test_those_that_connect_and_say_nothing_leave_files_for_publishers_and
                     pass
                 for _ in range(2 * OPEN_FILES):
                     connect(daemon.websocket_socket, silent)
-                await until(daemon, "cannot accept")
+                await daemon.until_logged("cannot accept")
                 for number in range(20):
                     async with publisher(daemon.control_socket) as newcomer:
                         assert (await newcomer.call("broadcast", "news", f"{number}"))["recipients"] == 1
@@ -97,14 +86,14 @@ async def test_without_files_it_waits_without_work_and_accepts_as_soon_as_there_
         with trio.fail_after(PATIENCE), ExitStack() as newcomers, ExitStack() as publishers:
             for _ in range(OPEN_FILES):  # more than there are: nobody keeps anything back for WebSockets
                 connect(daemon.control_socket, publishers)
-            await until(daemon, "listener=unix:" + str(daemon.control_socket))
+            await daemon.until_logged("listener=unix:" + str(daemon.control_socket))
             waiting = [connect(daemon.websocket_socket, newcomers) for _ in range(3)]
             for sock in waiting:
                 sock.sendall(REQUEST)
-            await until(daemon, "listener=unix:" + str(daemon.websocket_socket))
-            before, began = processor_seconds(daemon.process.pid), time.monotonic()
+            await daemon.until_logged("listener=unix:" + str(daemon.websocket_socket))
+            before, began = processor_time(daemon.process.pid), time.monotonic()
             await trio.sleep(1)  # what it does in a second is what is to be seen
-            share = (processor_seconds(daemon.process.pid) - before) / (time.monotonic() - began)
+            share = (processor_time(daemon.process.pid) - before) / (time.monotonic() - began)
             assert share < 0.1
             publishers.close()
             for sock in waiting:
@@ -120,7 +109,7 @@ async def test_who_comes_and_goes_while_files_are_out_does_not_fill_the_log(runt
     async with daemon_with_few_files(runtime_dir) as daemon:
         with trio.fail_after(PATIENCE), ExitStack() as others:
             held = deque(connect(daemon.websocket_socket, others) for _ in range(2 * FOR_CLIENTS))
-            await until(daemon, "cannot accept")
+            await daemon.until_logged("cannot accept")
             deadline = trio.current_time() + 1.2  # longer than it takes to call the trouble over
             while trio.current_time() < deadline:
                 held.popleft().close()

@@ -18,10 +18,8 @@ from realtimed.daemon import Daemon as Inside
 from realtimed.net.stream import QueuedStream
 from realtimed.rpc.wire import encode_request
 from tests.kit.clients import REQUEST, publisher
+from tests.kit.patience import PATIENCE
 from tests.kit.stack import Daemon, running_daemon, standing_still
-
-PATIENCE: Final = 30
-"""Seconds after which a test has failed; what it waits for takes far less."""
 
 RESET_AT_CLOSE: Final = struct.pack("ii", 1, 0)
 """SO_LINGER for no time at all: the peer sees a reset (socket(7))."""

@@ -17,7 +17,6 @@ from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 import pytest
 import trio
@@ -27,19 +26,12 @@ from realtimed.config.readers import Address
 from realtimed.errors import ConfigurationError
 from realtimed.net.listener import open_listener
 from tests.kit.clients import REQUEST, publisher, raw_client, undisturbed
+from tests.kit.patience import PATIENCE
 from tests.kit.stack import ROOT, Daemon, running_daemon
-
-PATIENCE: Final = 30
-"""Seconds after which a test has failed; what it waits for takes about one."""
 
 
 def stream_of(sock: socket.socket) -> trio.SocketStream:
     return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
-
-
-async def until(daemon: Daemon, text: str) -> None:
-    while text not in daemon.log:
-        await trio.lowlevel.checkpoint()
 
 
 async def ready(daemon: Daemon) -> bytes:
@@ -64,7 +56,7 @@ async def test_a_socket_whose_file_is_removed_is_made_anew(runtime_dir: Path) ->
             path.unlink()
         for path in paths:
             name = f"unix:{path}"
-            await until(daemon, f"WARNING socket made anew listener={name}\n")
+            await daemon.until_logged(f"WARNING socket made anew listener={name}\n")
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
         async with publisher(daemon.control_socket) as newcomer, raw_client(daemon.websocket_socket):
             assert (await newcomer.call("stats"))["clients"] == 2
@@ -86,13 +78,13 @@ async def test_while_its_directory_is_gone_the_daemon_says_so_and_serves_who_is_
             directory.rename(elsewhere)
             reason = "No such file or directory"
             for path in (daemon.control_socket, daemon.websocket_socket):
-                await until(daemon, f"WARNING socket is gone listener=unix:{path} reason='{reason}'\n")
+                await daemon.until_logged(f"WARNING socket is gone listener=unix:{path} reason='{reason}'\n")
             assert (
                 await ready(daemon)
             ).decode() == f"503 not ready: unix:{daemon.websocket_socket} is gone: {reason}\n"
             directory.mkdir()
             for path in (daemon.control_socket, daemon.websocket_socket):
-                await until(daemon, f"WARNING socket made anew listener=unix:{path}\n")
+                await daemon.until_logged(f"WARNING socket made anew listener=unix:{path}\n")
             async with publisher(daemon.control_socket) as newcomer, raw_client(daemon.websocket_socket):
                 assert await newcomer.call("ping") == "pong"
             assert await ready(daemon) == b"200 ready\n"
@@ -104,20 +96,20 @@ async def test_who_had_connected_before_the_file_was_removed_is_served(runtime_d
     async with running_daemon(runtime_dir) as daemon, undisturbed(daemon):
         resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, (100, 100))
         daemon.process.send_signal(signal.SIGHUP)
-        await until(daemon, " reloaded ")
+        await daemon.until_logged(" reloaded ")
         with ExitStack() as silent, socket.socket(socket.AF_UNIX) as waiting:
             for _ in range(100):
                 silent.enter_context(socket.socket(socket.AF_UNIX)).connect(str(daemon.websocket_socket))
             waiting.connect(str(daemon.websocket_socket))
             waiting.sendall(REQUEST)
-            await until(daemon, "cannot accept")
+            await daemon.until_logged("cannot accept")
             daemon.websocket_socket.unlink()
             await trio.sleep(2.2)  # in two looks at the file nothing may be done about it
             assert "made anew" not in daemon.log
             silent.close()
             waiting.settimeout(PATIENCE)
             assert (await trio.to_thread.run_sync(waiting.recv, 12)) == b"HTTP/1.1 101"
-        await until(daemon, f"made anew listener=unix:{daemon.websocket_socket}\n")
+        await daemon.until_logged(f"made anew listener=unix:{daemon.websocket_socket}\n")
 
 
 async def test_a_second_daemon_may_take_the_place_of_one_whose_socket_was_removed(runtime_dir: Path) -> None:
@@ -135,7 +127,7 @@ async def test_a_second_daemon_may_take_the_place_of_one_whose_socket_was_remove
                 second = await later.enter_async_context(running_daemon(other, *sockets))
             finally:
                 os.kill(first.process.pid, signal.SIGCONT)
-            await until(first, "socket is gone")
+            await first.until_logged("socket is gone")
             assert (await ready(first)).startswith(b"503 not ready: ")
         assert await first.stop() == 0
         async with publisher(first.control_socket) as asking, raw_client(first.websocket_socket):

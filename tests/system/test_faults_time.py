@@ -28,11 +28,9 @@ from tests.kit.clients import (
     until_subscribed,
     websocket,
 )
+from tests.kit.patience import PATIENCE
 from tests.kit.plug import running_plug
 from tests.kit.stack import ROOT, Daemon, find_php, free_port, running_caddy, running_daemon, standing_still
-
-PATIENCE: Final = 30
-"""Seconds after which a test has failed; what it waits for takes far less."""
 
 YEAR: Final = 365 * 86400
 OBSERVED: Final = "tests.kit.observed_daemon"

@@ -21,9 +21,9 @@ from realtimed.daemon import Daemon
 from realtimed.rpc.wire import encode_request
 from realtimed.websocket import session
 from tests.kit.clients import REQUEST, RawClient, closing, publisher, raw_client, subscribe, websocket
+from tests.kit.patience import PATIENCE
 
 REPEATS = 5
-PATIENCE = 30
 
 
 @contextmanager

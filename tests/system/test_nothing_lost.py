@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.kit.patience import LONG_PATIENCE
 from tests.load import avalanche, jitter
-
-PATIENCE = 120
 
 
 async def test_cut_connections_lose_nothing(runtime_dir: Path) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(LONG_PATIENCE):
         plan = jitter.Plan(clients=200, seconds=10, every=2, away=0.5)
         outcome = await jitter.run(plan, runtime_dir, random.Random(), print)
     print(outcome)
@@ -28,7 +27,7 @@ async def test_cut_connections_lose_nothing(runtime_dir: Path) -> None:
 
 async def test_without_history_the_loss_is_told_and_noticed(runtime_dir: Path) -> None:
     """What proves the others: where something must be lost, the clients count it, and are told each time."""
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(LONG_PATIENCE):
         plan = jitter.Plan(clients=20, seconds=3, every=0.5, away=0.5, history_seconds=0)
         outcome = await jitter.run(plan, runtime_dir, random.Random(), print)
     assert outcome.received < outcome.expected
@@ -43,7 +42,7 @@ async def test_without_history_the_loss_is_told_and_noticed(runtime_dir: Path) -
 async def test_a_restart_brings_everyone_back_as_advised(
     runtime_dir: Path, keep_history: bool, through_caddy: bool
 ) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(LONG_PATIENCE):
         plan = avalanche.Plan(400, signal.SIGTERM, through_caddy, keep_history)
         outcome = await avalanche.run(plan, runtime_dir, random.Random(), print)
     print(outcome)
@@ -59,7 +58,7 @@ async def test_a_restart_brings_everyone_back_as_advised(
 
 
 async def test_after_a_crash_everyone_comes_back_and_is_told(runtime_dir: Path) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(LONG_PATIENCE):
         plan = avalanche.Plan(400, signal.SIGKILL, keep_history=True)
         outcome = await avalanche.run(plan, runtime_dir, random.Random(), print)
     print(outcome)

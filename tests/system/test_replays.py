@@ -24,15 +24,16 @@ from realtimed.hub.publication import Frame, Publication, WireFormat
 from realtimed.hub.replays import Replays
 from realtimed.net.backlog import ENTRY_BYTES, FAR_OVER, OVER_SECONDS, Backlogs
 from realtimed.net.stream import QueuedStream
-from realtimed.websocket.frames import CloseCode, close_frame, text_frame
+from realtimed.websocket.frames import close_frame, text_frame
 from realtimed.websocket.protocols.plain import Plain
 from realtimed.websocket.protocols.v1 import RealtimeV1
 from realtimed.websocket.stream import ClientStream
 from tests.fuzz.frames import messages_of
 from tests.kit.clients import REQUEST, Publisher, publisher, subscribe
+from tests.kit.patience import LONG_PATIENCE
 from tests.kit.stack import Daemon, running_daemon
+from tests.kit.subscribers import Owner
 
-PATIENCE = 90
 LIMIT = 100_000
 TIMEOUT = 10.0
 FRAME = 50_000
@@ -48,25 +49,14 @@ def frames_of(replays: Replays, epoch: str, publications: Iterable[Publication],
     return (replays.frame(epoch, each, form) for each in publications)
 
 
-class Owner:
-    """Notes what a stream says, and takes nothing more from one that is slow, as a session does."""
+class SealingOwner(Owner):
+    """One that takes nothing more from a slow stream, as a session does."""
 
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.stream: QueuedStream
+    stream: QueuedStream
 
     def slow(self, reason: str) -> None:
-        self.said.append(reason)
+        super().slow(reason)
         self.stream.seal()
-
-    def broken(self) -> None:
-        self.said.append("broken")
-
-    def misbehaved(self, code: CloseCode, reason: str) -> None:
-        self.said.append(reason)
-
-    def library_done(self) -> None:
-        self.said.append("done")
 
 
 class Setting:
@@ -78,7 +68,7 @@ class Setting:
             sock.setblocking(False)
         self.replays = Replays(no_history())
         self.backlogs = backlogs or Backlogs(limit=LIMIT, timeout=TIMEOUT, total_limit=2**30, replays=self.replays)
-        self.owner = Owner()
+        self.owner = SealingOwner()
         self.stream = ClientStream(ours, self.backlogs, max_inbound=1000, rate=1, burst=1)
         self.owner.stream = self.stream
         self.stream.attach(nursery, self.owner)
@@ -447,7 +437,7 @@ async def come_back(daemon: Daemon, epoch: str, rate: float) -> Returning:
 def ping(path: Path, over: threading.Event, waits: list[float]) -> None:
     """Ping as often as a client may, in a thread: what this process does itself matters less."""
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(PATIENCE)
+        sock.settimeout(LONG_PATIENCE)
         sock.connect(str(path))
         sock.sendall(REQUEST)
         while not sock.recv(4096).endswith(b"\r\n\r\n"):
@@ -478,7 +468,7 @@ async def test_fifty_come_back_to_six_megabytes_at_once(runtime_dir: Path) -> No
     rates = [1e12] * 30 + [3 * PACE] * 15 + [0] * 5
     waits: list[float] = []
     over = threading.Event()
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(LONG_PATIENCE):
         async with running_daemon(runtime_dir, *options) as daemon, publisher(daemon.control_socket) as sender:
             epoch = await fill(sender, 1, MESSAGES, SIZE)
             before = highest = resident_bytes(daemon.process.pid)
@@ -563,7 +553,7 @@ async def test_history_that_waits_to_be_replayed_keeps_nobody_from_being_served(
     backlogs = Backlogs(limit=2**20, timeout=TIMEOUT, total_limit=32 * 2**20, replays=hub.replays)
     async with history_moves_on(backlogs, hub) as made:
         assert hub.history.retained > backlogs.total_limit // 2
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(LONG_PATIENCE):
             await made.read(20_000 * 1000)
         assert made.owner.said == []
     assert backlogs.held == 0
@@ -579,7 +569,7 @@ async def test_who_waits_for_memory_goes_on_when_a_replay_of_others_has_ended() 
             assert backlogs.held > backlogs.total_limit
             nursery.start_soon(backlogs.room)
             await wait_all_tasks_blocked()
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(LONG_PATIENCE):
             await backlogs.room()
         await wait_all_tasks_blocked()
         assert backlogs.held == 0

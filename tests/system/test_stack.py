@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,6 +18,8 @@ from realtimed.websocket.frames import CloseCode
 from tests.kit import stack
 from tests.kit.clients import closing, websocket
 from tests.kit.handshakes import get, handshake
+from tests.kit.launcher import launcher, processes_in
+from tests.kit.patience import PATIENCE
 from tests.kit.stack import (
     CADDYFILE,
     ROOT,
@@ -32,67 +31,6 @@ from tests.kit.stack import (
     running_daemon,
     running_php_fpm,
 )
-
-TIMEOUT = 30
-"""Seconds within which the launcher has started, or ended."""
-
-
-@dataclass
-class Launcher:
-    """A running `python -m tests.kit.stack`."""
-
-    process: trio.Process
-    port: int
-    output: str
-    directory: Path
-
-
-@asynccontextmanager
-async def launcher() -> AsyncIterator[Launcher]:
-    """Run the launcher until its guide is printed; afterwards it must have ended."""
-    port = free_port()
-    async with trio.open_nursery() as nursery:
-        process: trio.Process = await nursery.start(run_launcher, port)
-        assert process.stdout is not None
-        output = ""
-        with trio.fail_after(TIMEOUT):
-            while "Ctrl-C" not in output:
-                data = await process.stdout.receive_some()
-                assert data, output
-                output += data.decode()
-        match = re.search("REALTIME_SOCKET=(.*)/realtime.sock", output)
-        assert match is not None
-        yield Launcher(process, port, output, Path(match[1]))
-        with trio.fail_after(TIMEOUT):
-            await process.wait()
-
-
-async def run_launcher(port: int, *, task_status: trio.TaskStatus[trio.Process]) -> None:
-    await trio.run_process(
-        [sys.executable, "-m", "tests.kit.stack"],
-        cwd=ROOT,
-        env={**os.environ, "SERVER_ADDRESS": f":{port}", "ALLOWED_ORIGINS": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=False,
-        task_status=task_status,
-    )
-
-
-def processes_in(directory: Path, argument: str = "") -> list[int]:
-    """Return the processes whose command line or environment names `directory`; those with an `argument` if given."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                command = (entry / "cmdline").read_bytes()
-                environment = (entry / "environ").read_bytes()
-            except OSError:  # it has ended, or is another user's
-                continue
-            is_ours = str(directory).encode() in command + environment
-            if is_ours and (not argument or argument.encode() in command.split(b"\0")):
-                found.append(int(entry.name))
-    return found
 
 
 def fill(path: Path) -> None:
@@ -112,14 +50,14 @@ async def test_php_serves_on_though_it_has_much_to_tell_a_service_manager(runtim
     ):
         fill(runtime_dir / "php-fpm-ready.sock")
         await trio.sleep(2.5)  # two status lines fall due
-        with trio.fail_after(TIMEOUT):
+        with trio.fail_after(PATIENCE):
             assert (await get(caddy.port, "/")).status == 200
 
 
 async def test_caddy_reloads_though_it_has_much_to_tell_a_service_manager(runtime_dir: Path) -> None:
     async with running_caddy(runtime_dir) as caddy:
         fill(runtime_dir / "caddy-ready.sock")
-        with trio.fail_after(TIMEOUT):
+        with trio.fail_after(PATIENCE):
             await caddy.reload(CADDYFILE, "--force")
 
 
@@ -205,7 +143,7 @@ async def test_a_killed_launcher_takes_the_parts_with_it() -> None:
     async with launcher() as run:
         handles = [os.pidfd_open(process) for process in processes_in(run.directory)]
         run.process.kill()
-        with trio.fail_after(TIMEOUT):
+        with trio.fail_after(PATIENCE):
             for handle in handles:
                 await trio.lowlevel.wait_readable(handle)
                 os.close(handle)

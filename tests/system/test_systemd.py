@@ -28,11 +28,9 @@ from realtimed.config.settings import Config
 from realtimed.errors import ConfigurationError
 from realtimed.process.systemd import Handover, ServiceManager, receive_sockets
 from tests.kit.clients import closing, handshake_of, publisher, raw_client, subscribe, websocket
+from tests.kit.patience import LONG_PATIENCE
 from tests.kit.service_manager import Manager, find_systemd, listening, service_manager
 from tests.kit.stack import APP, ROOT, Daemon, PartFailedError, find_php, running_daemon
-
-PATIENCE: Final = 60
-"""Seconds after which a test has failed; what it waits for takes far less."""
 
 UNITS: Final = ROOT / "systemd"
 REALTIMED: Final = Path(sys.executable).parent / "realtimed"
@@ -51,7 +49,7 @@ def notified(runtime_dir: Path) -> Iterator[Manager]:
 @pytest.mark.parametrize("abstract", [False, True])
 async def test_ready_is_said_when_both_sockets_serve(runtime_dir: Path, abstract: bool) -> None:
     address = f"@{runtime_dir.name}-notify" if abstract else str(runtime_dir / "notify.sock")
-    with trio.fail_after(PATIENCE), service_manager(address) as manager:
+    with trio.fail_after(LONG_PATIENCE), service_manager(address) as manager:
         async with running_daemon(runtime_dir, environment=manager.environment) as daemon:
             first = await manager.next()
             assert first == {"READY": "1", "STATUS": "Serving 0 clients on 0 channels"}
@@ -62,7 +60,7 @@ async def test_ready_is_said_when_both_sockets_serve(runtime_dir: Path, abstract
 async def test_a_daemon_that_cannot_start_is_never_ready_and_says_why(runtime_dir: Path, notified: Manager) -> None:
     taken = runtime_dir / "realtime-ws.sock"
     taken.write_text("precious")
-    with trio.fail_after(PATIENCE), pytest.raises(PartFailedError, match="ended with status 2"):
+    with trio.fail_after(LONG_PATIENCE), pytest.raises(PartFailedError, match="ended with status 2"):
         async with running_daemon(runtime_dir, environment=notified.environment):
             pass
     [told] = notified.rest()
@@ -72,7 +70,7 @@ async def test_a_daemon_that_cannot_start_is_never_ready_and_says_why(runtime_di
 
 async def test_stopping_is_said_with_the_time_it_may_take(runtime_dir: Path, notified: Manager) -> None:
     options = ("--drain", "0.5", "--close-timeout", "2")
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(LONG_PATIENCE):
         async with (
             running_daemon(runtime_dir, *options, environment=notified.environment) as daemon,
             websocket(daemon.websocket_socket) as client,
@@ -87,7 +85,7 @@ async def test_stopping_is_said_with_the_time_it_may_take(runtime_dir: Path, not
 
 
 async def test_the_status_follows_the_number_of_clients(runtime_dir: Path, notified: Manager) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(LONG_PATIENCE):
         async with (
             running_daemon(runtime_dir, environment=notified.environment) as daemon,
             websocket(daemon.websocket_socket) as client,
@@ -100,7 +98,7 @@ async def test_the_status_follows_the_number_of_clients(runtime_dir: Path, notif
 
 async def test_nobody_to_notify_is_logged_and_nothing_else(runtime_dir: Path) -> None:
     nowhere = {"NOTIFY_SOCKET": str(runtime_dir / "nobody.sock")}
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(LONG_PATIENCE):
         async with (
             running_daemon(runtime_dir, environment=nowhere) as daemon,
             publisher(daemon.control_socket) as asking,
@@ -148,7 +146,7 @@ async def test_without_a_watchdog_of_ours_none_is_fed(
 
 async def test_a_loop_that_hangs_feeds_no_watchdog(notified: Manager) -> None:
     manager = ServiceManager({**notified.environment, "WATCHDOG_USEC": "20000"})
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(LONG_PATIENCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(manager.watch, lambda: "as ever")
             for _ in range(3):
@@ -165,7 +163,7 @@ async def test_a_loop_that_hangs_feeds_no_watchdog(notified: Manager) -> None:
 
 async def test_the_daemon_feeds_its_watchdog(runtime_dir: Path, notified: Manager) -> None:
     environment = {**notified.environment, "WATCHDOG_USEC": "100000"}
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(LONG_PATIENCE):
         async with running_daemon(runtime_dir, environment=environment):
             for _ in range(10):
                 assert await notified.until("WATCHDOG") == {"WATCHDOG": "1"}
@@ -195,7 +193,7 @@ def test_sockets_meant_for_another_process_are_left_alone() -> None:
 
 
 async def test_sockets_handed_over_are_used_and_stay_as_they_are(runtime_dir: Path) -> None:
-    with trio.fail_after(PATIENCE), listening(runtime_dir) as sockets:
+    with trio.fail_after(LONG_PATIENCE), listening(runtime_dir) as sockets:
         paths = [runtime_dir / "realtime.sock", runtime_dir / "realtime-ws.sock"]
         for path in paths:
             path.chmod(0o606)
@@ -218,7 +216,7 @@ async def test_sockets_handed_over_are_used_and_stay_as_they_are(runtime_dir: Pa
 
 async def test_one_socket_may_be_handed_over_and_the_other_be_configured(runtime_dir: Path) -> None:
     own = runtime_dir / "own.sock"
-    with trio.fail_after(PATIENCE), listening(runtime_dir) as sockets:
+    with trio.fail_after(LONG_PATIENCE), listening(runtime_dir) as sockets:
         handed = {"websocket": sockets["websocket"]}
         async with running_daemon(runtime_dir, "--socket", str(own), sockets=handed) as daemon:
             async with raw_client(daemon.websocket_socket), publisher(own) as asking:
@@ -230,7 +228,7 @@ async def test_one_socket_may_be_handed_over_and_the_other_be_configured(runtime
 
 async def test_abstract_sockets_may_be_handed_over(runtime_dir: Path) -> None:
     name = f"{runtime_dir.name}-control"
-    with trio.fail_after(PATIENCE), listening(runtime_dir) as sockets, socket.socket(socket.AF_UNIX) as control:
+    with trio.fail_after(LONG_PATIENCE), listening(runtime_dir) as sockets, socket.socket(socket.AF_UNIX) as control:
         control.bind("\0" + name)
         control.listen()
         async with running_daemon(runtime_dir, sockets={**sockets, "control": control}) as daemon:
@@ -245,7 +243,7 @@ async def test_systemd_socket_activate_starts_it(runtime_dir: Path) -> None:
         find_systemd("systemd-socket-activate"), f"--listen={control}", f"--listen={ws}",
         "--fdname=control:websocket", sys.executable, "-m", "realtimed",
     ]  # fmt: skip
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(LONG_PATIENCE):
         process = await trio.lowlevel.open_process(command, stderr=subprocess.PIPE)
         assert process.stderr is not None
         try:
@@ -286,7 +284,7 @@ def unix_socket(directory: Path, kind: socket.SocketKind = socket.SOCK_STREAM, *
 async def test_a_socket_that_is_of_no_use_is_named(
     runtime_dir: Path, name: str, make: Callable[[Path], socket.socket], wrong: str
 ) -> None:
-    with trio.fail_after(PATIENCE), make(runtime_dir) as sock:
+    with trio.fail_after(LONG_PATIENCE), make(runtime_dir) as sock:
         async with running_daemon(runtime_dir, sockets={name: sock}) as daemon:
             assert await daemon.wait() == 2
     assert daemon.log.startswith("realtimed: LISTEN_FDNAMES: "), daemon.log
@@ -296,7 +294,7 @@ async def test_a_socket_that_is_of_no_use_is_named(
 def test_what_is_no_socket_is_named() -> None:
     shell = 'LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=websocket exec "$0" -m realtimed 3</dev/null'
     result = subprocess.run(
-        ["/bin/sh", "-c", shell, sys.executable], capture_output=True, text=True, timeout=PATIENCE, check=False
+        ["/bin/sh", "-c", shell, sys.executable], capture_output=True, text=True, timeout=LONG_PATIENCE, check=False
     )
     assert result.returncode == 2
     assert result.stderr == "realtimed: LISTEN_FDNAMES: file descriptor 3, called 'websocket', is not a socket\n"
@@ -315,7 +313,7 @@ async def test_a_second_control_socket_is_refused(runtime_dir: Path) -> None:
         def __iter__(self) -> Any:
             return iter(("control", "control"))
 
-    with trio.fail_after(PATIENCE), listening(runtime_dir) as sockets:
+    with trio.fail_after(LONG_PATIENCE), listening(runtime_dir) as sockets:
         async with running_daemon(runtime_dir, sockets=Twice(sockets)) as daemon:
             assert await daemon.wait() == 2
     assert "called 'control', is a second one: there is one control socket" in daemon.log
@@ -367,16 +365,16 @@ async def test_over_a_restart_no_publisher_fails_and_newcomers_wait(runtime_dir:
     command: list[str | Path] = [REALTIMECTL, "broadcast", "news", "from the shell"]
 
     async def one_shot() -> None:
-        async with AsyncClient(control, timeout=PATIENCE) as client:
+        async with AsyncClient(control, timeout=LONG_PATIENCE) as client:
             await client.broadcast("news", "from a new connection")
 
     async def newcomer() -> None:
         async with raw_client(ws):
             pass
 
-    kept = AsyncClient(control, timeout=PATIENCE)
+    kept = AsyncClient(control, timeout=LONG_PATIENCE)
     php: list[str | Path] = [find_php(), "-r", PHP_LOOP, "--", APP / "realtime.php", stop_php]
-    with trio.fail_after(PATIENCE), listening(runtime_dir) as sockets:
+    with trio.fail_after(LONG_PATIENCE), listening(runtime_dir) as sockets:
         actions = [
             Repeated(one_shot),
             Repeated(partial(kept.broadcast, "news", "from a connection that is kept")),
@@ -424,7 +422,7 @@ async def test_a_reload_applies_what_it_can_and_says_what_it_cannot(runtime_dir:
     file = runtime_dir / "realtimed.toml"
     file.write_text("max_message = 100\n")
     options = ("--config", str(file))
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(LONG_PATIENCE):
         async with running_daemon(runtime_dir, *options, environment=notified.environment) as daemon:
             await notified.until("READY")
             async with publisher(daemon.control_socket) as asking:
@@ -495,7 +493,7 @@ async def test_a_reload_changes_the_limits_of_one_address(runtime_dir: Path, not
             await stream.send_all(handshake_of(address))
             return b" 101 " in await stream.receive_some()
 
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(LONG_PATIENCE):
         async with running_daemon(runtime_dir, *options, environment=notified.environment) as daemon:
             await notified.until("READY")
             async with (
@@ -533,7 +531,7 @@ def test_a_reload_that_would_contradict_what_needs_a_restart_is_refused() -> Non
 
 
 async def test_a_reload_without_a_service_manager_is_a_matter_of_the_log(daemon: Daemon) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(LONG_PATIENCE):
         daemon.process.send_signal(signal.SIGHUP)
         async with publisher(daemon.control_socket) as asking:
             while "INFO reloaded applied='' needs_restart=''\n" not in daemon.log:
@@ -560,7 +558,7 @@ def run(program: str, *arguments: str | Path) -> str:
     """Run one of systemd's programs, and return all that it writes."""
     result = subprocess.run(
         [find_systemd(program), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True,
-        timeout=PATIENCE,
+        timeout=LONG_PATIENCE,
     )  # fmt: skip
     return result.stdout
 

@@ -17,8 +17,9 @@ from realtimed.websocket.frames import CloseCode
 from realtimed.websocket.protocols import Conversation, ViolationError, choose
 from realtimed.websocket.protocols.plain import Plain
 from realtimed.websocket.protocols.v1 import RealtimeV1
-from tests.hub.test_hub import Listener, fan_out
 from tests.kit.clients import subscribe, unsubscribe
+from tests.kit.hubs import fan_out
+from tests.kit.subscribers import Listener
 
 
 def converse(protocol: type[Conversation], **limits: int) -> tuple[Conversation, Hub, Listener]:

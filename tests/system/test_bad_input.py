@@ -18,14 +18,12 @@ import pytest
 import trio
 from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessage
 
+from benchmarks.machine import resident_bytes
 from realtimed.rpc.wire import encode_notification, encode_request
 from realtimed.websocket.frames import CloseCode
 from tests.kit.budget import LARGEST, allowed
 from tests.kit.clients import REQUEST, closing, publisher, raw_client, subscribe, undisturbed, websocket
 from tests.kit.stack import Daemon, running_daemon
-
-PATIENCE = 20
-"""Seconds after which a test has failed; what it waits for takes milliseconds."""
 
 MIB = 2**20
 KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
@@ -34,12 +32,6 @@ KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 def untroubled(daemon: Daemon, sent: int = LARGEST) -> AbstractAsyncContextManager[None]:
     """Fail if so many bytes disturb anybody, or take more processor time than they may."""
     return undisturbed(daemon, budget=allowed(sent))
-
-
-def resident_bytes(daemon: Daemon) -> int:
-    match = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{daemon.process.pid}/status").read_text())
-    assert match is not None
-    return int(match[1]) * 1024
 
 
 @pytest.mark.parametrize(
@@ -355,7 +347,7 @@ async def test_a_refused_notification_is_counted_and_logged(daemon: Daemon) -> N
 
 async def test_a_hundred_megabytes_are_refused_without_being_kept(daemon: Daemon) -> None:
     async with untroubled(daemon, 100 * MIB), publisher(daemon.control_socket) as bad:
-        before = resident_bytes(daemon)
+        before = resident_bytes(daemon.process.pid)
         size = 100 * MIB
         await bad.stream.send_all(b"\x94\x00\x05\xa9broadcast\x92\xa4news\xdb" + size.to_bytes(4, "big"))
         answer = await bad.answer()  # at once: the length says enough
@@ -365,7 +357,7 @@ async def test_a_hundred_megabytes_are_refused_without_being_kept(daemon: Daemon
         for _ in range(100):
             await bad.stream.send_all(b"x" * MIB)
         assert await bad.call("ping") == "pong"
-        assert resident_bytes(daemon) - before < 5 * MIB
+        assert resident_bytes(daemon.process.pid) - before < 5 * MIB
 
 
 async def test_half_a_message_and_then_silence_has_a_deadline(runtime_dir: Path) -> None:
@@ -403,7 +395,7 @@ async def test_a_publisher_that_reads_no_answers_is_held_back_and_cut(runtime_di
         untroubled(daemon, MIB),
         publisher(daemon.control_socket) as bad,
     ):
-        before = resident_bytes(daemon)
+        before = resident_bytes(daemon.process.pid)
         flood = encode_request(1, "info", []) * 1000
 
         async def send_without_end() -> None:
@@ -412,7 +404,7 @@ async def test_a_publisher_that_reads_no_answers_is_held_back_and_cut(runtime_di
 
         with pytest.raises(trio.BrokenResourceError):
             await send_without_end()
-        assert resident_bytes(daemon) - before < 30 * MIB
+        assert resident_bytes(daemon.process.pid) - before < 30 * MIB
     assert "it does not read its answers" in daemon.log
 
 
@@ -436,10 +428,10 @@ async def test_bad_input_of_every_kind_over_and_over_leaves_the_memory_flat(runt
     async with running_daemon(runtime_dir, "--close-timeout", "0.05") as daemon, untroubled(daemon, 140 * 500_000):
         for _ in range(40):
             await round_of_mistakes()
-        before = resident_bytes(daemon)
+        before = resident_bytes(daemon.process.pid)
         for _ in range(100):
             await round_of_mistakes()
-        assert resident_bytes(daemon) - before < 2 * MIB
+        assert resident_bytes(daemon.process.pid) - before < 2 * MIB
 
 
 async def test_an_unfinished_binary_message_is_measured_as_well(runtime_dir: Path) -> None:
