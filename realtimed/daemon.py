@@ -300,7 +300,7 @@ class Daemon:
         self._manager.ready(self._status())
 
     def _apply(self, config: Config) -> None:
-        """Put a configuration into effect that differs only in settings that can change. Others are read when needed."""
+        """Put a configuration into effect that differs only in settings that can change."""
         self.config = self.service.config = self.figures.config = config
         self.hub.max_message, self.hub.max_channels = config.max_message, config.max_channels
         self.hub.max_subscriptions = config.max_subscriptions

@@ -48,13 +48,12 @@ class Heartbeat:
     async def run(self) -> None:
         """Do this without end."""
         step = self._interval / self._shares
-        late = 0.0
+        due: list[Session] = []
         while True:
-            self._excuse_silence(late)
-            due = await self._sweep()
             begin = trio.current_time()
             await self._ping(due, begin, step)
-            late = trio.current_time() - (begin + step)
+            self._excuse_silence(late=trio.current_time() - (begin + step))
+            due = await self._sweep()
 
     def _excuse_silence(self, late: float) -> None:
         """If this process stood still, what clients have sent meanwhile has yet to be read: excuse their silence."""

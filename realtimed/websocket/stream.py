@@ -133,11 +133,6 @@ class ClientStream(QueuedStream):
         self.write(close)
         self.seal()
 
-    @property
-    def sealed(self) -> bool:
-        """Whether a Close has been written."""
-        return self.sealed
-
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Write what the library has to say; its Close is the last word."""
         if not self.answered:

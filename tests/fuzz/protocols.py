@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from realtimed.hub.history import History, Retention
 from realtimed.hub.hub import Hub
-from realtimed.hub.publication import Frame
-from realtimed.websocket.frames import CloseCode, close_frame
+from realtimed.hub.publication import Ending, Frame
+from realtimed.websocket.frames import close_frame
 from realtimed.websocket.protocols import Conversation, ViolationError
 from realtimed.websocket.protocols.plain import Plain
 from realtimed.websocket.protocols.v1 import RealtimeV1
@@ -89,9 +89,9 @@ def _judge_plain(conversation: Conversation, line: str | bytes, model: set[str])
             model.clear()
             model.update(channel.name for channel in conversation.subscriber.channels)
         return True
-    assert violation.code in (CloseCode.BAD_MESSAGE, CloseCode.TOO_MANY), violation
+    assert violation.ending in (Ending.BAD_MESSAGE, Ending.TOO_MANY), violation
     assert violation.reason
-    assert 2 < len(close_frame(violation.code, violation.reason)) <= 127
+    assert 2 < len(close_frame(conversation.close_code(violation.ending), violation.reason)) <= 127
     assert not (accepted and certain), f"{line!r} was refused: {violation}"
     return False
 

@@ -127,15 +127,6 @@ def test_subscribing_again_in_the_middle_of_a_round_brings_nothing_twice() -> No
     assert [each.messages for each in listeners] == [["m"]] * 6
 
 
-def test_what_a_subscriber_cannot_take_is_held_and_disturbs_nobody() -> None:
-    hub = make_hub()
-    for listener in (blocked := Listener(takes=0), partial := Listener(takes=3), free := Listener()):
-        hub.subscribe(listener, "news")
-    hub.publish("news", "m")
-    fan_out(hub)
-    assert blocked.held == free.received == partial.received + partial.held
-
-
 @pytest.mark.parametrize(
     "name", ["", "a b", "ä", "x" * 201, "a\n", "a\x00", "news!", 5, None, ["news"], b"news", "\udcff"]
 )

@@ -17,11 +17,12 @@ import trio
 
 from realtimed import daemon
 from realtimed.cli.realtimed import main
+from realtimed.stats import Figures
 
 _LIBRARY: Final = ctypes.CDLL(None)
 
 
-class ObservedDaemon(daemon.Daemon):
+class ObservedFigures(Figures):
     """See the module."""
 
     def stats(self) -> dict[str, object]:
@@ -37,5 +38,5 @@ class ObservedDaemon(daemon.Daemon):
 
 
 if __name__ == "__main__":
-    vars(daemon)["Daemon"] = ObservedDaemon
+    vars(daemon)["Figures"] = ObservedFigures
     main()

@@ -284,7 +284,7 @@ class _Conversing(Browser):
         except ViolationError as violation:
             self._hub.catch_up(self._ears)
             self.leave()
-            self._ears.heard.send_nowait(ClosedError(violation.code, violation.reason))
+            self._ears.heard.send_nowait(ClosedError(self._conversation.close_code(violation.ending), violation.reason))
         else:
             for frame in frames:
                 self._ears.write(bytes(frame))
@@ -324,7 +324,6 @@ class _PipeStream(QueuedStream):
         self._pipe = pipe
         self.channels = set()
         self.fd = -1
-        self.transmit = self._transmit
 
     def attach(self, nursery: trio.Nursery, owner: Owner) -> None:
         pass
@@ -338,15 +337,14 @@ class _PipeStream(QueuedStream):
     def peer_groups(self) -> frozenset[int]:
         return frozenset([3, 4])
 
-    def write(self, data: bytes) -> None:
-        self._pipe.to_publisher.put_data(data)
+    def write(self, data: bytes, sent: int = 0) -> None:
+        self._pipe.to_publisher.put_data(data[sent:])
+
+    def seal(self) -> None:
+        pass
 
     def write_frames(self, frames: Iterable[Frame]) -> None:
         self.write(b"".join(frames))
-
-    def _transmit(self, data: bytes) -> int:
-        self.write(data)
-        return len(data)
 
     async def flush(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -362,7 +360,7 @@ class _PipeStream(QueuedStream):
 async def _expire(core: Core) -> None:
     while True:
         await trio.sleep(_EXPIRY_INTERVAL)
-        core.history.expire(1000)
+        core.hub.history.expire(1000)
 
 
 class InMemory(Peers):

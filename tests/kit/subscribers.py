@@ -99,10 +99,12 @@ class SocketListener:
         self.peer.setblocking(False)
         self.channels: set[Channel] = set()
         self.fd = self.socket.fileno()
+        self.writes = 0
         self.kept: list[tuple[bytes, int]] = []
         self.errors: list[OSError] = []
 
     def write(self, data: bytes, sent: int = 0) -> None:
+        self.writes += 1
         if self.fd >= 0 and not sent:
             try:
                 sent = self.socket.send(data)

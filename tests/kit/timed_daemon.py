@@ -16,6 +16,7 @@ import trio
 
 from realtimed import daemon
 from realtimed.cli.realtimed import main
+from realtimed.stats import Figures
 
 _STEPS: Final = 10
 """Into how many steps each doubling of a length is divided."""
@@ -47,7 +48,7 @@ class _Turns(trio.abc.Instrument):
         return 0.0
 
 
-class TimedDaemon(daemon.Daemon):
+class TimedFigures(Figures):
     """See the module."""
 
     turns: _Turns | None = None
@@ -60,5 +61,5 @@ class TimedDaemon(daemon.Daemon):
 
 
 if __name__ == "__main__":
-    vars(daemon)["Daemon"] = TimedDaemon
+    vars(daemon)["Figures"] = TimedFigures
     main()

@@ -11,8 +11,8 @@ import pytest
 
 from realtimed.cli.realtimed import shown_default
 from realtimed.config.settings import SETTINGS
-from realtimed.http.metrics import CLOSE_REASONS, METRICS
-from realtimed.websocket.frames import CloseCode
+from realtimed.http.metrics import METRICS
+from realtimed.websocket.frames import CLOSE_REASONS, CloseCode
 from tests.kit.clients import publisher
 from tests.kit.stack import ROOT, Daemon
 

@@ -19,7 +19,7 @@ from wsproto.frame_protocol import FrameProtocol
 from realtimed.config.loading import load
 from realtimed.daemon import Daemon
 from realtimed.rpc.wire import encode_request
-from realtimed.websocket import session
+from realtimed.websocket import sessions
 from tests.kit.clients import REQUEST, RawClient, closing, publisher, raw_client, subscribe, websocket
 from tests.kit.patience import PATIENCE
 
@@ -167,7 +167,7 @@ async def ends_a_frame_after_the_close(daemon: Daemon, client: RawClient) -> Non
 async def test_what_must_be_left_is_collected_in_the_end(
     runtime_dir: Path, monkeypatch: pytest.MonkeyPatch, leave: Callable[[Daemon, RawClient], Awaitable[None]]
 ) -> None:
-    monkeypatch.setattr(session, "_LEFT_ALLOWED", 3)
+    monkeypatch.setattr(sessions, "_ABANDONED_PARSERS", 3)
     with trio.fail_after(PATIENCE):
         async with daemon_in_this_process(runtime_dir) as daemon:
             with no_automatic_collection():
@@ -176,7 +176,7 @@ async def test_what_must_be_left_is_collected_in_the_end(
                         await leave(daemon, client)
                     while daemon.sessions.members:
                         await trio.lowlevel.checkpoint()
-                    assert daemon.sessions.left == left
+                    assert daemon.sessions.abandoned_parsers == left
                 parsers = [each for each in gc.get_objects() if isinstance(each, FrameProtocol) and not each.client]
                 assert len(parsers) == 1, "the last one was not left yet"
 

@@ -20,7 +20,7 @@ from benchmarks.machine import resident_bytes
 from realtimed.hub.history import History, Retention
 from realtimed.hub.hub import Hub
 from realtimed.hub.position import Position
-from realtimed.hub.publication import Frame, Publication, WireFormat
+from realtimed.hub.publication import Ending, Frame, Publication, WireFormat
 from realtimed.hub.replays import Replays
 from realtimed.net.backlog import ENTRY_BYTES, FAR_OVER, OVER_SECONDS, Backlogs
 from realtimed.net.stream import QueuedStream
@@ -54,9 +54,10 @@ class SealingOwner(Owner):
 
     stream: QueuedStream
 
-    def slow(self, reason: str) -> None:
-        super().slow(reason)
-        self.stream.seal()
+    def end(self, ending: Ending, reason: str) -> None:
+        super().end(ending, reason)
+        if ending is Ending.SLOW:
+            self.stream.seal()
 
 
 class Setting:

@@ -11,7 +11,7 @@ from trio.testing import MockClock
 
 from realtimed.config.settings import Config
 from realtimed.websocket.frames import PING
-from realtimed.websocket.heartbeat import heartbeat
+from realtimed.websocket.heartbeat import Heartbeat
 from realtimed.websocket.sessions import Sessions
 
 HEARTBEAT = Config().heartbeat
@@ -42,7 +42,7 @@ async def beat(clients: list[Client], seconds: float) -> None:
     members = {client.id: client for client in clients}
     sessions = cast("Sessions", type("Members", (), {"members": members}))
     with trio.move_on_after(seconds):
-        await heartbeat(sessions, Config)
+        await Heartbeat(sessions, Config).run()
 
 
 async def test_each_client_is_pinged_once_a_heartbeat(autojump_clock: MockClock) -> None:
@@ -81,6 +81,6 @@ async def test_who_leaves_or_falls_behind_is_not_pinged(
     with trio.move_on_after(2 * HEARTBEAT):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(leave)
-            await heartbeat(cast("Sessions", type("Members", (), {"members": members})), Config)
+            await Heartbeat(cast("Sessions", type("Members", (), {"members": members})), Config).run()
     assert (gone.pinged_at, slow.pinged_at) == ([], [])
     assert other.pinged_at

@@ -12,8 +12,7 @@ from wsproto.events import BytesMessage, TextMessage
 
 from realtimed.hub.history import History, Retention
 from realtimed.hub.hub import Hub
-from realtimed.hub.publication import Frame, Publication
-from realtimed.websocket.frames import CloseCode
+from realtimed.hub.publication import Ending, Frame, Publication
 from realtimed.websocket.protocols import Conversation, ViolationError, choose
 from realtimed.websocket.protocols.plain import Plain
 from realtimed.websocket.protocols.v1 import RealtimeV1
@@ -99,7 +98,7 @@ class TestPlain:
         conversation, hub, _ = converse(Plain)
         with pytest.raises(ViolationError) as violation:
             conversation.receive(message)
-        assert violation.value.code == CloseCode.BAD_MESSAGE
+        assert violation.value.ending is Ending.BAD_MESSAGE
         assert reason in violation.value.reason
         assert hub.channels == {}
 
@@ -108,7 +107,7 @@ class TestPlain:
         conversation.receive(subscribe("a"))
         with pytest.raises(ViolationError) as violation:
             conversation.receive(subscribe("b"))
-        assert violation.value.code == CloseCode.TOO_MANY
+        assert violation.value.ending is Ending.TOO_MANY
         assert "max-channels, is 1" in violation.value.reason
 
 
@@ -157,7 +156,7 @@ class TestRealtimeV1:
     def test_goodbye_says_when_to_come_back(self) -> None:
         conversation, _, _ = converse(RealtimeV1)
         goodbye = {"event": "goodbye", "reason": "restart", "retry_after_ms": 1740}
-        assert read(conversation.farewell("restart", 1.74)) == [goodbye]
+        assert read(conversation.farewell(Ending.RESTART, 1.74)) == [goodbye]
 
     @pytest.mark.parametrize(
         ("message", "code", "says", "id"),

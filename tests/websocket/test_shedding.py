@@ -13,7 +13,7 @@ from realtimed.net.backlog import Backlogs
 from realtimed.websocket.frames import binary_frame
 from realtimed.websocket.session import Session
 from realtimed.websocket.sessions import Sessions
-from realtimed.websocket.shedding import relief
+from realtimed.websocket.shedding import shed_slowest
 from realtimed.websocket.stream import ClientStream
 from tests.kit.clients import REQUEST, subscribe
 from tests.load.attackers import text_frame
@@ -30,7 +30,7 @@ async def test_clients_that_hang_up_while_others_are_disconnected_are_no_trouble
     peers = []
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(relief, sessions, list)
+            nursery.start_soon(shed_slowest, sessions, list)
             for _ in range(CLIENTS):
                 ours, peer = socket.socketpair()
                 ours.setblocking(False)
