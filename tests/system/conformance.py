@@ -1,8 +1,8 @@
 """The Autobahn test suite against the daemon, directly and through Caddy with the project's Caddyfile.
 
 `python -m tests.system.conformance` runs all its cases and prints what did not pass. It exits with 1 unless
-`VERDICTS` expects that. The cases are those of autobahntestsuite, as the package `kosoku` carries and runs them. They expect
-an echo server: see `tests.system.echo_daemon`.
+`VERDICTS` expects that. The cases are those of autobahntestsuite, as the package `kosoku` carries and runs them. They
+expect an echo server: see `tests.system.echo_daemon`.
 """
 
 from __future__ import annotations
