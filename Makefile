@@ -1,4 +1,4 @@
-# `make run` and `make test` set up all they need: programs with apt-get, Python packages in .venv.
+# `make run` and `make test` install everything they need: programs with apt-get, Python packages in .venv.
 
 export PYTHON ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 # How many test files run at a time. They wait for other programs most of the time.
 JOBS ?= 2
 
-# For the types of app/realtime.js: this version writes app/realtime.d.ts.
+# The version that writes app/realtime.d.ts from app/realtime.js.
 TYPESCRIPT_VERSION := 5.9.3
 TYPESCRIPT := .cache/typescript-$(TYPESCRIPT_VERSION)
 
@@ -21,14 +21,14 @@ help:
 	@echo 'make test     run all tests; some of them: make test ARGS="-k origins"'
 	@echo 'make conformance   run the Autobahn test suite, directly and through Caddy; some of it: ARGS="6.* 7.*"'
 	@echo 'make attack   attack a daemon in every way: does another client notice, is memory bounded? ARGS="handshakes"'
-	@echo 'make fuzz     fuzz all that reads what peers send, each part for a minute; one of them, longer: ARGS="wire --seconds 600"'
-	@echo 'make soak     clients and publishers of all kinds come and go: does all end where it began? ARGS="--minutes 20"'
-	@echo 'make jitter   cut the connections of 1,000 clients for a minute: does each have every message, in order, once?'
-	@echo 'make avalanche   restart the daemon under 5,000 clients: are all back, and when? ARGS="--kill --caddy"'
-	@echo 'make bench    measure beside other servers; some of it: make bench ARGS="one-channel --servers realtimed ws"'
+	@echo 'make fuzz     fuzz every reader of what peers send, each for a minute; one of them, longer: ARGS="wire --seconds 600"'
+	@echo 'make soak     let clients and publishers of all kinds come and go: does anything stay behind? ARGS="--minutes 20"'
+	@echo 'make jitter   cut the connections of 1,000 clients for a minute: does each get every message, in order, once?'
+	@echo 'make avalanche   restart the daemon under 5,000 clients: do all come back, and when? ARGS="--kill --caddy"'
+	@echo 'make bench    compare with other servers; some of it: make bench ARGS="one-channel --servers realtimed ws"'
 	@echo 'make lint     check style and types'
-	@echo 'make format   bring the Python files into their canonical format'
-	@echo 'make types    write app/realtime.d.ts anew, from app/realtime.js'
+	@echo 'make format   format the Python files'
+	@echo 'make types    write app/realtime.d.ts from app/realtime.js'
 	@echo 'make check    lint and test'
 	@echo 'make clean    remove .venv and all caches'
 	@echo
@@ -50,9 +50,9 @@ soak jitter avalanche: $(INSTALLED)
 attack: $(INSTALLED)
 	@$(IN_VENV) tests.load.attacks $(ARGS)
 
-# Where there is no atheris for this Python, the fuzzers have a loop of their own.
+# Without atheris, which not every Python has, the fuzzers use a loop of their own.
 fuzz: $(INSTALLED)
-	@$(IN_VENV) pip install --quiet --disable-pip-version-check atheris || echo 'It goes on without atheris.'
+	@$(IN_VENV) pip install --quiet --disable-pip-version-check atheris || echo 'Continuing without atheris.'
 	@$(IN_VENV) tests.fuzz $(ARGS)
 
 bench: php $(INSTALLED)
@@ -76,7 +76,7 @@ clean:
 	rm -rf $(VENV) .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Less than a third of what tests need.
+# Less than a third of the packages that tests need.
 $(RUNNABLE): pyproject.toml
 	@.ci/system-packages python
 	@.ci/python-packages caddy
@@ -87,7 +87,7 @@ $(INSTALLED): pyproject.toml
 	@.ci/python-packages dev
 	@touch $(RUNNABLE) $@
 
-# Without a lock file, which would name the registry of whoever made it.
+# Without a lock file, which would name the registry of its author.
 $(TYPESCRIPT):
 	@.ci/system-packages npm
 	@npm install --prefix $(@D) --no-save --no-package-lock --no-audit --no-fund --loglevel error typescript@$(TYPESCRIPT_VERSION)

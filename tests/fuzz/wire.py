@@ -38,6 +38,7 @@ SEEDS: Final = (
     b"\x00\x00\x94\x00\x07\xa9broadcast\x92\xa4news\xa3a\xffb\xc1",
     b"\x0a\x00" + encode_request(9, "m", [[[[[5]]], {"a": {"b": []}}]]) + b"\x94\x00\x07\xa1m" + b"\xdc\x1f\xff" * 9,
     b"\x05\x07" + encode_request(9, "m", [0] * 20) + encode_request(10, "m", [0] * 9),
+    b"\x05\x3e" + encode_request(9, "m", [0] * 60)[:-1] + b"\x91" * 40 + b"\xc0" + encode_request(10, "m", []),
 )
 
 
@@ -72,8 +73,13 @@ def _agree(one: _Outcome, other: _Outcome) -> bool:
         return True
     shorter, longer = sorted((one, other), key=lambda outcome: len(outcome.messages))
     same = len(shorter.messages)
-    rest = longer.messages[same:]
-    return shorter.wrong and longer.messages[:same] == shorter.messages and bool(rest) and "Oversized" in rest[0]
+    # The command is wrong before it is known to be too large, or was reported as too large before.
+    either = [*shorter.messages[-1:], *longer.messages[same : same + 1]]
+    return (
+        shorter.wrong
+        and longer.messages[:same] == shorter.messages
+        and any(message.startswith("Oversized") for message in either)
+    )
 
 
 def _decoded(stream: bytes, limit: int, max_values: int | None, size: int) -> _Outcome:

@@ -16,7 +16,7 @@ from realtimed.websocket.frames import CLOSE_REASONS, CloseCode
 from tests.kit.clients import publisher
 from tests.kit.stack import ROOT, Daemon
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def read(name: str) -> str:
