@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from realtimed.cli.realtimed import shown_default
 from realtimed.config.settings import SETTINGS
 from realtimed.http.metrics import CLOSE_REASONS, METRICS
 from realtimed.websocket.frames import CloseCode
@@ -35,7 +34,7 @@ def test_every_setting_is_documented_as_the_help_shows_it(setting: object) -> No
         each.option,
         each.metavar,
         each.variable,
-        shown_default(each) or "–",
+        each.shown_default or "–",
         each.help,
     )
 
