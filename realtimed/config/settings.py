@@ -77,7 +77,10 @@ class Config:
     inbound_burst: int = _setting(100, readers.COUNT, _CLIENT, "Frames that a client may send at once.")
     max_channels: int = _setting(128, readers.COUNT, _CLIENT, "Channels that a client may be subscribed to.")
     max_backlog: int = _setting(
-        2**20, readers.SIZE, _CLIENT, "Memory for messages that wait for a client; above it, the client is too slow."
+        2**20,
+        readers.SIZE,
+        _CLIENT,
+        "Memory for messages that wait for a client; one that needs more is a slow consumer.",
     )
     backlog_timeout: float = _setting(
         10.0, readers.TIME, _CLIENT, "How long a message may wait for a client that reads slowly."

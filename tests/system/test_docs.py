@@ -72,7 +72,7 @@ def test_every_close_code_is_explained_with_its_reason() -> None:
 
 
 def test_every_check_of_the_doctor_is_documented() -> None:
-    source = read("realtimed/cli/doctor.py") + read("realtimed/cli/permissions.py")
+    source = read("realtimed/cli/doctor/checks.py") + read("realtimed/cli/doctor/permissions.py")
     checks = set(re.findall(r'check(?:, patient)? = "([^"]+)"', source))
     assert len(checks) == 13
     rows = re.findall(
