@@ -20,12 +20,11 @@ from realtimed import __version__
 from realtimed.cli.output import say_what_failed, visible
 from realtimed.config.loading import load
 from realtimed.config.settings import SETTINGS, Setting
-from realtimed.config.units import shown_seconds, shown_size
 from realtimed.errors import ConfigurationError
 from realtimed.process import logs
 from realtimed.process.log_output import open_standard_descriptors
 
-__all__ = ["main", "shown_default"]
+__all__ = ["main"]
 
 # A paragraph is a line: typer wraps it to the terminal.
 _HELP = """Serve WebSockets, and broadcast to them what publishers send.
@@ -100,28 +99,8 @@ class _Command(TyperCommand):
                 formatter.write_dl(records)
 
 
-def shown_default(setting: Setting) -> str:
-    """Return the default as it may be given, or an empty string."""
-    match setting.name, setting.default:
-        case _, None | ():
-            return ""
-        case "socket_mode", int(mode):
-            shown = f"{mode:04o}"
-        case _, tuple(values):
-            shown = " ".join(map(str, values))
-        case _, int(size) if setting.metavar == "SIZE":
-            shown = shown_size(size)
-        case _, float(seconds) if setting.metavar == "TIME":
-            shown = shown_seconds(seconds)
-        case _, float(number):
-            shown = f"{number:g}"
-        case _, default:
-            shown = str(default)
-    return shown
-
-
 def _parameter(setting: Setting) -> inspect.Parameter:
-    default = shown_default(setting)
+    default = setting.shown_default
     shown = f"default {default}; {setting.variable}" if default else setting.variable
     # The variable is only shown: `load` reads it, and names it when its value is wrong.
     option = typer.Option(

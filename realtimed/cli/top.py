@@ -14,7 +14,7 @@ from realtimed.client.blocking import Client
 from realtimed.errors import ProtocolError
 from realtimed.text import quoted
 
-__all__ = ["Sample", "difference", "top"]
+__all__ = ["Sample", "difference", "show"]
 
 _LARGEST: Final = 2.0**64
 """No counter is larger; with this bound no rate overflows."""
@@ -111,7 +111,7 @@ def _counted(statistics: Mapping[str, Any], name: str) -> object:
     return statistics[name]
 
 
-def top(client: Client, *, interval: float, count: int | None, json: bool) -> None:
+def show(client: Client, *, interval: float, count: int | None, json: bool) -> None:
     """Print a sample each `interval` seconds, `count` times or for ever."""
     samples = _samples(client, interval, count)
     if json:

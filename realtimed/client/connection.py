@@ -44,8 +44,6 @@ _T = TypeVar("_T")
 DEFAULT_TIMEOUT: Final = 5.0
 """Seconds a call may take in all, from the connection to the answer."""
 
-_DEFAULT_PATH: Final = "/run/realtime.sock"
-
 ANSWER_LIMIT: Final = 64 * 2**20
 """Bytes of one answer or notification. The daemon's own are half as long at most."""
 
@@ -104,7 +102,7 @@ def socket_path(path: str | os.PathLike[str] | None) -> str:
 
     Each may be written PATH or unix:PATH.
     """
-    return address.plain(os.fspath(path) if path is not None else os.environ.get("REALTIME_SOCKET", _DEFAULT_PATH))
+    return address.plain(os.fspath(path) if path is not None else os.environ.get("REALTIME_SOCKET", address.DEFAULT))
 
 
 def check_timeout(timeout: float) -> float:

@@ -1,1 +1,1 @@
-"""The settings: what there is, how values are read, and where they come from."""
+"""The settings: which there are, how their values are read, and where the values come from."""

@@ -1,4 +1,4 @@
-"""What a running daemon can make of a configuration that has changed."""
+"""Which settings can change while the daemon runs."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ __all__ = ["Change", "Reloader", "compare"]
 log = logging.getLogger(__name__)
 
 _LIVE: Final = frozenset({
-    # For everyone, at once.
+    # At once, for all connections.
     "max_channels", "max_backlog", "backlog_timeout", "max_backlog_total", "silence_timeout", "max_message",
     "max_connections", "max_connections_per_address", "handshakes_per_address", "max_subscriptions",
     "max_answers_total", "max_keys_bytes", "drain", "log_level",
-    # For connections made from now on.
+    # For new connections.
     "max_inbound", "inbound_rate", "inbound_burst", "handshake_timeout", "close_timeout", "max_age", "command_timeout",
 })  # fmt: skip
-"""Settings that can change while the daemon runs. All others, those to come included, need a restart."""
+"""Settings that a running daemon applies. All others need a restart, and so does a new one until it is listed here."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A step from one configuration to another. Settings are called what they are called on the command line."""
+    """A step from one configuration to another. Settings have the names that they have on the command line."""
 
     config: Config
-    """What holds from now on: the new configuration, but for what needs a restart."""
+    """The new configuration, except that settings which need a restart keep their old values."""
     applied: tuple[str, ...]
     needs_restart: tuple[str, ...]
 
 
 def compare(old: Config, new: Config) -> Change:
-    """Return how a daemon that runs with `old` comes as near to `new` as it can.
+    """Return the step from `old` to `new` that a running daemon can take.
 
-    Raises `ConfigurationError` if what can be applied does not go together with what cannot.
+    Raises `ConfigurationError` if the settings that it can apply contradict those that it cannot.
     """
     changed = [each.name for each in fields(Config) if getattr(old, each.name) != getattr(new, each.name)]
     kept = [name for name in changed if name not in _LIVE]

@@ -1,4 +1,7 @@
-"""Sizes, times and rates as people write them: 64K, 1.5 MiB, 250ms, 1h30m, 100/s."""
+"""Sizes, times and rates as people write them: 64K, 1.5 MiB, 250ms, 1h30m, 100/s.
+
+The functions raise `ValueError` without words: their callers know the sentence that it belongs to.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Final
 __all__ = ["as_rate", "as_seconds", "as_size", "shown_seconds", "shown_size"]
 
 _LONGEST: Final = 40
-"""Characters of such a text."""
+"""Characters of a size, time or rate; a longer text is none."""
 
 _TIMES: Final = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _SIZES: Final = {"g": 2**30, "m": 2**20, "k": 2**10, "": 1}
@@ -21,7 +24,7 @@ _RATE: Final = re.compile(r"(.+?) */ *([smhd])")
 def as_seconds(value: object) -> float:
     """Return a time in seconds: a number of them, or a text such as 90, 90s, 500ms, 12h or 1h30m.
 
-    The number may be negative or infinite. Raises `ValueError`, without words, for what is no time.
+    The number may be negative, infinite or not a number. Raises `ValueError` if `value` is not a time.
     """
     number = _number(value)
     if number is not None:
@@ -41,8 +44,8 @@ def as_seconds(value: object) -> float:
 def as_size(value: object) -> int:
     """Return a number of bytes: a whole number, or a text such as 65536, 64K, 64 KB or 1.5GiB.
 
-    K, M and G are powers of 1,024, with B or iB behind them or not, and in either case. Raises `ValueError`, without
-    words, for what is no size.
+    K, M and G are powers of 1,024, in upper or lower case, with or without B or iB after them. Raises `ValueError` if
+    `value` is not a size.
     """
     if isinstance(value, int) and not isinstance(value, bool):
         return value
@@ -54,9 +57,9 @@ def as_size(value: object) -> int:
 
 
 def as_rate(value: object) -> float:
-    """Return a number a second: a number, or a text such as 50, 50/s or 300/m.
+    """Return a number per second: a number, or a text such as 50, 50/s or 300/m.
 
-    Raises `ValueError`, without words, for what is no rate.
+    Raises `ValueError` if `value` is not a rate.
     """
     number = _number(value)
     if number is not None:
@@ -69,7 +72,7 @@ def as_rate(value: object) -> float:
 
 
 def shown_seconds(seconds: float) -> str:
-    """Return a time as `as_seconds` reads it, in its largest unit that gives a whole number."""
+    """Return a time as `as_seconds` reads it, in the largest unit that gives a whole number."""
     for name, length in _TIMES.items():
         if seconds and not seconds % length:
             return f"{seconds / length:g}{name}"
@@ -77,7 +80,7 @@ def shown_seconds(seconds: float) -> str:
 
 
 def shown_size(size: int) -> str:
-    """Return a size as `as_size` reads it, in its largest unit that gives a whole number."""
+    """Return a size as `as_size` reads it, in the largest unit that gives a whole number."""
     for name, length in _SIZES.items():
         if size and not size % length:
             return f"{size // length}{name.upper()}"

@@ -19,12 +19,12 @@ import pytest
 import trio
 
 from realtimed import Client, __version__
-from realtimed.cli import permissions
-from realtimed.cli.access import Credentials, obstacle
-from realtimed.cli.doctor import _installation, default_site
-from realtimed.cli.finding import Finding, Patient
-from realtimed.cli.probe import site_of
-from realtimed.cli.running import Pool, Process, _configured, serving
+from realtimed.cli.doctor import permissions
+from realtimed.cli.doctor.access import Credentials, obstacle
+from realtimed.cli.doctor.checks import _installation, default_site
+from realtimed.cli.doctor.finding import Finding, Patient
+from realtimed.cli.doctor.probe import site_of
+from realtimed.cli.doctor.running import Pool, Process, _configured, serving
 from tests.kit.clients import raw_client
 from tests.kit.launcher import launcher
 from tests.kit.patience import LONG_PATIENCE

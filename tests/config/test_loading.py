@@ -10,7 +10,7 @@ import pytest
 
 from realtimed.config.loading import load
 from realtimed.config.readers import Address
-from realtimed.config.settings import SETTINGS, Config
+from realtimed.config.settings import SETTINGS, Config, Setting
 from realtimed.config.units import as_seconds, as_size, shown_seconds, shown_size
 from realtimed.errors import ConfigurationError
 
@@ -102,6 +102,11 @@ def test_values_are_read(name: str, text: object, value: Any) -> None:
         ("max_message", True, "bytes above 0"),
         ("max_channels", "1.5", "a whole number above 0"),
         ("max_channels", True, "a whole number above 0"),
+        ("max_channels", "0", "a whole number above 0"),
+        ("max_channels", 10**9, "a whole number above 0"),
+        ("history_size", "-1", "0 for none"),
+        ("log_format", "", "text, json or journal"),
+        ("io_uring", "on", "auto or off"),
         ("heartbeat", "0", "seconds above 0"),
         ("heartbeat", "nan", "seconds above 0"),
         ("heartbeat", "inf", "seconds above 0"),
@@ -115,6 +120,7 @@ def test_values_are_read(name: str, text: object, value: Any) -> None:
         ("heartbeat", "1s" * 5000, "seconds above 0"),
         ("heartbeat", True, "seconds above 0"),
         ("drain", "soon", "or 0"),
+        ("history_total", "much", "or 2G; or 0"),
         ("inbound_rate", "fast", "a number above 0"),
         ("inbound_rate", "5s", "50/s or 30/m"),
         ("inbound_rate", "5/y", "a number above 0"),
@@ -212,13 +218,14 @@ def test_the_file_is_named_when_it_is_wrong(tmp_path: Path) -> None:
     [
         ("max_message = " + "[" * 10_000, "is nested too deeply"),
         ("max_message = 0x" + "F" * 5000, "max_message in "),
+        ("max_channels = 0x" + "F" * 5000, "a whole number above 0, got 0xff"),
         ("max_message = [0x" + "F" * 5000 + "]", "got [0xff"),
         ("max_message = " + "9" * 5000, "is not valid TOML"),
         ("heartbeat = [0x" + "F" * 5000 + "]", "or 1h30m, got [0xff"),
         ("[[channels]]\nmatch = 'a'\nhistory_size = 0x" + "F" * 5000, "history_size in "),
         ("[[channels]]\nmatch = 0x" + "F" * 5000, "expected a table [[channels]] with match"),
     ],
-    ids=["deep", "int", "[int]", "digits", "[number]", "a rule's int", "a rule's pattern"],
+    ids=["deep", "int", "count", "[int]", "digits", "[number]", "a rule's int", "a rule's pattern"],
 )
 def test_what_python_cannot_show_ends_in_a_sentence_too(tmp_path: Path, text: str, says: str) -> None:
     file = tmp_path / "realtimed.toml"
@@ -258,3 +265,23 @@ def test_a_name_that_is_nearly_right_is_told_what_was_meant(tmp_path: Path) -> N
         f"max-channels in {file}: there is no such setting; did you mean max_channels?",
         "REALTIME_HARTBEAT: there is no such variable; did you mean REALTIME_HEARTBEAT?",
     ]
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+def test_a_default_is_shown_as_it_is_read(setting: Setting) -> None:
+    if setting.default not in (None, ()):
+        assert setting.read(setting.shown_default) == setting.default
+
+
+def test_an_error_names_all_faults_of_all_sources_but_not_too_many(tmp_path: Path) -> None:
+    file = tmp_path / "realtimed.toml"
+    file.write_text("heartbeat = 0\ndrain = 'x'\n")
+    with pytest.raises(ConfigurationError) as caught:
+        load({"heartbeat": "y"}, {"REALTIME_HEARTBEAT": "z"}, file)
+    names = [line.partition(": ")[0] for line in str(caught.value).splitlines()]
+    assert names == [f"heartbeat in {file}", f"drain in {file}", "REALTIME_HEARTBEAT", "--heartbeat"]
+    file.write_text("".join(f"strange{number} = 0\n" for number in range(60)))
+    with pytest.raises(ConfigurationError) as caught:
+        load(file=file)
+    assert len(str(caught.value).splitlines()) == 51
+    assert str(caught.value).endswith("\nand 10 more")

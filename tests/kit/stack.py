@@ -27,8 +27,8 @@ from urllib.parse import urlsplit
 
 import trio
 
-from realtimed.cli.origins import mistakes
-from realtimed.cli.probe import site_of
+from realtimed.cli.doctor.origins import mistakes
+from realtimed.cli.doctor.probe import site_of
 
 __all__ = [
     "APP",

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from realtimed.cli.realtimed import shown_default
 from realtimed.config.settings import SETTINGS
 from realtimed.http.metrics import METRICS
 from realtimed.websocket.frames import CLOSE_REASONS, CloseCode
@@ -35,7 +34,7 @@ def test_every_setting_is_documented_as_the_help_shows_it(setting: object) -> No
         each.option,
         each.metavar,
         each.variable,
-        shown_default(each) or "–",
+        each.shown_default or "–",
         each.help,
     )
 
@@ -73,7 +72,7 @@ def test_every_close_code_is_explained_with_its_reason() -> None:
 
 
 def test_every_check_of_the_doctor_is_documented() -> None:
-    source = read("realtimed/cli/doctor.py") + read("realtimed/cli/permissions.py")
+    source = read("realtimed/cli/doctor/checks.py") + read("realtimed/cli/doctor/permissions.py")
     checks = set(re.findall(r'check(?:, patient)? = "([^"]+)"', source))
     assert len(checks) == 13
     rows = re.findall(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from realtimed.cli.origins import mistakes
+from realtimed.cli.doctor.origins import mistakes
 from tests.kit.clients import publisher
 from tests.kit.handshakes import handshake
 from tests.kit.stack import Caddy, Daemon, PartFailedError, running_caddy

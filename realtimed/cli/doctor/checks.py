@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from realtimed import __version__
-from realtimed.cli.finding import FAILED, OK, SKIPPED, WARNING, Finding, Patient
-from realtimed.cli.origins import ANYBODY, NOBODY, mistakes
-from realtimed.cli.permissions import exposure, php_access, websocket_socket
-from realtimed.cli.probe import Probe, site_of
-from realtimed.cli.running import leading_to
+from realtimed.cli.doctor.finding import FAILED, OK, SKIPPED, WARNING, Finding, Patient
+from realtimed.cli.doctor.origins import ANYBODY, NOBODY, mistakes
+from realtimed.cli.doctor.permissions import exposure, php_access, websocket_socket
+from realtimed.cli.doctor.probe import Probe, site_of
+from realtimed.cli.doctor.running import leading_to
 from realtimed.errors import ProtocolError, RealtimeError, RefusedError
 
 __all__ = ["default_site", "examine"]

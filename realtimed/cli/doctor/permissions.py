@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from realtimed.cli.access import Credentials, obstacle, of_us, of_user
-from realtimed.cli.finding import FAILED, OK, SKIPPED, Finding, Patient
-from realtimed.cli.running import before, pools, serving
+from realtimed.cli.doctor.access import Credentials, obstacle, of_us, of_user
+from realtimed.cli.doctor.finding import FAILED, OK, SKIPPED, Finding, Patient
+from realtimed.cli.doctor.running import before, pools, serving
 
 __all__ = ["exposure", "php_access", "websocket_socket"]
 

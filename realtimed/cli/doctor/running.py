@@ -11,7 +11,7 @@ from glob import iglob
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from realtimed.cli.access import Credentials, of_user
+from realtimed.cli.doctor.access import Credentials, of_user
 
 __all__ = ["Pool", "Process", "before", "leading_to", "pools", "processes", "serving"]
 
