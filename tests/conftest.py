@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
 
+from tests.kit.blocking import FLAVOURS, Opener, opener
 from tests.kit.budget import allowed, within_budget
 from tests.kit.patience import PATIENCE
 from tests.kit.peers import Daemons, Opening, opening, running_daemons
@@ -96,6 +97,13 @@ async def open_sockets(daemons: Daemons) -> AsyncIterator[Opening]:
     """Give a function that opens peers with the given settings, over sockets."""
     async with opening(daemons) as opened:
         yield opened
+
+
+@pytest.fixture(params=FLAVOURS)
+def connect(request: pytest.FixtureRequest) -> Iterator[Opener]:
+    """Open clients of each flavour, all of which are called as if they blocked."""
+    with opener(request.param) as opening:
+        yield opening
 
 
 @pytest.fixture

@@ -28,16 +28,8 @@ from realtimed.cli.doctor.running import Pool, Process, _configured, serving
 from tests.kit.clients import raw_client
 from tests.kit.launcher import launcher
 from tests.kit.patience import LONG_PATIENCE
-from tests.kit.stack import (
-    CADDYFILE,
-    ROOT,
-    Daemon,
-    _find_php_fpm,
-    free_port,
-    running_caddy,
-    running_daemon,
-    runtime_directory,
-)
+from tests.kit.php_fpm import find_php_fpm
+from tests.kit.stack import CADDYFILE, ROOT, Daemon, free_port, running_caddy, running_daemon, runtime_directory
 
 OWN_USER = pwd.getpwuid(os.geteuid()).pw_name
 OTHER_USER = next(each for each in ("nobody", "www-data") if each != OWN_USER)
@@ -257,7 +249,7 @@ async def fpm_of(directory: Path, *pools: tuple[str, str]) -> AsyncIterator[None
     for name, user in pools:
         settings = f"user = {user}\nlisten = {directory}/$pool.sock\npm = ondemand ; none as yet\npm.max_children = 1\n"
         (directory / "pool.d" / f"{name}.conf").write_text(f"[{name}]\n{settings}")
-    command: list[str | Path] = [_find_php_fpm(), "--nodaemonize", "--allow-to-run-as-root", "--fpm-config"]
+    command: list[str | Path] = [find_php_fpm(), "--nodaemonize", "--allow-to-run-as-root", "--fpm-config"]
     process = start([*command, directory / "fpm.conf"], directory / "fpm.log")
     try:
         with trio.fail_after(LONG_PATIENCE):

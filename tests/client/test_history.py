@@ -14,7 +14,7 @@ import pytest
 
 from realtimed import ChannelMessage, Client, History, NoDaemonError, Position, ProtocolError, RefusedError
 from realtimed.cli.output import moment
-from tests.kit.blocking import FLAVOURS, Opener, daemon_in_thread, opener, untimed
+from tests.kit.blocking import Opener, daemon_in_thread, untimed
 from tests.kit.fake_daemon import FakeDaemon, Peer
 from tests.kit.patience import PATIENCE
 from tests.kit.php import PhpError, running_php
@@ -26,12 +26,6 @@ from tests.kit.stack import ROOT, Daemon, runtime_directory
 def shared_daemon() -> Iterator[Daemon]:
     with runtime_directory() as directory, daemon_in_thread(directory, "--history-size", "5") as running:
         yield running
-
-
-@pytest.fixture(params=FLAVOURS)
-def connect(request: pytest.FixtureRequest) -> Iterator[Opener]:
-    with opener(request.param) as opening:
-        yield opening
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import repeat
 from operator import methodcaller
@@ -22,27 +22,13 @@ import pytest
 from realtimed import Client, ProtocolError, RefusedError, RequestTimeoutError
 from realtimed.client.connection import Connection, Deadline
 from realtimed.rpc.wire import encode_notification
-from tests.kit.blocking import FLAVOURS, Opener, opener
+from tests.kit.blocking import FLAVOURS, Opener
 from tests.kit.fake_daemon import Behaviour, FakeDaemon, Peer, receipt
-from tests.kit.patience import PATIENCE
+from tests.kit.patience import PATIENCE, SHORT
 from tests.kit.php import PhpError, php_output, running_php
 from tests.kit.stack import ROOT
 
-SHORT: Final = 0.2
-"""Seconds of a timeout that is expected to pass."""
-
 MIB: Final = 2**20
-
-
-@pytest.fixture(params=FLAVOURS)
-def connect(request: pytest.FixtureRequest) -> Iterator[Opener]:
-    with opener(request.param) as opening:
-        yield opening
-
-
-@pytest.fixture
-def path(runtime_dir: Path) -> Path:
-    return runtime_dir / "control.sock"
 
 
 def answering(error: object, result: object) -> Behaviour:

@@ -21,16 +21,9 @@ import pytest
 from anyio.from_thread import start_blocking_portal
 from trio_websocket import WebSocketConnection
 
-from realtimed import (
-    AsyncClient,
-    Client,
-    NoDaemonError,
-    ProtocolError,
-    RefusedError,
-    RequestTimeoutError,
-)
+from realtimed import AsyncClient, Client, NoDaemonError, ProtocolError, RefusedError, RequestTimeoutError
 from realtimed.rpc.wire import encode_response
-from tests.kit.blocking import Opener, daemon_in_thread, opener
+from tests.kit.blocking import Opener, daemon_in_thread
 from tests.kit.breaking_proxy import Ask, Break, BreakingProxy, answer_is_lost, command_is_lost, half_the_answer_is_lost
 from tests.kit.clients import subscribe, websocket
 from tests.kit.fake_daemon import FakeDaemon, Peer, receipt
@@ -51,17 +44,6 @@ names = map("news:{}".format, count())
 def shared_daemon() -> Iterator[Daemon]:
     with runtime_directory() as directory, daemon_in_thread(directory) as running:
         yield running
-
-
-@pytest.fixture(params=["blocking", "trio", "asyncio"])
-def connect(request: pytest.FixtureRequest) -> Iterator[Opener]:
-    with opener(request.param) as opening:
-        yield opening
-
-
-@pytest.fixture
-def path(runtime_dir: Path) -> Path:
-    return runtime_dir / "control.sock"
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from realtimed import AsyncClient, AsyncSubscription, ChannelMessage, Client, Position
+from realtimed import AsyncClient, AsyncSubscription, ChannelMessage, Client, Position, Receipt, RefusedError
 from tests.kit.stack import Daemon, running_daemon
 
 FLAVOURS = ("blocking", "trio", "asyncio")
@@ -116,3 +116,7 @@ def opener(flavour: str) -> Iterator[Opener]:
             opening = Opener(portal)
             yield opening
             opening.close()
+
+
+def offsets(outcomes: list[Receipt | RefusedError]) -> list[int | str]:
+    return [outcome.code if isinstance(outcome, RefusedError) else outcome.offset for outcome in outcomes]

@@ -12,7 +12,7 @@ from typing import Any, Final
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
 from wsproto.connection import Connection, ConnectionState, ConnectionType
-from wsproto.events import CloseConnection, Event
+from wsproto.events import CloseConnection, Event, TextMessage
 
 from realtimed.rpc.wire import Decoder, Response, encode_request
 from tests.kit.budget import processor_time
@@ -174,3 +174,41 @@ async def undisturbed(daemon: Daemon, later: Daemon | None = None, *, budget: fl
             assert (await other.call("broadcast", "witness", "still here"))["recipients"] == 1
             assert await client.get_message() == "still here"
     assert "Traceback" not in (later or daemon).log
+
+
+async def http_answer(path: Path, request: bytes) -> str:
+    """Return all that a request is answered with, until the daemon hangs up."""
+    with trio.fail_after(PATIENCE):
+        async with await trio.open_unix_socket(path) as stream:
+            await stream.send_all(request)
+            return b"".join([bytes(data) async for data in stream]).decode()
+
+
+async def accepted_head(path: Path, request: bytes) -> str:
+    """Return the head of the answer to a handshake that is accepted."""
+    with trio.fail_after(PATIENCE):
+        async with await trio.open_unix_socket(path) as stream:
+            await stream.send_all(request)
+            answer = b""
+            while b"\r\n\r\n" not in answer:
+                answer += await stream.receive_some()
+    head = answer.partition(b"\r\n\r\n")[0].decode()
+    assert head.startswith("HTTP/1.1 101 ")
+    return head.lower()
+
+
+def close_of(events: list[Event]) -> tuple[int, str]:
+    [close] = [event for event in events if isinstance(event, CloseConnection)]
+    return close.code, close.reason or ""
+
+
+async def stalled(sender: Publisher, client: RawClient, channel: str, count: int, size: int) -> tuple[int, str]:
+    """Publish for a client that reads nothing until it is closed; return the code and the reason of that."""
+    await client.send(TextMessage(data=subscribe(channel)))
+    while channel not in await sender.call("channels"):
+        pass
+    for _ in range(count):
+        await sender.call("broadcast", channel, "x" * size)
+    while channel in await sender.call("channels"):
+        pass
+    return close_of(await client.events_until_eof())

@@ -6,7 +6,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -120,3 +120,38 @@ def listening(path: Path, backlog: int) -> Iterator[socket.socket]:
         listener.bind(str(path))
         listener.listen(backlog)
         yield listener
+
+
+@contextmanager
+def full_queue(path: Path) -> Iterator[None]:
+    """Fill the queue of new connections at `path`, where somebody listens."""
+    with ExitStack() as waiting:
+        try:
+            while True:
+                sock = waiting.enter_context(socket.socket(socket.AF_UNIX))
+                sock.setblocking(False)
+                sock.connect(str(path))
+        except BlockingIOError:
+            yield
+
+
+@contextmanager
+def accepted(listener: socket.socket) -> Iterator[Peer]:
+    """Accept the next connection, and close it at the end."""
+    sock, _ = listener.accept()
+    with sock:
+        sock.settimeout(PATIENCE)
+        yield Peer(sock)
+
+
+# Behaviours.
+
+
+def healthy(peer: Peer) -> None:
+    """Answer everything until the client hangs up."""
+    for request in peer.requests():
+        peer.receipt(request, 2)
+
+
+def hangs_up(peer: Peer) -> None:
+    peer.sock.shutdown(socket.SHUT_RDWR)

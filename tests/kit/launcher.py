@@ -14,10 +14,7 @@ from pathlib import Path
 import trio
 
 from tests.kit.patience import PATIENCE
-from tests.kit.stack import (
-    ROOT,
-    free_port,
-)
+from tests.kit.stack import ROOT, free_port
 
 __all__ = ["Launcher", "launcher", "processes_in"]
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-__all__ = ["LONG_PATIENCE", "PATIENCE", "until"]
+__all__ = ["LONG_PATIENCE", "PATIENCE", "SHORT", "until"]
 
 PATIENCE: Final = 30
 """Seconds after which a test that waits for something has failed.
@@ -17,6 +17,9 @@ for a daemon that is not there. A higher figure costs nothing but the time of a 
 
 LONG_PATIENCE: Final = 120
 """The same for a test that keeps the machine busy for many seconds itself: thousands of clients, a whole site."""
+
+SHORT: Final = 0.2
+"""Seconds of a timeout that is expected to pass."""
 
 
 def until(true: Callable[[], bool]) -> None:

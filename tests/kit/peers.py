@@ -39,10 +39,12 @@ from tests.kit.subscribers import Listener
 __all__ = [
     "ALONE",
     "FEW",
+    "FLEETING",
     "FORGETFUL",
     "LIVELY",
-    "SHORT",
     "SMALL",
+    "SMALL_BACKLOG",
+    "STRICT",
     "Browser",
     "ClosedError",
     "Daemons",
@@ -63,8 +65,20 @@ _T = TypeVar("_T")
 FEW: Final = {"max_subscriptions": 2}
 SMALL: Final = {"max_channels": 2, "max_message": 100, "history_size": 3}
 FORGETFUL: Final = {"history_size": 0}
-SHORT: Final = {"history_age": 0.3, "command_timeout": 0.2, "retry_window": 0.2}
+FLEETING: Final = {"history_age": 0.3, "command_timeout": 0.2, "retry_window": 0.2}
 LIVELY: Final = {"heartbeat": 0.1, "silence_timeout": 0.5, "close_timeout": 0.1}
+SMALL_BACKLOG: Final = {"max_backlog": 500_000, "max_message": 500_000, "close_timeout": 0.2}
+STRICT: Final = {
+    "max_inbound": 1000,
+    "inbound_rate": 0.001,
+    "inbound_burst": 10,
+    "handshake_timeout": 0.2,
+    "close_timeout": 0.2,
+    "command_timeout": 0.2,
+    "backlog_timeout": 0.2,
+}
+"""Low limits and short deadlines."""
+
 ALONE: Final = {"max_channels": 77}
 """A daemon for one test at a time, which waits until nobody else is there."""
 

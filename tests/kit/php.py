@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping
@@ -12,12 +13,33 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from tests.kit.fake_daemon import accepted
 from tests.kit.patience import PATIENCE
 from tests.kit.stack import APP, find_php
 
-__all__ = ["CLIENT", "Php", "PhpError", "literal", "php_output", "running_php"]
+__all__ = [
+    "BROADCAST",
+    "CLIENT",
+    "NOT_LOOKING",
+    "Php",
+    "PhpError",
+    "denied",
+    "literal",
+    "open_sockets",
+    "php_output",
+    "running_php",
+    "works_again",
+]
 
 CLIENT: Final = APP / "realtime.php"
+
+BROADCAST: Final = 'return $client->broadcast("news", "hello")->offset;'
+"""A statement for `Php.begin` and `Php.run`."""
+
+NOT_LOOKING: Final = ["open_basedir={client}", "disable_functions=stat,clearstatcache"]
+"""Settings under which PHP cannot look at a file; the first one names what it may look at."""
+
+_NOBODY: Final = 65534
 
 _SHOW_ALL_ERRORS: Final = ("-d", "display_errors=1", "-d", "error_reporting=-1")
 
@@ -133,3 +155,27 @@ def php_output(*arguments: str, **how: Any) -> str:
 def literal(text: str | bytes) -> str:
     """Return an expression of PHP for a string of any bytes."""
     return f'base64_decode("{base64.b64encode(text.encode() if isinstance(text, str) else text).decode()}")'
+
+
+@contextmanager
+def denied(path: Path) -> Iterator[int | None]:
+    """Take away the permission to open a socket; give the user who does not have it, or None for this one."""
+    if os.geteuid() != 0:
+        path.chmod(0)
+        yield None
+    else:  # root may open everything
+        path.parent.chmod(0o755)
+        yield _NOBODY
+
+
+def open_sockets(php: Php) -> int:
+    descriptors = Path(f"/proc/{php.pid}/fd").iterdir()
+    return sum(str(each.readlink()).startswith("socket:") for each in descriptors)
+
+
+def works_again(client: Php, listener: socket.socket) -> bool:
+    """Return whether the next call opens another connection and succeeds."""
+    client.begin(BROADCAST)
+    with accepted(listener) as peer:
+        peer.receipt(peer.request(), offset=99)
+        return bool(client.result() == 99)

@@ -13,7 +13,7 @@ import pytest
 from realtimed import Client
 from realtimed.config.loading import load
 from realtimed.errors import ConfigurationError, NoDaemonError
-from tests.kit.blocking import FLAVOURS, Opener, daemon_in_thread, opener
+from tests.kit.blocking import Opener, daemon_in_thread
 from tests.kit.php import PhpError, php_output, running_php
 from tests.kit.realtimectl import run
 from tests.kit.stack import ROOT, Daemon, running_daemon, runtime_directory
@@ -40,12 +40,6 @@ WRONG = [
 def shared_daemon() -> Iterator[Daemon]:
     with runtime_directory() as directory, daemon_in_thread(directory) as running:
         yield running
-
-
-@pytest.fixture(params=FLAVOURS)
-def connect(request: pytest.FixtureRequest) -> Iterator[Opener]:
-    with opener(request.param) as opening:
-        yield opening
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)

@@ -16,7 +16,7 @@ from realtimed.rpc.wire import encode_notification, encode_request
 from tests.kit.clients import closing, publisher, subscribe, websocket
 from tests.kit.hubs import sealed
 from tests.kit.patience import PATIENCE
-from tests.kit.peers import FORGETFUL, SHORT, SMALL, Opening, Publisher
+from tests.kit.peers import FLEETING, FORGETFUL, SMALL, Opening, Publisher
 from tests.kit.stack import running_daemon
 
 
@@ -105,7 +105,7 @@ async def test_1_4_1_the_newest_history_size_publications_are_kept(open_peers: O
 
 
 async def test_1_4_2_a_publication_is_kept_for_history_age(open_peers: Opening, channel: str) -> None:
-    sender = await (await open_peers(**SHORT)).publisher()
+    sender = await (await open_peers(**FLEETING)).publisher()
     began = trio.current_time()
     await sender.call("broadcast", channel, "x")
     with trio.fail_after(PATIENCE):
@@ -144,7 +144,7 @@ async def test_1_5_1_nothing_has_to_be_created(open_peers: Opening, channel: str
 
 
 async def test_1_5_2_a_channel_is_forgotten_after_history_age(open_peers: Opening, channel: str) -> None:
-    peers = await open_peers(**SHORT)
+    peers = await open_peers(**FLEETING)
     sender, browser = await peers.publisher(), await peers.enveloped()
 
     async def epoch() -> object:

@@ -20,7 +20,7 @@ from realtimed.hub.position import Receipt
 from realtimed.rpc.wire import Response, encode_notification, encode_request, encode_response
 from tests.kit.clients import publisher, raw_client, subscribe, undisturbed, websocket
 from tests.kit.patience import PATIENCE
-from tests.kit.peers import ALONE, SHORT, SMALL, InMemory, Opening, Publisher
+from tests.kit.peers import ALONE, FLEETING, SMALL, InMemory, Opening, Publisher
 from tests.kit.service_manager import listening
 from tests.kit.stack import running_daemon
 
@@ -173,7 +173,7 @@ async def test_6_3_3_what_came_before_bad_bytes_is_carried_out(open_peers: Openi
 
 @pytest.mark.parametrize("begun", [b"\x94", encode_request(1, "broadcast", ["news", "x"])[:-1]])
 async def test_6_3_4_a_command_that_does_not_end_has_a_deadline(open_peers: Opening, begun: bytes) -> None:
-    bad = await (await open_peers(**SHORT)).publisher()
+    bad = await (await open_peers(**FLEETING)).publisher()
     assert await bad.call("ping") == "pong"
     began = trio.current_time()
     await bad.send(begun)
@@ -184,7 +184,7 @@ async def test_6_3_4_a_command_that_does_not_end_has_a_deadline(open_peers: Open
 
 
 async def test_6_3_5_an_idle_connection_has_no_deadline(open_peers: Opening) -> None:
-    peers = await open_peers(**SHORT)
+    peers = await open_peers(**FLEETING)
     idle, never = await peers.publisher(), await peers.publisher()
     assert await idle.call("ping") == "pong"
     for _ in range(2):  # the deadline passes for one who is in the middle of a command
@@ -634,7 +634,7 @@ async def test_6_7_4_what_was_refused_is_not_remembered(open_peers: Opening, cha
 
 
 async def test_6_7_5_a_key_is_new_after_the_retry_window(open_peers: Opening, channel: str) -> None:
-    sender = await (await open_peers(**SHORT)).publisher()
+    sender = await (await open_peers(**FLEETING)).publisher()
     began = trio.current_time()
     assert (await sender.call("broadcast", channel, "x", "k"))["offset"] == 1
     with trio.fail_after(PATIENCE):

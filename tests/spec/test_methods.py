@@ -18,27 +18,10 @@ from realtimed.errors import RefusedError
 from realtimed.rpc.wire import encode_notification, encode_request
 from tests.kit.clients import closing, publisher, raw_client, subscribe, websocket
 from tests.kit.patience import PATIENCE
-from tests.kit.peers import (
-    ALONE,
-    FEW,
-    FORGETFUL,
-    SHORT,
-    SMALL,
-    Daemons,
-    InMemory,
-    Opening,
-    OverSockets,
-    Publisher,
-    Settings,
-)
+from tests.kit.peers import ALONE, FEW, FLEETING, FORGETFUL, SMALL, InMemory, Opening, OverSockets, Publisher, Settings
 from tests.kit.stack import Daemon, running_daemon
 
 MIB = 2**20
-
-
-@pytest.fixture(scope="module")
-def shared(daemons: Daemons) -> Daemon:
-    return daemons.get({})
 
 
 async def refusal(sender: Publisher, method: str, *params: object) -> RefusedError:
@@ -643,7 +626,7 @@ async def test_6_12_9_protocol_error(open_peers: Opening) -> None:
 
 
 async def test_6_12_10_timeout(open_peers: Opening) -> None:
-    bad = await (await open_peers(**SHORT)).publisher()
+    bad = await (await open_peers(**FLEETING)).publisher()
     await bad.send(b"\x94")
     last = await bad.answer()
     assert isinstance(last.error, dict)

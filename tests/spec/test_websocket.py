@@ -1,4 +1,4 @@
-"""Sections 2, 5 and 7 of docs/protocol.md: handshakes, frames, close codes and limits, over real sockets."""
+"""Section 2 of docs/protocol.md: handshakes and frames, over real sockets."""
 
 from __future__ import annotations
 
@@ -6,103 +6,27 @@ import json
 import re
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
-from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
+from wsproto.events import CloseConnection, Event, Ping, Pong, TextMessage
 
 from realtimed.rpc.wire import encode_request
-from realtimed.websocket.frames import CloseCode
 from tests.kit.clients import (
     REQUEST,
-    Publisher,
-    RawClient,
+    accepted_head,
     closing,
     handshake_of,
+    http_answer,
     publisher,
     raw_client,
     subscribe,
     websocket,
 )
 from tests.kit.patience import PATIENCE
-from tests.kit.peers import LIVELY, SMALL, Daemons, Opening
-from tests.kit.stack import Daemon, running_daemon
-
-STRICT = {
-    "max_inbound": 1000,
-    "inbound_rate": 0.001,
-    "inbound_burst": 10,
-    "handshake_timeout": 0.2,
-    "close_timeout": 0.2,
-    "command_timeout": 0.2,
-    "backlog_timeout": 0.2,
-}
-SMALL_BACKLOG = {"max_backlog": 500_000, "max_message": 500_000, "close_timeout": 0.2}
+from tests.kit.stack import Daemon
 
 KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
-
-
-@pytest.fixture(scope="module")
-def shared(daemons: Daemons) -> Daemon:
-    return daemons.get({})
-
-
-@pytest.fixture(scope="module")
-def lively(daemons: Daemons) -> Daemon:
-    return daemons.get(LIVELY)
-
-
-@pytest.fixture(scope="module")
-def narrow(daemons: Daemons) -> Daemon:
-    return daemons.get({"max_connections": 2})
-
-
-@pytest.fixture(scope="module")
-def ten(daemons: Daemons) -> Daemon:
-    return daemons.get({"max_connections": 10})
-
-
-@pytest.fixture(scope="module")
-def one_each(daemons: Daemons) -> Daemon:
-    """A daemon where each address may have one connection."""
-    return daemons.get({"max_connections_per_address": 1})
-
-
-@pytest.fixture(scope="module")
-def slow_going(daemons: Daemons) -> Daemon:
-    """A daemon where each address may make two handshakes, and another one every five seconds."""
-    return daemons.get({"handshakes_per_address": 0.2})
-
-
-@pytest.fixture(scope="module")
-def strict(daemons: Daemons) -> Daemon:
-    """A daemon with low limits and short deadlines."""
-    return daemons.get(STRICT)
-
-
-async def http_answer(path: Path, request: bytes) -> str:
-    """Return all that a request is answered with, until the daemon hangs up."""
-    with trio.fail_after(PATIENCE):
-        async with await trio.open_unix_socket(path) as stream:
-            await stream.send_all(request)
-            return b"".join([bytes(data) async for data in stream]).decode()
-
-
-async def accepted(path: Path, request: bytes) -> str:
-    """Return the head of the answer to a handshake that is accepted."""
-    with trio.fail_after(PATIENCE):
-        async with await trio.open_unix_socket(path) as stream:
-            await stream.send_all(request)
-            answer = b""
-            while b"\r\n\r\n" not in answer:
-                answer += await stream.receive_some()
-    head = answer.partition(b"\r\n\r\n")[0].decode()
-    assert head.startswith("HTTP/1.1 101 ")
-    return head.lower()
-
-
-# 2. The WebSocket
 
 
 @pytest.mark.parametrize("path", ["/ws", "/WS", "//ws", "/%77s", "http://localhost/ws", "HTTPS://x:443/ws?y"])
@@ -136,7 +60,7 @@ async def test_2_1_3_a_query_is_ignored(shared: Daemon, query: str) -> None:
 
 
 async def test_2_2_1_the_first_known_subprotocol_is_spoken(shared: Daemon) -> None:
-    head = await accepted(
+    head = await accepted_head(
         shared.websocket_socket,
         REQUEST.replace(KEY, KEY + b"Sec-WebSocket-Protocol: graphql-ws, realtime.v1, realtime.v1\r\n"),
     )
@@ -146,7 +70,7 @@ async def test_2_2_1_the_first_known_subprotocol_is_spoken(shared: Daemon) -> No
 @pytest.mark.parametrize("offered", [b"", b"Sec-WebSocket-Protocol: graphql-ws, realtime.v2\r\n"])
 async def test_2_2_2_without_a_known_one_it_is_plain(shared: Daemon, offered: bytes) -> None:
     request = REQUEST.replace(KEY, KEY + offered)
-    assert "sec-websocket-protocol" not in await accepted(shared.websocket_socket, request)
+    assert "sec-websocket-protocol" not in await accepted_head(shared.websocket_socket, request)
     with trio.fail_after(PATIENCE):
         async with await trio.open_unix_socket(shared.websocket_socket) as stream:
             await stream.send_all(request + b"\x81\x82\x00\x00\x00\x00{}")
@@ -197,7 +121,7 @@ async def test_2_3_3_the_silent_are_closed_with_4408(lively: Daemon) -> None:
 
 async def test_2_4_no_extension_is_negotiated(shared: Daemon) -> None:
     offer = b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits, x-else\r\n"
-    head = await accepted(shared.websocket_socket, REQUEST.replace(KEY, KEY + offer))
+    head = await accepted_head(shared.websocket_socket, REQUEST.replace(KEY, KEY + offer))
     assert "sec-websocket-extensions" not in head
 
 
@@ -248,7 +172,7 @@ async def test_2_5_4_a_head_above_16_kib_gets_431(shared: Daemon, more: int, sta
     request = REQUEST.replace(KEY, KEY + padding)
     assert len(request) == 16 * 1024 + more
     if status == "101":
-        await accepted(shared.websocket_socket, request)
+        await accepted_head(shared.websocket_socket, request)
     else:
         assert (await http_answer(shared.websocket_socket, request)).startswith("HTTP/1.1 431 ")
 
@@ -258,7 +182,7 @@ async def test_2_5_4_more_than_256_headers_get_431(shared: Daemon, count: int, s
     request = REQUEST.replace(KEY, KEY + b"a:\r\n" * (count - 5))
     assert request.count(b"\r\n") - 2 == count
     if status == "101":
-        await accepted(shared.websocket_socket, request)
+        await accepted_head(shared.websocket_socket, request)
     else:
         answer = await http_answer(shared.websocket_socket, request)
         assert answer.startswith("HTTP/1.1 431 ")
@@ -278,7 +202,7 @@ async def test_2_5_5_beyond_max_connections_there_is_503(narrow: Daemon) -> None
                 assert "max-connections, is 2" in answer
             while (await asking.call("stats"))["clients"]:
                 pass
-            await accepted(daemon.websocket_socket, REQUEST)
+            await accepted_head(daemon.websocket_socket, REQUEST)
 
 
 @pytest.mark.parametrize(
@@ -351,10 +275,10 @@ async def test_2_5_8_an_address_with_half_of_max_connections_gets_503(ten: Daemo
                         assert answer.startswith("HTTP/1.1 503 Service Unavailable\r\n")
                         assert "\r\nRetry-After: 5\r\n" in answer
                         assert "of one address, max-connections-per-address, is 5 connections." in answer
-                    await accepted(path, handshake_of("203.0.113.9"))
+                    await accepted_head(path, handshake_of("203.0.113.9"))
                 while (await asking.call("stats"))["clients"] > 5:
                     pass
-                await accepted(path, handshake_of(address))
+                await accepted_head(path, handshake_of(address))
             assert (await asking.call("stats"))["handshakes_over_limit"]["max_connections_per_address"] == 3
             assert (await asking.call("info"))["limits"]["max_connections_per_address"] == 5
     lines = [line for line in daemon.log.splitlines() if "refused" in line and address in line]
@@ -367,7 +291,7 @@ async def test_2_5_9_an_address_with_too_many_handshakes_gets_503(slow_going: Da
     with trio.fail_after(PATIENCE):
         for address in ("203.0.113.7", "203.0.113.8"):
             for _ in range(2):
-                await accepted(path, handshake_of(address))
+                await accepted_head(path, handshake_of(address))
             answer = await http_answer(path, handshake_of(address))
             assert answer.startswith("HTTP/1.1 503 Service Unavailable\r\n")
             assert re.search("\r\nRetry-After: [45]\r\n", answer)
@@ -390,7 +314,7 @@ async def test_2_5_10_the_address_is_what_the_proxy_says(one_each: Daemon, first
     with trio.fail_after(PATIENCE):
         async with raw_client(path, first):
             assert "503" in await http_answer(path, handshake_of(second))
-            await accepted(path, handshake_of(third))
+            await accepted_head(path, handshake_of(third))
 
 
 async def test_2_5_10_a_zone_is_no_part_of_the_address(one_each: Daemon) -> None:
@@ -409,7 +333,7 @@ async def test_2_5_11_without_an_address_there_is_no_limit_of_one(
     with trio.fail_after(PATIENCE):
         for path in (one_each.websocket_socket, slow_going.websocket_socket):
             async with raw_client(path, address), raw_client(path, address), raw_client(path, address):
-                await accepted(path, handshake_of(address))
+                await accepted_head(path, handshake_of(address))
 
 
 @pytest.mark.parametrize(
@@ -440,12 +364,12 @@ async def test_2_5_12_a_head_is_read_strictly_and_the_bad_header_is_named(
 
 
 async def test_2_5_12_a_length_of_0_is_none(shared: Daemon) -> None:
-    await accepted(shared.websocket_socket, REQUEST.replace(KEY, KEY + b"Content-Length: 0\r\n"))
+    await accepted_head(shared.websocket_socket, REQUEST.replace(KEY, KEY + b"Content-Length: 0\r\n"))
 
 
 async def test_2_5_13_bytes_above_0x7f_are_allowed_where_nobody_reads(shared: Daemon) -> None:
     unread = b"Cookie: name=J\xfcrgen\r\nUser-Agent: \xe2\x80\xa6\r\nOrigin: http://\xff\r\n"
-    await accepted(shared.websocket_socket, REQUEST.replace(KEY, KEY + unread))
+    await accepted_head(shared.websocket_socket, REQUEST.replace(KEY, KEY + unread))
 
 
 @pytest.mark.parametrize(
@@ -547,424 +471,3 @@ async def test_2_7_3_who_does_not_answer_a_close_is_hung_up_on(strict: Daemon) -
             await client.send(TextMessage(data="not JSON"))
             assert await client.close_code() == 4400
             assert trio.current_time() - began >= 0.2
-
-
-# 5. Close codes
-
-
-async def closed_after(daemon: Daemon, sent: bytes | Event) -> tuple[int, str]:
-    """Send something on a connection of its own, and return the code and the reason of the Close."""
-    with trio.fail_after(PATIENCE):
-        async with raw_client(daemon.websocket_socket) as client:
-            if isinstance(sent, bytes):
-                await client.stream.send_all(sent)
-            else:
-                await client.send(sent)
-            return close_of(await client.events_until_eof())
-
-
-def close_of(events: list[Event]) -> tuple[int, str]:
-    [close] = [event for event in events if isinstance(event, CloseConnection)]
-    return close.code, close.reason or ""
-
-
-@pytest.mark.parametrize(
-    ("sent", "code"),
-    [
-        (b"\x81\x05hello", 1002),
-        (b"\x81\x81\x00\x00\x00\x00\xff", 1007),
-        (TextMessage(data="x" * 1001), 1009),
-        (TextMessage(data="not JSON"), 4400),
-        (TextMessage(data=subscribe("x " * 25)), 4400),
-        (b"\x89\x80mask" * 11, 4429),
-    ],
-)
-async def test_5_1_every_close_has_a_reason_of_123_bytes_at_most(
-    strict: Daemon, sent: bytes | Event, code: int
-) -> None:
-    closed_with, reason = await closed_after(strict, sent)
-    assert closed_with == code
-    assert 5 < len(reason.encode()) <= 123
-
-
-@pytest.mark.parametrize(
-    "frames",
-    [
-        b"\x81\x05hello",  # not masked
-        b"\xf1\x80mask",  # reserved bits
-        b"\x83\x80mask",  # reserved opcode
-        b"\x09\x80mask",  # a fragmented ping
-        b"\x89\xfe\x00\x7e",  # a ping of 126 bytes
-        b"\x80\x80mask",  # a continuation of nothing
-        b"\x88\x81maskx",  # half a close code
-    ],
-)
-async def test_5_2_what_breaks_the_websocket_protocol_is_1002(strict: Daemon, frames: bytes) -> None:
-    assert (await closed_after(strict, frames))[0] == 1002
-
-
-async def test_5_3_text_that_is_not_utf_8_is_1007(strict: Daemon) -> None:
-    assert (await closed_after(strict, b"\x81\x82\x00\x00\x00\x00\xff\xff"))[0] == 1007
-
-
-async def test_5_4_a_message_above_max_inbound_is_1009(strict: Daemon) -> None:
-    code, reason = await closed_after(strict, TextMessage(data="x" * 1001))
-    assert (code, reason) == (1009, "the limit, max-inbound, is 1000 bytes a message")
-
-
-async def test_5_5_a_bad_message_is_4400(open_peers: Opening) -> None:
-    browser = await (await open_peers()).browser()
-    await browser.send("hello")
-    code, reason = await browser.closing()
-    assert code == 4400
-    assert reason.startswith("not JSON")
-
-
-async def test_5_6_who_is_disconnected_has_4403(shared: Daemon) -> None:
-    with trio.fail_after(PATIENCE):
-        async with (
-            websocket(shared.websocket_socket, subprotocols=["realtime.v1"]) as client,
-            publisher(shared.control_socket) as admin,
-        ):
-            name = json.loads(await client.get_message())["client"]
-            assert await admin.call("disconnect", name) == {"disconnected": 1}
-            assert await closing(client) == (4403, "disconnected by an administrator")
-
-
-async def test_5_7_a_path_that_does_not_exist_is_4404(shared: Daemon) -> None:
-    with trio.fail_after(PATIENCE):
-        async with websocket(shared.websocket_socket, resource="/nope") as client:
-            assert (await closing(client))[0] == 4404
-
-
-async def test_5_8_silence_is_4408(lively: Daemon) -> None:
-    with trio.fail_after(PATIENCE):
-        async with raw_client(lively.websocket_socket) as silent:
-            assert close_of(await silent.events_until_eof())[0] == 4408
-            assert "client closed" in lively.log
-            assert "code=4408" in lively.log
-
-
-async def stalled(sender: Publisher, client: RawClient, channel: str, count: int, size: int) -> tuple[int, str]:
-    """Publish for a client that reads nothing until it is closed; return the code and the reason of that."""
-    await client.send(TextMessage(data=subscribe(channel)))
-    while channel not in await sender.call("channels"):
-        pass
-    for _ in range(count):
-        await sender.call("broadcast", channel, "x" * size)
-    while channel in await sender.call("channels"):
-        pass
-    return close_of(await client.events_until_eof())
-
-
-@pytest.mark.parametrize(
-    ("settings", "says"),
-    [
-        (SMALL_BACKLOG, "the limit, max-backlog, is 500000"),
-        (STRICT, "a message has waited for 0.2 s; the limit is backlog-timeout"),
-        ({"max_backlog_total": 65536, "close_timeout": 0.2}, "for all clients; the limit, max-backlog-total, is 65536"),
-    ],
-)
-async def test_5_9_a_slow_consumer_has_4409(
-    daemons: Daemons, channel: str, settings: dict[str, object], says: str
-) -> None:
-    daemon = await trio.to_thread.run_sync(daemons.get, settings)
-    with trio.fail_after(PATIENCE):
-        async with raw_client(daemon.websocket_socket) as client, publisher(daemon.control_socket) as sender:
-            code, reason = await stalled(sender, client, channel, 20, 50_000)
-    assert code == 4409
-    assert says in reason
-
-
-async def test_5_10_too_much_is_4429(strict: Daemon, open_peers: Opening, channel: str) -> None:
-    code, reason = await closed_after(strict, b"\x89\x80mask" * 11)
-    assert (code, reason) == (
-        4429, "the limit is 0.001 frames a second (inbound-rate), 10 at once (inbound-burst)",
-    )  # fmt: skip
-    browser = await (await open_peers(**SMALL)).browser()
-    for number in range(3):
-        await browser.say("subscribe", f"{channel}-{number}")
-    assert (await browser.closing())[0] == 4429
-
-
-async def test_5_11_a_restart_is_4503(runtime_dir: Path) -> None:
-    with trio.fail_after(PATIENCE):
-        async with running_daemon(runtime_dir) as daemon, websocket(daemon.websocket_socket) as client:
-            daemon.process.terminate()
-            code, reason = await closing(client)
-    assert code == 4503
-    assert re.fullmatch(r"restarting, come back in \d+ ms", reason)
-
-
-async def test_5_11_an_age_of_max_age_is_4503(runtime_dir: Path) -> None:
-    options = ("--max-age", "0.2", "--heartbeat", "0.1")
-    with trio.fail_after(PATIENCE):
-        async with running_daemon(runtime_dir, *options) as daemon, websocket(daemon.websocket_socket) as client:
-            code, reason = await closing(client)
-    assert code == 4503
-    assert re.fullmatch(r"connected for max-age, come back in \d+ ms", reason)
-
-
-@pytest.mark.parametrize("code", [1000, 1001, 3000, 4999])
-async def test_5_12_an_administrator_may_choose_the_code(shared: Daemon, code: int) -> None:
-    with trio.fail_after(PATIENCE):
-        async with (
-            websocket(shared.websocket_socket, subprotocols=["realtime.v1"]) as client,
-            publisher(shared.control_socket) as admin,
-        ):
-            name = json.loads(await client.get_message())["client"]
-            assert await admin.call("disconnect", name, code, "ä" * 61) == {"disconnected": 1}
-            assert await closing(client) == (code, "ä" * 61)
-
-
-async def test_5_13_a_connection_that_broke_counts_as_1006(runtime_dir: Path) -> None:
-    with trio.fail_after(PATIENCE):
-        async with running_daemon(runtime_dir) as daemon, publisher(daemon.control_socket) as asking:
-            async with raw_client(daemon.websocket_socket):
-                pass
-            while (await asking.call("stats"))["closed"] != {"1006": 1}:
-                pass
-            assert "client closed" in daemon.log
-            assert "code=1006" in daemon.log
-
-
-# 7. Limits: what is just within, and what is just beyond.
-
-
-@pytest.mark.parametrize("kind", ["text", "binary"])
-async def test_7_1_max_inbound_bounds_all_fragments_together(strict: Daemon, kind: str) -> None:
-    def part(size: int, *, last: bool) -> Event:
-        if kind == "text":
-            return TextMessage(data="ä" * (size // 2) + "x" * (size % 2), message_finished=last)
-        return BytesMessage(data=b"x" * size, message_finished=last)
-
-    with trio.fail_after(PATIENCE):
-        for beyond in (0, 1):
-            async with raw_client(strict.websocket_socket) as client:
-                await client.send(part(500, last=False), part(500 + beyond, last=True))
-                code, _ = close_of(await client.events_until_eof())
-                assert code == (1009 if beyond else 4400), "what is within is read, and is no JSON"
-
-
-async def test_7_2_inbound_burst_bounds_frames_of_every_kind(strict: Daemon) -> None:
-    within = b"\x89\x80mask" * 9 + b"\x8a\x80mask"
-    with trio.fail_after(PATIENCE):
-        async with raw_client(strict.websocket_socket) as client:
-            await client.stream.send_all(within)
-            pongs = b""
-            while len(pongs) < 18:
-                pongs += await client.stream.receive_some()
-            assert pongs == b"\x8a\x00" * 9
-            await client.stream.send_all(b"\x8a\x80mask")
-            assert close_of(await client.events_until_eof())[0] == 4429
-
-
-async def test_7_2_inbound_rate_lets_more_come_with_time(runtime_dir: Path) -> None:
-    options = ("--inbound-rate", "50", "--inbound-burst", "1", "--close-timeout", "0.2")
-    with trio.fail_after(PATIENCE):
-        async with running_daemon(runtime_dir, *options) as daemon, raw_client(daemon.websocket_socket) as client:
-            for _ in range(5):
-                await client.stream.send_all(b"\x89\x80mask")
-                assert await client.stream.receive_some() == b"\x8a\x00"
-                await trio.sleep(0.05)  # at 50 a second, there is another one to be had after 0.02
-            await client.stream.send_all(b"\x89\x80mask" * 3)
-            assert close_of(await client.events_until_eof())[0] == 4429
-
-
-async def test_7_3_max_channels_bounds_subscriptions(open_peers: Opening, channel: str) -> None:
-    browser = await (await open_peers(inbound_burst=200)).enveloped()
-    answers = [await browser.ask("subscribe", f"{channel}-{number}") for number in range(129)]
-    assert [answer["event"] for answer in answers] == ["subscribed"] * 128 + ["error"]
-    assert answers[-1]["code"] == "too_many_channels"
-
-
-async def test_7_4_handshake_timeout_bounds_the_request(strict: Daemon) -> None:
-    began = trio.current_time()
-    assert "408" in await http_answer(strict.websocket_socket, REQUEST[:-1])
-    assert trio.current_time() - began >= 0.2
-
-
-async def test_7_5_max_backlog_bounds_what_waits(daemons: Daemons, channel: str) -> None:
-    daemon = await trio.to_thread.run_sync(daemons.get, SMALL_BACKLOG)
-    with trio.fail_after(PATIENCE):
-        async with raw_client(daemon.websocket_socket) as client, publisher(daemon.control_socket) as sender:
-            await client.send(TextMessage(data=subscribe(channel)))
-            while channel not in await sender.call("channels"):
-                pass
-
-            async def settled() -> Any:
-                while (stats := await sender.call("stats"))["unsent_bytes"]:
-                    pass
-                return stats
-
-            while not (await settled())["backlogged"]:
-                await sender.call("broadcast", channel, "x" * 40_000)
-            while (waiting := (await settled())["backlog_bytes"]) < 460_000:
-                assert (await sender.call("broadcast", channel, "x" * 20_000))["recipients"] == 1
-            await sender.call("broadcast", channel, "x" * (500_000 - waiting - 14))  # 10 bytes below the limit
-            assert (await sender.call("ping")) == "pong"
-            assert channel in await sender.call("channels")
-            await sender.call("broadcast", channel, "x" * 20)
-            while channel in await sender.call("channels"):
-                pass
-            assert close_of(await client.events_until_eof())[0] == 4409
-
-
-async def test_7_6_backlog_timeout_bounds_how_long(strict: Daemon, channel: str) -> None:
-    with trio.fail_after(PATIENCE):
-        async with raw_client(strict.websocket_socket) as client, publisher(strict.control_socket) as sender:
-            began = trio.current_time()
-            code, reason = await stalled(sender, client, channel, 10, 60_000)
-    assert (code, "backlog-timeout" in reason) == (4409, True)
-    assert trio.current_time() - began >= 0.2
-
-
-async def test_7_7_close_timeout_bounds_the_goodbye(strict: Daemon) -> None:
-    with trio.fail_after(PATIENCE):
-        async with raw_client(strict.websocket_socket) as client:
-            began = trio.current_time()
-            await client.send(TextMessage(data="not JSON"))
-            assert await client.close_code() == 4400
-            assert 0.2 <= trio.current_time() - began < 5
-
-
-async def test_7_8_max_message_bounds_a_broadcast(open_peers: Opening, channel: str) -> None:
-    sender = await (await open_peers()).publisher()
-    await sender.call("broadcast", channel, "x" * 65536)
-    with pytest.raises(Exception, match="65537 bytes; the limit, max-message, is 65536"):
-        await sender.call("broadcast", channel, "x" * 65537)
-
-
-async def test_7_9_command_timeout_bounds_a_command(strict: Daemon) -> None:
-    with trio.fail_after(PATIENCE):
-        async with publisher(strict.control_socket) as sender:
-            began = trio.current_time()
-            await sender.stream.send_all(encode_request(1, "ping", [])[:-1])
-            assert (await sender.answer()).id is None
-            assert await sender.stream.receive_some() == b""
-            assert trio.current_time() - began >= 0.2
-
-
-async def test_7_10_history_size_bounds_a_channel(open_peers: Opening, channel: str) -> None:
-    sender = await (await open_peers()).publisher()
-    for _ in range(105):
-        await sender.call("broadcast", channel, "x")
-    history = await sender.call("history", channel, 1000)
-    assert [offset for offset, _ in history["messages"]] == list(range(6, 106))
-
-
-async def test_7_11_history_total_bounds_all_channels(open_peers: Opening, channel: str) -> None:
-    sender = await (await open_peers(history_total=4140)).publisher()
-    for number in range(10):
-        await sender.call("broadcast", f"{channel}-{number}", "x" * 500)
-    assert 2000 < (await sender.call("stats"))["history_bytes"] <= 4140
-    assert (await sender.call("history", f"{channel}-0"))["messages"] == []
-    assert len((await sender.call("history", f"{channel}-9"))["messages"]) == 1
-
-
-async def test_7_12_max_connections_bounds_websockets(narrow: Daemon) -> None:
-    with trio.fail_after(PATIENCE):
-        async with publisher(narrow.control_socket) as asking:
-            while (await asking.call("stats"))["clients"]:
-                pass
-            async with raw_client(narrow.websocket_socket), raw_client(narrow.websocket_socket):
-                assert "503" in await http_answer(narrow.websocket_socket, REQUEST)
-                assert (await asking.call("stats"))["clients"] == 2
-
-
-async def test_7_13_max_subscriptions_bounds_those_of_all_clients(runtime_dir: Path) -> None:
-    with trio.fail_after(PATIENCE):
-        async with (
-            running_daemon(runtime_dir, "--max-subscriptions", "3") as daemon,
-            websocket(daemon.websocket_socket, subprotocols=["realtime.v1"]) as one,
-            websocket(daemon.websocket_socket, subprotocols=["realtime.v1"]) as other,
-        ):
-            answers = []
-            for client in (one, other):
-                await client.get_message()
-                for number in range(2):
-                    await client.send_message(subscribe(f"news-{number}"))
-                    answers.append(json.loads(await client.get_message())["event"])
-            assert answers == ["subscribed"] * 3 + ["error"]
-
-
-async def test_7_14_max_backlog_total_bounds_what_waits_for_all(daemons: Daemons, channel: str) -> None:
-    daemon = await trio.to_thread.run_sync(daemons.get, {"max_backlog_total": 65536, "close_timeout": 0.2})
-    with trio.fail_after(PATIENCE):
-        async with publisher(daemon.control_socket) as sender:
-            for number in range(3):
-                async with raw_client(daemon.websocket_socket) as client:
-                    code, reason = await stalled(sender, client, f"{channel}-{number}", 20, 50_000)
-                assert code == 4409
-                assert "the limit, max-backlog-total, is 65536" in reason
-                assert (await sender.call("stats"))["backlog_bytes"] <= 65536
-
-
-async def test_7_15_max_connections_per_address_bounds_those_of_one_address(one_each: Daemon) -> None:
-    path = one_each.websocket_socket
-    with trio.fail_after(PATIENCE):
-        async with raw_client(path, "198.51.100.1"):
-            assert "503" in await http_answer(path, handshake_of("198.51.100.1"))
-
-
-async def test_7_16_handshakes_per_address_bounds_those_of_one_address(slow_going: Daemon) -> None:
-    path = slow_going.websocket_socket
-    with trio.fail_after(PATIENCE):
-        for _ in range(2):
-            await accepted(path, handshake_of("198.51.100.1"))
-        assert "503" in await http_answer(path, handshake_of("198.51.100.1"))
-
-
-async def test_7_17_max_answers_total_bounds_what_publishers_hold(daemons: Daemons) -> None:
-    daemon = await trio.to_thread.run_sync(daemons.get, {"max_answers_total": 2**20})
-    unfinished = encode_request(1, "broadcast", ["news", "x" * 60_000])[:-1]
-    with trio.fail_after(PATIENCE):
-        async with AsyncExitStack() as stack:
-            for _ in range(40):
-                stream = await stack.enter_async_context(await trio.open_unix_socket(daemon.control_socket))
-                await stream.send_all(unfinished)
-            while daemon.log.count("the limit, max-answers-total, is 1048576") < 20:
-                await trio.lowlevel.checkpoint()
-        async with publisher(daemon.control_socket) as asking:
-            assert (await asking.call("stats"))["answers_bytes"] <= 2**20
-
-
-async def test_7_18_max_keys_bytes_bounds_keys(daemons: Daemons, channel: str) -> None:
-    daemon = await trio.to_thread.run_sync(daemons.get, {"max_keys_bytes": 10_000})
-    with trio.fail_after(PATIENCE):
-        async with publisher(daemon.control_socket) as sender:
-            for number in range(100):
-                await sender.call("broadcast", channel, "x", str(number))
-            assert (await sender.call("stats"))["keys_bytes"] <= 10_000
-            assert (await sender.call("broadcast", channel, "x", "99"))["repeated"]
-            assert "repeated" not in await sender.call("broadcast", channel, "x", "0")
-
-
-async def test_7_19_a_command_has_8192_values_nested_32_deep(shared: Daemon) -> None:
-    with trio.fail_after(PATIENCE):
-        async with publisher(shared.control_socket) as sender:
-            for values, code in ((8193, "message_too_large"), (8000, "invalid_params")):
-                assert (await sender.call("ping", *range(values)))["code"] == code
-            nested: list[Any] = []
-            for _ in range(32):
-                nested = [nested]
-            await sender.stream.send_all(encode_request(1, "ping", [nested]))
-            answer = await sender.answer()
-            assert isinstance(answer.error, dict)
-            assert answer.error["code"] == "protocol_error"
-
-
-async def test_7_20_a_broadcast_many_names_5000_channels(shared: Daemon, channel: str) -> None:
-    names = [channel] * 5001
-    with trio.fail_after(PATIENCE):
-        async with publisher(shared.control_socket) as sender:
-            refused = await sender.call("broadcast_many", names, "x")
-            assert refused["code"] == "too_many_channels"
-            assert "the limit is 5000 a command" in refused["message"]
-            assert len(await sender.call("broadcast_many", names[1:], "x")) == 5000
-
-
-def test_5_1_every_code_has_a_clause() -> None:
-    document = Path(__file__).parents[2].joinpath("docs", "protocol.md").read_text()
-    documented = set(map(int, re.findall(r"^\| 5\.\d+ \| (\d{4}) ", document, re.MULTILINE)))
-    assert documented == set(CloseCode) - {CloseCode.NORMAL, CloseCode.GOING_AWAY}

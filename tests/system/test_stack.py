@@ -107,7 +107,7 @@ async def test_a_taken_port_is_said() -> None:
     ],
 )
 def test_this_machine_has_several_names_where_no_host_is_named(address: str, origins: list[str]) -> None:
-    assert stack._own_origins(address) == origins  # noqa: SLF001
+    assert stack.origins_of(address) == origins
 
 
 @pytest.mark.parametrize(
