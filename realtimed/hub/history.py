@@ -310,6 +310,12 @@ class History:
             self.retained -= ring.retained
             ring.retained = 0
 
+    def discard(self, ring: Ring) -> None:
+        """Drop all of a ring that its channel no longer has, without calling `emptied`. Readers may go on."""
+        self.joined(ring)
+        while ring.count:
+            self._drop(ring)
+
     def aged(self, ring: Ring) -> list[Aged]:
         """Return a ring's publications, oldest first."""
         self._expire(ring)
@@ -357,6 +363,8 @@ class History:
         oldest = shelf.oldest()
         if oldest is not None and oldest.began <= until:
             self._drop(oldest)
+            if not oldest.count:
+                self._report_empty(oldest)
             shelf.skip()
             return True
         if shelf.left and shelf.first_left[0] <= until:
@@ -367,8 +375,12 @@ class History:
     def _expire(self, ring: Ring) -> None:
         """Drop what is too old of one channel, without waiting for `expire` to come by."""
         oldest = self._clock() - ring.shelf.age
+        if not ring.count or ring.began > oldest:
+            return
         while ring.count and ring.began <= oldest:
             self._drop(ring)
+        if not ring.count:
+            self._report_empty(ring)
 
     def _shrink(self) -> None:
         """Drop the oldest of all until the rest is within the limit, empty channels before publications."""
@@ -390,6 +402,8 @@ class History:
                 self._forget_leaving(leaving.first_left[1])
             elif oldest is not None:
                 self._drop(oldest)
+                if not oldest.count:
+                    self._report_empty(oldest)
 
     def _drop(self, ring: Ring) -> None:
         """Drop a ring's oldest publication."""
@@ -412,8 +426,10 @@ class History:
         if not ring.count:
             self.bytes -= RING_BYTES
             self.channels -= 1
-            if ring not in ring.shelf.left:
-                self.emptied(ring.name)
+
+    def _report_empty(self, ring: Ring) -> None:
+        if ring not in ring.shelf.left:
+            self.emptied(ring.name)
 
     def _release(self, ring: Ring) -> None:
         """Let go of what no reader of a ring needs any more."""

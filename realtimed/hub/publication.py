@@ -1,14 +1,15 @@
-"""What is published, what a publisher learns of it, and a place among publications."""
+"""What is published, and how it looks to subscribers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, TypeAlias
 
 import msgspec
 
 from realtimed.errors import RefusedError
 
-__all__ = ["Frame", "Publication", "WireFormat", "encode_message"]
+__all__ = ["Frame", "Publication", "WireFormat", "encode_message", "join_frames"]
 
 Frame: TypeAlias = bytes | memoryview
 """One or more whole frames. A memoryview is shared by several clients, and counted once."""
@@ -60,6 +61,13 @@ class Publication(msgspec.Struct, eq=False, gc=False):  # one for each publicati
         if encoded is None:
             encoded = self._others[form] = form.encode(self)
         return encoded
+
+
+def join_frames(publications: Sequence[Publication], form: WireFormat) -> bytes:
+    """Return the frames of publications in `form`, in this order."""
+    if len(publications) == 1:
+        return publications[0].encoded(form)
+    return b"".join([each.encoded(form) for each in publications])
 
 
 def encode_message(message: object, limit: int) -> bytes:

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realtimed.hub.history import ENTRY_BYTES, EVICTED_BYTES, RING_BYTES, History, Retention, Ring, Shelf
-from realtimed.hub.hub import Hub, Joined, SavedChannel
+from realtimed.hub.hub import Hub, Joined
 from realtimed.hub.position import Position
 from realtimed.hub.publication import Publication
 from realtimed.hub.rounds import Round
-from realtimed.hub.snapshot import dump, load
+from realtimed.hub.snapshot import Saved, SavedChannel, dump, read, restore
 from tests.hub.test_hub import LINES, MODEL_RUNS, OTHER_LINES, Listener, fan_out
 
 AMPLE = 2**30
@@ -616,7 +616,7 @@ def test_recovery_agrees_with_the_model(seed: int, steps: int, size: int) -> Non
                 wall.now += chance.choice([-(10**9), -1, 1, 10**9])
             case "hand over":
                 after = make_hub(size=size, age=20, clock=Clock(5.0))
-                load(after, b"".join(dump(hub, 0)), 0)
+                restore(after, read(b"".join(dump(hub, 0)), 0))
                 _, publications = after.recent("news", 100)
                 times, payloads = publications.times(), publications.payloads()
                 assert [(time, payload.decode()) for time, payload in zip(times, payloads, strict=True)] == model.kept()
@@ -660,7 +660,7 @@ def test_what_does_not_fit_any_more_is_left_out_of_what_is_restored() -> None:
     torn = SavedChannel("torn", "e", 2, [(200.0, b"old", True, 0), (1.0, b"new", True, 0)])
     gone = SavedChannel("gone", "e", 1, [(250.0, b"x" * 1000, True, 0)])
     others = [SavedChannel(f"other-{number}", "e", 1, [(100.0 - number, b"x" * 1000, True, 0)]) for number in range(6)]
-    hub.restore([gone, torn, *others], 0)
+    restore(hub, Saved([gone, torn, *others], 0))
     assert {"torn", "other-5"} <= hub.channels.keys()
     assert "gone" not in hub.channels
     assert missed(come_back(hub, "torn", Position("e", 1))) == ["new"]
