@@ -241,7 +241,7 @@ class Hub:
         if channel is None:
             channel = self.channels[name] = self._make(name)
         if channel.ring is not None:
-            self.history.joined(channel.ring)
+            self.history.occupied(channel.ring)
         channel.subscribers.setdefault(subscriber.form, set()).add(subscriber)
         channel.members_changed(subscriber.form)
         self.subscribed_channels += not channel.count
@@ -382,7 +382,7 @@ class Hub:
             if channel.ring is None or not channel.offset:
                 self._forget(channel)
             else:
-                self.history.left(channel.ring)
+                self.history.vacated(channel.ring)
 
     def _count_plural(self, subscriber: Subscriber, channel: Channel, change: int) -> None:
         """Keep `Channel.plural` right: `channel` was added to the subscriber's channels, or is about to be removed."""
