@@ -55,7 +55,7 @@ class StateFile:
         except OSError as error:
             self._begin_anew(error.strerror or str(error), self._set_aside(".unreadable"))
         else:
-            hub.restore(saved.channels, saved.later)
+            snapshot.restore(hub, saved)
             log.info(Event("history taken over", channels=len(saved.channels), bytes=hub.history.bytes))
 
     def _begin_anew(self, reason: str, kept_as: Path) -> None:

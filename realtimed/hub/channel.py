@@ -6,8 +6,8 @@ from array import array
 from collections.abc import Iterable
 from typing import Protocol
 
-from realtimed.hub.history import Ring
 from realtimed.hub.publication import WireFormat
+from realtimed.hub.ring import Ring
 
 __all__ = ["Channel", "Roster", "Subscriber"]
 

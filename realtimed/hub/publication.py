@@ -1,7 +1,8 @@
-"""What is published, in which forms it is sent, and why a connection that gets it may end."""
+"""What is published, how it looks to subscribers, and why a connection that gets it may end."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import Protocol, TypeAlias
 
@@ -9,7 +10,7 @@ import msgspec
 
 from realtimed.errors import RefusedError
 
-__all__ = ["Ending", "Frame", "Publication", "WireFormat", "encode_message"]
+__all__ = ["Ending", "Frame", "Publication", "WireFormat", "encode_message", "join_frames"]
 
 Frame: TypeAlias = bytes | memoryview
 """One or more whole frames. A memoryview is shared by several clients, and counted once."""
@@ -92,6 +93,13 @@ class Publication(msgspec.Struct, eq=False, gc=False):  # one for each publicati
         if encoded is None:
             encoded = self._others[form] = form.encode(self)
         return encoded
+
+
+def join_frames(publications: Sequence[Publication], form: WireFormat) -> bytes:
+    """Return the frames of publications in `form`, in this order."""
+    if len(publications) == 1:
+        return publications[0].encoded(form)
+    return b"".join([each.encoded(form) for each in publications])
 
 
 def encode_message(message: object, limit: int) -> bytes:

@@ -5,7 +5,7 @@ A long replay is neither made nor sent in one go: its frames are made piece by p
 Everyone comes back at the same time when a network or a proxy fails, and has missed much the same. A piece may wait for
 its client to read; if each had frames of its own, five thousand clients would need five thousand times the memory. For
 the same reason a replay keeps no list of what it has still to send: it reads it from the channel's history, which
-retains what a replay may need (see `realtimed.hub.history.Ring`).
+retains what a replay may need (see `realtimed.hub.ring.Ring`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from functools import partial
 from typing import Final
 from weakref import ref
 
-from realtimed.hub.history import History, Kept, Ring
+from realtimed.hub.history import History
 from realtimed.hub.publication import Frame, Publication, WireFormat
+from realtimed.hub.ring import Kept, Ring
 
 __all__ = ["Missed", "Pieces", "Replay", "Replays"]
 
@@ -72,7 +73,7 @@ class Missed:
     def _places(self) -> slice:
         """Return where these publications are in the columns of their ring."""
         assert self.ring is not None, "there are none without a ring"
-        start = self.first - self.ring.first + self.ring.gone
+        start = self.first - self.ring.first + self.ring.dropped
         return slice(start, start + self.count)
 
 

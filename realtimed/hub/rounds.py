@@ -1,206 +1,165 @@
-"""One round of sends: publications, joined for those who get the same, and who gets them. Pure and synchronous."""
+"""One round of sends: a plan of who gets which bytes, and a walk over it. Pure and synchronous."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, TypeAlias
 
 from realtimed.hub.channel import Channel, Roster, Subscriber
-from realtimed.hub.publication import Publication, WireFormat
+from realtimed.hub.log import Entry
+from realtimed.hub.mixes import Mixes, subscribers_of_several
+from realtimed.hub.publication import Publication, WireFormat, join_frames
 
-__all__ = ["Batch", "Entry", "Round", "send_each"]
+__all__ = ["Batch", "Round", "send_each"]
 
 _SMALL_SEND: Final = 4096
 """Bytes up to which the length of a send hardly matters; a larger one counts as several, so that no step is long."""
 
-_MIXES_KEPT: Final = 2**20
-"""Bytes of mixes that a round keeps for other subscribers of the same channels."""
-
-Entry: TypeAlias = tuple[Channel, Publication]
-"""A publication, and the channel it went to."""
-
 Part: TypeAlias = tuple[bytes, Roster, int, int]
-"""Bytes, and who gets them: the members of a roster from one place up to another."""
+"""Bytes, and the subscribers that get them: the members of a roster from one place up to another."""
 
 Batch: TypeAlias = Sequence[Part]
-"""Nobody is in it twice."""
+"""The sends of one step. No subscriber is in it twice."""
+
+_Group: TypeAlias = tuple[bytes | None, Roster, tuple[Channel, WireFormat] | None]
+"""Bytes, the subscribers that get them, and the channel and format that they have in common.
+
+The group of those who get mixes has neither bytes nor channel.
+"""
 
 
 class Round:
     """One round of sends.
 
-    Most subscribers listen to one of the round's channels, and for them there are *parts*: the same bytes for everyone
-    on a roster. Who listens to several gets a *mix* of their publications in the order published, and so does who has
-    been handed some of them already.
+    Most subscribers are on one of the round's channels. They form *groups*, and a group's members get the same bytes.
+    A subscriber of several of the channels gets a *mix*: their publications in the order published. So does a
+    subscriber that has some of them already, because it has been caught up.
 
-    `log` has the publications, the first of which is number `start`, each with its channel. Who is in `late` has
-    everything below the number that stands there. `deliver` makes the sends of a step; `over` is told how many sends
-    and bytes there were when all is through.
+    `entries` are the publications, each with its channel; the first has the number `first`. A subscriber in `caught_up`
+    has every publication below the number given there. `deliver` makes the sends of one step. At the end `finished`
+    gets the numbers of sends and of bytes sent.
     """
 
-    # Invariants: everyone on the rosters before (`_part`, `_at`) has been served, and those in `_early`, wherever they
-    # stand; nobody else has. The last roster is that of the mixed; its part has no data of its own. If there is one,
-    # `_dirty` is the channels with publications, and `_numbered` has these by channel, with their numbers.
-    # Both of these are made when somebody is served early: `_part_of` finds the part of a channel and a form, and
-    # `_places` where each member of a part stands.
+    # Invariants:
+    # - No subscriber is in two groups. The last group is that of the mixed, if there are any; `_mixes` has their bytes.
+    # - The subscribers before place `_at` of group `_group` have been served, and those in `_served_early`, wherever
+    #   they are; no others have.
+    # - `_group_of` finds the group of a channel and a format, and `_places` the place of a group's member. Both are
+    #   filled when a subscriber is served early.
 
     def __init__(
         self,
-        log: Sequence[Entry],
-        start: int,
-        late: Mapping[Subscriber, int],
+        entries: Sequence[Entry],
+        first: int,
+        caught_up: Mapping[Subscriber, int],
         deliver: Callable[[Batch], None],
-        over: Callable[[int, int], None],
+        finished: Callable[[int, int], None],
     ) -> None:
         self._deliver = deliver
-        self._over = over
-        self._start = start
-        self._late = late
-        self._numbered: dict[Channel, list[tuple[int, Publication]]] = {}
-        self._dirty: frozenset[Channel] = frozenset()
-        dirty: dict[Channel, list[Publication]] = {}
-        for channel, publication in log:
-            if channel in dirty:
-                dirty[channel].append(publication)
-            else:
-                dirty[channel] = [publication]
-        mixed = _in_several([channel for channel in dirty if channel.plural])
-        if late:
-            of_round = frozenset(dirty)  # of two sets the smaller one is walked over
-            mixed.update(each for each in late if not each.channels.isdisjoint(of_round))
-        self._parts: list[tuple[bytes | None, Roster, tuple[Channel, WireFormat] | None]] = []
-        self._part_of: dict[tuple[Channel, WireFormat] | None, int] = {}
-        self._places: dict[int, dict[Subscriber, int]] = {}
-        for channel, publications in dirty.items():
-            for form, members in channel.audience():
-                if mixed and not mixed.isdisjoint(channel.subscribers[form]):
-                    roster = Roster(channel.subscribers[form] - mixed)
-                else:
-                    roster = members
-                if roster:
-                    self._parts.append((_joined(publications, form), roster, (channel, form)))
-        if mixed:
-            self._parts.append((None, Roster(mixed), None))
-            for number, (channel, publication) in enumerate(log, start):
-                self._numbered.setdefault(channel, []).append((number, publication))
-            self._dirty = frozenset(dirty)
-        self._mixes: dict[tuple[WireFormat, int, frozenset[Channel]], bytes] = {}
-        self._mixes_size = 0
-        self._part = 0
+        self._finished = finished
+        self._groups, mixed = _plan(entries, caught_up)
+        self._mixes = Mixes(entries, first, caught_up) if mixed else None
+        self._group = 0
         self._at = 0
-        self._early: set[Subscriber] = set()
+        self._served_early: set[Subscriber] = set()
+        self._group_of: dict[tuple[Channel, WireFormat] | None, int] = {}
+        self._places: dict[int, dict[Subscriber, int]] = {}
         self._sends = 0
         self._sent_bytes = 0
 
     def step(self, budget: int) -> bool:
-        """Serve as many subscribers as are worth `budget` small sends; return whether some are left.
+        """Serve as many subscribers as `budget` small sends are worth; return whether there are more to serve.
 
-        At the end it may be twice as many: to come back for a small rest would cost more than it is worth.
+        The last step may be worth twice as much: coming back for a small rest would cost more.
         """
         batch: list[Part] = []
-        parts = self._parts
-        while budget > 0 and self._part < len(parts):
-            data, roster, _ = parts[self._part]
+        groups, count = self._groups, len(self._groups)
+        while budget > 0 and self._group < count:
+            data, roster, _ = groups[self._group]
             if data is None:
-                budget = self._add_mixes(batch, roster, budget)
-                continue
+                self._add_mixes(batch, roster, budget)
+                break
             size = len(data)
             start, stop = self._at, len(roster)
             worth = 1 + size // _SMALL_SEND
             share = -(-budget // worth)
-            if stop - start <= share or (stop - start <= 2 * share and self._part + 1 == len(parts)):
-                self._part += 1
+            if stop - start <= share or (stop - start <= 2 * share and self._group + 1 == count):
+                self._group += 1
                 self._at = 0
             else:
                 stop = self._at = start + share
             budget -= (stop - start) * worth
-            if self._early:
-                roster = Roster(each for each in roster[start:stop] if each not in self._early)
+            if self._served_early:
+                roster = Roster(each for each in roster[start:stop] if each not in self._served_early)
                 start, stop = 0, len(roster)
             batch.append((data, roster, start, stop))
             self._sends += stop - start
             self._sent_bytes += (stop - start) * size
         self._deliver(batch)
-        if self._part < len(parts):
+        if self._group < count:
             return True
-        self._over(self._sends, self._sent_bytes)
+        self._finished(self._sends, self._sent_bytes)
         return False
 
-    def serve_early(self, subscriber: Subscriber) -> None:
-        """Serve one subscriber out of turn, if its turn is still to come."""
-        if subscriber in self._early:
-            return
-        for part in self._parts_of(subscriber):
-            place = self._place(part, subscriber)
-            if place is not None:
-                if part > self._part or (part == self._part and place >= self._at):
-                    self._early.add(subscriber)
-                    data = self._parts[part][0]
-                    self._send_to_one(subscriber, self._mix_for(subscriber) if data is None else data)
-                return
+    def _add_mixes(self, batch: list[Part], roster: Roster, budget: int) -> None:
+        """Add to `batch` the mixes of the next subscribers of the last group, each with all that get it.
 
-    def _parts_of(self, subscriber: Subscriber) -> list[int]:
-        """Return the parts that a subscriber may be in: it is in one of them at most."""
-        if not self._part_of:
-            self._part_of = {key: part for part, (_, _, key) in enumerate(self._parts)}
-        form = subscriber.form
-        keys = [None, *((channel, form) for channel in subscriber.channels)]
-        found = [self._part_of.get(key, -1) for key in keys]
-        return [part for part in found if part >= self._part]
-
-    def _place(self, part: int, subscriber: Subscriber) -> int | None:
-        """Return where in a part's roster a subscriber stands, if it does. Who asks first looks at the whole roster."""
-        places = self._places.get(part)
-        if places is None:
-            places = self._places[part] = {each: place for place, each in enumerate(self._parts[part][1])}
-        return places.get(subscriber)
-
-    def _send_to_one(self, subscriber: Subscriber, data: bytes) -> None:
-        if data:  # a mix is empty if all of it has been handed over already
-            self._sends += 1
-            self._sent_bytes += len(data)
-            subscriber.write(data)
-
-    def _add_mixes(self, batch: list[Part], roster: Roster, budget: int) -> int:
-        """Add to `batch` the mixes of those whose turn it is, each with all who get it; return what is left to spend.
-
-        What a mix is worth shows only when it has been made. So they are made one by one, and no more than are sent.
+        The worth of a mix is known when it has been made. So mixes are made one by one, and no more than are sent.
         """
+        assert self._mixes is not None, "only these give a group without bytes"
         receivers: dict[bytes, list[Subscriber]] = {}
         while budget > 0 and self._at < len(roster):
             subscriber = roster[self._at]
             self._at += 1
-            mix = self._mix_for(subscriber) if subscriber not in self._early else b""
-            if mix:  # it is empty if all of it has been handed over already
+            mix = self._mixes.mix(subscriber) if subscriber not in self._served_early else b""
+            if mix:
                 receivers.setdefault(mix, []).append(subscriber)
             budget -= 1 + len(mix) // _SMALL_SEND
         if self._at == len(roster):
-            self._part += 1
+            self._group += 1
             self._at = 0
-        for mix, each in receivers.items():
-            batch.append((mix, Roster(each), 0, len(each)))
-            self._sends += len(each)
-            self._sent_bytes += len(each) * len(mix)
-        return budget
+        for mix, subscribers in receivers.items():
+            batch.append((mix, Roster(subscribers), 0, len(subscribers)))
+            self._sends += len(subscribers)
+            self._sent_bytes += len(subscribers) * len(mix)
 
-    def _mix_for(self, subscriber: Subscriber) -> bytes:
-        """Return what the round holds for a subscriber of several channels.
+    def serve_early(self, subscriber: Subscriber) -> None:
+        """Serve one subscriber now, unless it has been served."""
+        if subscriber in self._served_early:
+            return
+        for group in self._groups_of(subscriber):
+            place = self._place(group, subscriber)
+            if place is not None:
+                if group > self._group or place >= self._at:
+                    self._served_early.add(subscriber)
+                    self._send_to_one(subscriber, group)
+                return
 
-        Its channels are those it had when the round began, or it would have been served early.
-        """
-        seen = self._late.get(subscriber, self._start)
-        key = (subscriber.form, seen, self._dirty & subscriber.channels)
-        mix = self._mixes.get(key)
-        if mix is None:
-            # Each publication has a number of its own: sorting puts the channels' entries in the order published.
-            merged = sorted(entry for channel in key[2] for entry in self._numbered[channel] if entry[0] >= seen)
-            mix = _joined([publication for _, publication in merged], subscriber.form)
-            if self._mixes_size + len(mix) > _MIXES_KEPT:
-                self._mixes.clear()
-                self._mixes_size = 0
-            self._mixes[key] = mix
-            self._mixes_size += len(mix)
-        return mix
+    def _groups_of(self, subscriber: Subscriber) -> list[int]:
+        """Return the groups that a subscriber may be in and that are not through yet: it is in one of them at most."""
+        if not self._group_of:
+            self._group_of = {key: group for group, (_, _, key) in enumerate(self._groups)}
+        form = subscriber.form
+        keys = [None, *((channel, form) for channel in subscriber.channels)]
+        found = [self._group_of.get(key, -1) for key in keys]
+        return [group for group in found if group >= self._group]
+
+    def _place(self, group: int, subscriber: Subscriber) -> int | None:
+        """Return a subscriber's place in a group, if it is a member. The first call for a group walks over all."""
+        places = self._places.get(group)
+        if places is None:
+            places = self._places[group] = {each: place for place, each in enumerate(self._groups[group][1])}
+        return places.get(subscriber)
+
+    def _send_to_one(self, subscriber: Subscriber, group: int) -> None:
+        data = self._groups[group][0]
+        if data is None:
+            assert self._mixes is not None, "only these give a group without bytes"
+            data = self._mixes.mix(subscriber)
+        if data:  # a mix is empty if the subscriber has had all of it
+            self._sends += 1
+            self._sent_bytes += len(data)
+            subscriber.write(data)
 
 
 def send_each(batch: Batch) -> None:
@@ -210,20 +169,32 @@ def send_each(batch: Batch) -> None:
             subscriber.write(data)
 
 
-def _joined(publications: Sequence[Publication], form: WireFormat) -> bytes:
-    if len(publications) == 1:
-        return publications[0].encoded(form)
-    return b"".join([each.encoded(form) for each in publications])
+def _plan(entries: Sequence[Entry], caught_up: Mapping[Subscriber, int]) -> tuple[list[_Group], set[Subscriber]]:
+    """Divide the subscribers of the entries' channels into groups; return these, and the members of the mixed one."""
+    by_channel: dict[Channel, list[Publication]] = {}
+    for channel, publication in entries:
+        if channel in by_channel:
+            by_channel[channel].append(publication)
+        else:
+            by_channel[channel] = [publication]
+    mixed = _mixed(by_channel, caught_up)
+    groups: list[_Group] = []
+    for channel, publications in by_channel.items():
+        for form, everyone in channel.audience():
+            roster = everyone
+            if mixed and not mixed.isdisjoint(channel.subscribers[form]):
+                roster = Roster(channel.subscribers[form] - mixed)
+            if roster:
+                groups.append((join_frames(publications, form), roster, (channel, form)))
+    if mixed:
+        groups.append((None, Roster(mixed), None))
+    return groups, mixed
 
 
-def _in_several(dirty: Sequence[Channel]) -> set[Subscriber]:
-    """Return who is subscribed to more than one of the channels: their frames have to be put in order."""
-    if len(dirty) < 2:
-        return set()
-    seen: set[Subscriber] = set()
-    several: set[Subscriber] = set()
-    for channel in dirty:
-        for subscribers in channel.subscribers.values():
-            several |= seen & subscribers
-            seen |= subscribers
-    return several
+def _mixed(channels: Iterable[Channel], caught_up: Mapping[Subscriber, int]) -> set[Subscriber]:
+    """Return the subscribers of a round's channels that need mixes."""
+    mixed = subscribers_of_several([channel for channel in channels if channel.plural])
+    if caught_up:
+        of_round = frozenset(channels)  # with two sets, `isdisjoint` walks over the smaller one
+        mixed.update(each for each in caught_up if not each.channels.isdisjoint(of_round))
+    return mixed

@@ -26,11 +26,12 @@ from typing import Final, NamedTuple
 import msgspec
 
 from realtimed.errors import RealtimeError, RefusedError
-from realtimed.hub.hub import Hub, SavedChannel
+from realtimed.hub.history import Aged
+from realtimed.hub.hub import Hub
 from realtimed.hub.names import check_channel_name
 from realtimed.text import quoted
 
-__all__ = ["MAGIC_BYTES", "Saved", "SnapshotError", "check_magic", "dump", "load", "read"]
+__all__ = ["MAGIC_BYTES", "Saved", "SavedChannel", "SnapshotError", "check_magic", "dump", "read", "restore"]
 
 _MAGIC: Final = b"realtimed-history 2\n"
 _MAGIC_1: Final = b"realtimed-history 1\n"
@@ -49,6 +50,19 @@ _NOT_WHAT: Final = "it is not what its first line says"
 
 _LENGTH: Final = struct.Struct("!I")
 _TIME: Final = struct.Struct("!d")
+
+
+class SavedChannel(NamedTuple):
+    """A channel's history without the hub: the last of the entries has `offset`.
+
+    Each is (age in seconds, payload, is text, time of publication in milliseconds since 1970).
+    """
+
+    name: str
+    epoch: str
+    offset: int
+    entries: list[tuple[float, bytes, bool, int]]
+
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(SavedChannel).decode
@@ -79,19 +93,8 @@ def dump(hub: Hub, now: float) -> Iterator[bytes]:
     yield _LENGTH.pack(checksum)
 
 
-def load(hub: Hub, data: bytes, now: float) -> int:
-    """Put a snapshot's channels into a hub that has none yet; return how many.
-
-    What has become too old since, or is more than the hub's history keeps, is left out. Raises `SnapshotError`, and
-    leaves the hub as it was.
-    """
-    saved = read(data, now)
-    hub.restore(saved.channels, saved.later)
-    return len(saved.channels)
-
-
 class Saved(NamedTuple):
-    """What a snapshot holds, and how many seconds `later` it is now; `Hub.restore` takes both."""
+    """What a snapshot holds, and how many seconds `later` it is now."""
 
     channels: list[SavedChannel]
     later: float
@@ -134,6 +137,23 @@ def _with_times(channel: _Channel1, written: float) -> SavedChannel:
 def _milliseconds(seconds: float) -> int:
     """Return seconds as whole milliseconds; 0 for what is beyond all calendars, or no number."""
     return round(seconds * 1000) if abs(seconds) <= _LAST_TIME / 1000 else 0
+
+
+def restore(hub: Hub, saved: Saved) -> None:
+    """Put the channels of a snapshot into a hub without channels.
+
+    Epochs and offsets go on, so clients that come back get what they have missed. What is too old by now, or is more
+    than the hub's history keeps, is left out.
+    """
+    rings = []
+    for each in saved.channels:
+        channel = hub.begin(each.name, each.epoch, each.offset)
+        if channel.ring is not None:
+            kept = [
+                Aged(age, payload if text else bytearray(payload), time) for age, payload, text, time in each.entries
+            ]
+            rings.append((channel.ring, each.offset, kept))
+    hub.history.restore(rings, saved.later)
 
 
 def check_magic(data: bytes) -> None:
@@ -180,7 +200,15 @@ def _is_utf8(payload: bytes) -> bool:
 
 def _parts(hub: Hub, now: float) -> Iterator[bytes]:
     yield _MAGIC
-    for channel in hub.saved():
+    for channel in _saved(hub):
         encoded = _encode(channel)
         yield _LENGTH.pack(len(encoded)) + encoded
     yield _LENGTH.pack(0) + _TIME.pack(now)
+
+
+def _saved(hub: Hub) -> Iterator[SavedChannel]:
+    """Yield every channel that has a history. Nothing may be published meanwhile."""
+    for channel in list(hub.channels.values()):
+        if channel.ring is not None and (kept := hub.history.aged(channel.ring)):
+            entries = [(age, bytes(payload), isinstance(payload, bytes), time) for age, payload, time in kept]
+            yield SavedChannel(channel.name, channel.epoch, channel.offset, entries)

@@ -67,7 +67,7 @@ class Watchers:
     `max_patterns` may change at any time: it is the limit for what is added from then on.
     """
 
-    # Invariants: `_watching` has those who watch something, each with a bit of its own; in `_marks` every pattern has
+    # Invariants: `members` has those who watch something, each with a bit of its own; in `_marks` every pattern has
     # the bits of those who watch it, but for the changes in `_changes`, which wait for the end of `_search`: that is
     # the one for the name of the first publication in `_queue`, as far as it has come. `_known` has the bits of some
     # names, as they follow from `_marks`. The first in the queue is publication number `_begin`; `queued_bytes` is the
@@ -76,7 +76,7 @@ class Watchers:
     def __init__(self, *, max_patterns: int) -> None:
         self.max_patterns = max_patterns
         self.queued_bytes = 0
-        self._watching: dict[Watcher, _Watching] = {}
+        self.members: dict[Watcher, _Watching] = {}
         self._marks = Marks()
         self._known: dict[str, int] = {}
         self._search: Search | None = None
@@ -85,10 +85,10 @@ class Watchers:
         self._begin = 0
 
     def __len__(self) -> int:
-        return len(self._watching)
+        return len(self.members)
 
     def __contains__(self, watcher: Watcher) -> bool:
-        return watcher in self._watching
+        return watcher in self.members
 
     @property
     def idle(self) -> bool:
@@ -103,9 +103,9 @@ class Watchers:
         Raises `RefusedError` with the code ``invalid_channel``, ``too_many_channels`` or ``too_many_watchers``.
         """
         pattern = check_pattern(pattern)
-        watching = self._watching.get(watcher)
+        watching = self.members.get(watcher)
         if watching is None:
-            if len(self._watching) >= _LIMIT:
+            if len(self.members) >= _LIMIT:
                 raise RefusedError("too_many_watchers", f"there are {_LIMIT} connections that watch already, the limit")
             watching = _Watching(self._free_bit(), self._begin + len(self._queue))
         elif pattern in watching.patterns:
@@ -114,7 +114,7 @@ class Watchers:
             raise RefusedError(
                 "too_many_channels", f"the limit, max-channels, is {self.max_patterns} patterns a connection"
             )
-        self._watching[watcher] = watching
+        self.members[watcher] = watching
         watching.patterns.add(pattern)
         self._change(self._marks.add, pattern, watching.bit)
 
@@ -124,7 +124,7 @@ class Watchers:
         Raises `RefusedError` with the code ``invalid_channel`` if it cannot be a pattern.
         """
         pattern = check_pattern(pattern)
-        watching = self._watching.get(watcher)
+        watching = self.members.get(watcher)
         if watching is None or pattern not in watching.patterns:
             return False
         if len(watching.patterns) == 1:
@@ -136,17 +136,17 @@ class Watchers:
 
     def leave(self, watcher: Watcher) -> None:
         """Forget a watcher, if it is one."""
-        watching = self._watching.pop(watcher, None)
+        watching = self.members.pop(watcher, None)
         if watching is None:
             return
         for pattern in watching.patterns:
             self._change(self._marks.remove, pattern, watching.bit)
-        if not self._watching:
+        if not self.members:
             self._clear()
 
     def show(self, publications: Iterable[Publication]) -> None:
         """Queue publications for those who watch them; `step` has to be called until all have been shown."""
-        if not self._watching:
+        if not self.members:
             return
         for each in publications:
             # A copy: what the original has been encoded to for subscribers need not wait as well.
@@ -180,7 +180,7 @@ class Watchers:
     def abandon(self) -> list[Watcher]:
         """Give up what is queued, after a fault; return everyone who may have missed some of it."""
         self._clear()
-        return list(self._watching)
+        return list(self.members)
 
     def _look_for(self, name: str, budget: int) -> tuple[int | None, int]:
         """Return who watches `name`, None if that is not known yet, and what is left of the budget."""
@@ -209,14 +209,14 @@ class Watchers:
             changed |= bit
         return sum(
             each.bit
-            for each in self._watching.values()
+            for each in self.members.values()
             if each.bit & bits & changed and not any(Pattern(text).matches(name) for text in each.patterns)
         )
 
     def _write(self, seen: Sequence[tuple[int, int, Publication]]) -> None:
         """Hand each watcher what it watches of `seen`; those that see the same get the same bytes."""
         joined: dict[tuple[WireFormat, int], bytes] = {}
-        for watcher, watching in list(self._watching.items()):
+        for watcher, watching in list(self.members.items()):
             bit, first = watching.bit, watching.first
             # Which of the publications it sees, as a number with a digit for each: a key that is made in no time.
             chosen = [bool(bits & bit) and number >= first for number, bits, _ in seen]
@@ -231,7 +231,7 @@ class Watchers:
             watcher.write(data)
 
     def _free_bit(self) -> int:
-        used = sum(each.bit for each in self._watching.values())
+        used = sum(each.bit for each in self.members.values())
         return ~used & (used + 1)
 
     def _change(self, change: Callable[[str, int], None], pattern: str, bit: int) -> None:

@@ -11,18 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from realtimed.hub.history import ENTRY_BYTES, EVICTED_BYTES, RING_BYTES, History, Retention, Ring, Shelf
-from realtimed.hub.hub import Hub, SavedChannel
+from realtimed.hub.history import ENTRY_BYTES, EVICTED_BYTES, RING_BYTES, History, Retention
+from realtimed.hub.hub import Hub
 from realtimed.hub.position import Position
 from realtimed.hub.publication import Publication
+from realtimed.hub.ring import ExpiryQueue, Ring
 from realtimed.hub.rounds import Round
-from realtimed.hub.snapshot import dump, load
+from realtimed.hub.snapshot import Saved, SavedChannel, dump, read, restore
 from tests.kit.hubs import AMPLE, MODEL_RUNS, Clock, come_back, fan_out, hub_with_history, missed, publish
 from tests.kit.subscribers import LINES, OTHER_LINES, Listener
 
 
-def shelves(hub: Hub) -> set[Shelf]:
-    return {channel.ring.shelf for channel in hub.channels.values() if channel.ring is not None}
+def queues(hub: Hub) -> set[ExpiryQueue]:
+    return {channel.ring.queue for channel in hub.channels.values() if channel.ring is not None}
 
 
 # Never a part of it: just inside and just outside of each bound.
@@ -266,9 +267,9 @@ def test_the_queue_stays_in_proportion_to_what_is_kept() -> None:
     hub = hub_with_history(size=3)
     publish(hub, "quiet", 1)
     publish(hub, "busy", 10_000)
-    [shelf] = shelves(hub)
-    assert shelf.live == 4
-    assert len(shelf) < 100
+    [queue] = queues(hub)
+    assert queue.live == 4
+    assert len(queue) < 100
 
 
 def test_much_that_is_stale_is_expired_a_little_at_a_time() -> None:
@@ -279,13 +280,13 @@ def test_much_that_is_stale_is_expired_a_little_at_a_time() -> None:
     for _ in range(2):
         for number in range(1000):
             publish(hub, f"busy:{number}", 3)
-    [shelf] = shelves(hub)
-    assert (shelf.live, len(shelf)) == (3001, 6001)
+    [queue] = queues(hub)
+    assert (queue.live, len(queue)) == (3001, 6001)
     clock.now += 59
     passes = 1
     while hub.history.expire(100):
         passes += 1
-    assert (shelf.live, len(shelf)) == (3000, 3000)
+    assert (queue.live, len(queue)) == (3000, 3000)
     assert passes == 31, "the quiet one, and three thousand that were stale"
 
 
@@ -323,16 +324,16 @@ def test_the_history_agrees_with_a_list_of_all_publications(seed: int) -> None:
             clock.now += chance.choice([0, 5, 30])
             while history.expire(chance.randint(1, 20)):
                 pass
-            kept = [entry for entry in kept if entry[0] > clock.now - entry[1].shelf.age]
+            kept = [entry for entry in kept if entry[0] > clock.now - entry[1].queue.age]
             for ring in rings:
                 mine = [entry for entry in kept if entry[1] is ring]
-                assert ring.payloads[ring.gone :] == [payload for *_, payload in mine]
-                assert list(ring.published[ring.gone :]) == [int(payload) for *_, payload in mine]
-                assert not mine or (ring.first, ring.began) == (mine[0][2], mine[0][0])
+                assert ring.payloads[ring.dropped :] == [payload for *_, payload in mine]
+                assert list(ring.published[ring.dropped :]) == [int(payload) for *_, payload in mine]
+                assert not mine or (ring.first, ring.oldest_time) == (mine[0][2], mine[0][0])
             assert (history.publications, history.bytes) == (len(kept), counted_bytes())
-            for shelf in {ring.shelf for ring in rings}:
-                assert shelf.live == sum(entry[1].shelf is shelf for entry in kept)
-                assert len(shelf) <= 3 * shelf.live + 100
+            for queue in {ring.queue for ring in rings}:
+                assert queue.live == sum(entry[1].queue is queue for entry in kept)
+                assert len(queue) <= 3 * queue.live + 100
 
 
 def test_a_hundred_thousand_channels_stay_within_the_configured_bytes() -> None:
@@ -575,7 +576,7 @@ def test_recovery_agrees_with_the_model(seed: int, steps: int, size: int) -> Non
                 wall.now += chance.choice([-(10**9), -1, 1, 10**9])
             case "hand over":
                 after = hub_with_history(size=size, age=20, clock=Clock(5.0))
-                load(after, b"".join(dump(hub, 0)), 0)
+                restore(after, read(b"".join(dump(hub, 0)), 0))
                 _, publications = after.recent("news", 100)
                 times, payloads = publications.times(), publications.payloads()
                 assert [(time, payload.decode()) for time, payload in zip(times, payloads, strict=True)] == model.kept()
@@ -619,7 +620,7 @@ def test_what_does_not_fit_any_more_is_left_out_of_what_is_restored() -> None:
     torn = SavedChannel("torn", "e", 2, [(200.0, b"old", True, 0), (1.0, b"new", True, 0)])
     gone = SavedChannel("gone", "e", 1, [(250.0, b"x" * 1000, True, 0)])
     others = [SavedChannel(f"other-{number}", "e", 1, [(100.0 - number, b"x" * 1000, True, 0)]) for number in range(6)]
-    hub.restore([gone, torn, *others], 0)
+    restore(hub, Saved([gone, torn, *others], 0))
     assert {"torn", "other-5"} <= hub.channels.keys()
     assert "gone" not in hub.channels
     assert missed(come_back(hub, "torn", Position("e", 1))) == ["new"]

@@ -193,7 +193,7 @@ def test_a_long_log_is_delivered_in_several_rounds_in_order() -> None:
 
 
 def test_channels_with_very_many_subscriptions_are_spread_over_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("realtimed.hub.hub._ROUND_MEMBERS", 10)
+    monkeypatch.setattr("realtimed.hub.log._ROUND_MEMBERS", 10)
     hub = make_hub()
     listeners = [Listener() for _ in range(4)]
     for each in listeners:

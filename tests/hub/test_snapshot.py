@@ -17,10 +17,17 @@ from hypothesis import strategies as st
 
 from realtimed.hub.hub import Hub
 from realtimed.hub.position import Position
-from realtimed.hub.snapshot import SnapshotError, dump, load
+from realtimed.hub.snapshot import SnapshotError, dump, read, restore
 from tests.kit.clients import publisher, raw_client
 from tests.kit.hubs import AFTERWARDS, Clock, come_back, hub_with_history, missed, publish, sealed
 from tests.kit.stack import running_daemon
+
+
+def load(hub: Hub, data: bytes, now: float) -> int:
+    """Put a snapshot's channels into a hub; return how many there are in it."""
+    saved = read(data, now)
+    restore(hub, saved)
+    return len(saved.channels)
 
 
 def handed_over(hub: Hub, seconds: float = 0, **options: Any) -> Hub:

@@ -1,0 +1,1 @@
+"""What numbers publications: this daemon alone, or several together."""

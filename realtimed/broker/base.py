@@ -1,0 +1,45 @@
+"""The seam between those who publish and the hub: a broker numbers publications, and the hub admits them.
+
+The hub knows no broker. A broker gives each publication its epoch and offset, and hands it to the hub of every daemon
+that belongs together, in the same order: by `Hub.publish` where the hub counts itself, otherwise by `Hub.apply`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, TypeAlias
+
+from realtimed.hub.position import Receipt
+
+__all__ = ["Answered", "Broker", "Message"]
+
+
+class Message(NamedTuple):
+    """What is to be published: a channel, a message, and its bytes if `encode_message` has made them already."""
+
+    channel: object
+    message: object
+    payload: bytes | None = None
+
+
+Answered: TypeAlias = Callable[[Sequence[Receipt]], object]
+"""Called with a receipt for each publication of a batch, in their order."""
+
+
+class Broker(Protocol):
+    """What publishers and subscribers need of a broker."""
+
+    def publish(self, messages: Sequence[Message], answered: Answered) -> None:
+        """Publish a batch, all of it or none, and call `answered` once: during this call, or later.
+
+        Raises `RefusedError` if a channel or a message cannot be; then nothing is published, and nothing answered.
+        """
+
+    async def room(self) -> None:
+        """Wait until the broker takes more publications."""
+
+    async def known(self, channel: str) -> None:
+        """Wait until the channel's position is known here, so that somebody may subscribe; at once if it is."""
+
+    def counted(self, channel: str, subscribers: int) -> None:
+        """Record how many subscribers a channel has here now. Never waits."""
