@@ -24,9 +24,9 @@ from realtimed.hub.channel import Subscriber
 from realtimed.hub.history import History, Retention
 from realtimed.hub.hub import Hub
 from realtimed.hub.watch import Watcher
-from realtimed.net.accepting import ClientRoom, accept
+from realtimed.net.accepting import ClientFiles, accept
 from realtimed.net.admission import Admission
-from realtimed.net.backlog import Backlogs
+from realtimed.net.backlogs import Backlogs
 from realtimed.net.fanout import FanOut
 from realtimed.net.listener import SocketListener, listen
 from realtimed.net.socket_files import SocketFiles
@@ -87,7 +87,7 @@ class Daemon:
         self.sessions = _make_sessions(config, self.hub)
         self.backlogs = self.sessions.backlogs
         self.admission = self.sessions.admission
-        self.client_room = ClientRoom(files_for_clients())
+        self.client_files = ClientFiles(files_for_clients())
         self.answers = Backlogs(
             limit=WAITING_LIMIT, timeout=config.backlog_timeout, total_limit=config.max_answers_total
         )
@@ -96,8 +96,8 @@ class Daemon:
         context = Context(
             self.hub, self.sessions.members, self.sessions.disconnect, figures.stats, figures.info, self.answered
         )
-        settle, at_once = self.fan_out.settle, self.fan_out.at_once
-        self.service = figures.service = Service(context, config, self.answers, self._room, at_once, settle=settle)
+        settle, publish_now = self.fan_out.settle, self.fan_out.publish_now
+        self.service = figures.service = Service(context, config, self.answers, self._room, publish_now, settle=settle)
         self.socket_files = SocketFiles([])
         self._state = StateFile(config.state_file) if config.state_file is not None else None
         self._stopping = trio.Event()
@@ -182,7 +182,7 @@ class Daemon:
         """Accept WebSockets until the daemon is to stop."""
         async with trio.open_nursery() as admitting:
             for listener in listeners.websocket:
-                admitting.start_soon(accept, listener, self._serve_client, clients, self.client_room.room)
+                admitting.start_soon(accept, listener, self._serve_client, clients, self.client_files.places)
             self._say_ready(listeners)
             task_status.started()
             await self._stopping.wait()
@@ -232,7 +232,7 @@ class Daemon:
             self.figures.io_uring = True
 
     def _client_stream(self, sock: socket.socket) -> ClientStream:
-        self.client_room.taken += 1
+        self.client_files.taken += 1
         return ClientStream(
             sock,
             self.backlogs,
@@ -249,11 +249,12 @@ class Daemon:
         try:
             await serve_client(stream, self.hub, self.config, self.sessions)
         finally:
-            self.client_room.taken -= 1
+            self.client_files.taken -= 1
 
     async def _serve_http(self, listener: SocketListener[trio.SocketStream], nursery: trio.Nursery) -> None:
         # Imported only now: a daemon without HTTP spends no memory on it.
         from realtimed.http.metrics import Exposition, Reading  # noqa: PLC0415
+        from realtimed.http.routes import Routes  # noqa: PLC0415
         from realtimed.http.server import serve  # noqa: PLC0415
 
         loop_lag = self.figures.loop_lag
@@ -263,7 +264,7 @@ class Daemon:
                 self.figures.stats(), CLOSE_REASONS, self.admission.limit, self.fan_out.round_times, loop_lag.times
             )
 
-        await serve(listener, nursery, self._obstacle, Exposition(read).page)
+        await serve(listener, nursery, Routes(self._obstacle, Exposition(read).page))
 
     def _give_up(self, subscribers: Collection[Subscriber | Watcher]) -> None:
         """End the connections of subscribers that may have missed something, so that they come back and ask for it."""
@@ -277,7 +278,7 @@ class Daemon:
             return "stopping"
         if self.admission.taken >= self.admission.limit:
             return f"the limit, max-connections, is reached: {self.admission.limit} connections"
-        return self.client_room.obstacle or self.socket_files.obstacle
+        return self.client_files.obstacle or self.socket_files.obstacle
 
     async def _expire_history(self) -> None:
         """Drop publications and keys that are too old, a few at a time, without end."""
@@ -306,7 +307,7 @@ class Daemon:
         self.hub.max_subscriptions = config.max_subscriptions
         self.hub.watchers.max_patterns = config.max_channels
         self.admission.configure(*_admission_limits(config))
-        self.client_room.limit = files_for_clients()
+        self.client_files.limit = files_for_clients()
         self.answered.limit = config.max_keys_bytes
         self.backlogs.configure(config.max_backlog, config.backlog_timeout, config.max_backlog_total)
         self.answers.configure(WAITING_LIMIT, config.backlog_timeout, config.max_answers_total)

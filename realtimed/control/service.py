@@ -13,7 +13,7 @@ from realtimed.control.commands import Context
 from realtimed.hub.channel import Subscriber
 from realtimed.hub.publication import Ending
 from realtimed.hub.watch import Watcher
-from realtimed.net.backlog import Backlogs
+from realtimed.net.backlogs import Backlogs
 from realtimed.net.stream import QueuedStream
 from realtimed.process.turns import Turns
 

@@ -1,21 +1,20 @@
-"""The HTTP endpoint for those who watch over the daemon: ``/healthz``, ``/readyz`` and ``/metrics``.
+"""The HTTP endpoint of the daemon, for monitoring. What it serves is in `routes`.
 
-It has a socket of its own, which the network does not reach. One request a connection; whoever is slow or talks too
-much is sent away, and whoever comes in numbers waits in the kernel's queue, so that all of them together never take
-more than a small share of the daemon's time.
+It has a socket of its own, which the network does not reach. A connection may make one request. Slow peers and long
+requests are refused, and further connections wait in the kernel's queue: together they never take more than a small
+share of the daemon's time.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from http import HTTPStatus
-from typing import Final, NamedTuple
+from typing import Final
 
 import h11
 import trio
 
-from realtimed.http.metrics import CONTENT_TYPE
+from realtimed.http.routes import Answer, Routes, sentence
 from realtimed.net.accepting import accept
 from realtimed.net.head import Head, HeadBuffer
 from realtimed.net.listener import SocketListener
@@ -38,38 +37,19 @@ _CONNECTIONS: Final = 16
 _PACE: Final = 0.01
 """Seconds for each connection before another one is accepted."""
 
-_SHARE: Final = 0.05
-"""How much of the time may go into making pages of metrics. Whoever asks more often gets the page made last."""
-
 log = logging.getLogger(__name__)
-
-_TEXT: Final = "text/plain; charset=utf-8"
-
-
-class _Answer(NamedTuple):
-    status: HTTPStatus
-    body: bytes
-    content_type: str = _TEXT
-    headers: tuple[tuple[str, str], ...] = ()
-
-
-def _sentence(status: HTTPStatus, text: str, *headers: tuple[str, str]) -> _Answer:
-    return _Answer(status, text.encode() + b"\n", headers=headers)
 
 
 class Endpoint:
-    """Answers requests. `ready` returns what keeps the daemon from serving newcomers, or None; `metrics` a page."""
+    """Reads the request of each connection, and sends the answer that `routes` have for it."""
 
-    def __init__(self, ready: Callable[[], str | None], metrics: Callable[[], bytes]) -> None:
-        self._ready = ready
-        self._make_metrics = metrics
-        self._metrics = b""
-        self._stale_at = -1.0
+    def __init__(self, routes: Routes) -> None:
+        self._routes = routes
         self._open = 0
         self._next_turn = trio.current_time()
         self._through = trio.lowlevel.ParkingLot()
 
-    async def room(self) -> int:
+    async def places(self) -> int:
         """Wait until more connections may be accepted; return how many."""
         await trio.sleep_until(self._next_turn)
         await trio.lowlevel.checkpoint()  # those accepted last have begun now
@@ -92,13 +72,13 @@ class Endpoint:
 
     async def _serve(self, stream: trio.abc.Stream) -> None:
         http = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD_LIMIT)
-        answer = _sentence(HTTPStatus.REQUEST_TIMEOUT, f"A request may take {_REQUEST_TIMEOUT:g} s to arrive.")
+        answer = sentence(HTTPStatus.REQUEST_TIMEOUT, f"A request may take {_REQUEST_TIMEOUT:g} s to arrive.")
         bodiless = False
         with trio.move_on_after(_REQUEST_TIMEOUT):
             try:
                 head = await _receive_head(stream)
             except OverflowError:
-                answer = _sentence(
+                answer = sentence(
                     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"A request's head may have {_HEAD_LIMIT} bytes."
                 )
             else:
@@ -107,43 +87,20 @@ class Endpoint:
                 answer, bodiless = self._answer_head(head, http)
         await _send(stream, http, answer, bodiless=bodiless)
 
-    def _answer_head(self, data: bytes, http: h11.Connection) -> tuple[_Answer, bool]:
+    def _answer_head(self, data: bytes, http: h11.Connection) -> tuple[Answer, bool]:
         """Return the answer to a request, and whether it has a head only."""
         # What is wrong is found here: h11's pattern for a header takes quadratic time for one that does not match.
         fault = Head(data).fault
         if fault is not None:
-            return _sentence(fault.status, fault.sentence), False
+            return sentence(fault.status, fault.sentence), False
         http.receive_data(data)
         try:
             request = http.next_event()
         except h11.RemoteProtocolError as error:
             reason = f"That is not a request that can be read: {error}."
-            return _sentence(HTTPStatus(error.error_status_hint), reason), False
+            return sentence(HTTPStatus(error.error_status_hint), reason), False
         assert isinstance(request, h11.Request), "the head is whole"
-        return self._answer(request), request.method == b"HEAD"
-
-    def _answer(self, request: h11.Request) -> _Answer:
-        if request.method not in (b"GET", b"HEAD"):
-            return _sentence(HTTPStatus.METHOD_NOT_ALLOWED, "There are only GET and HEAD.", ("Allow", "GET, HEAD"))
-        match request.target.partition(b"?")[0]:
-            case b"/healthz":
-                return _sentence(HTTPStatus.OK, "ok")
-            case b"/readyz":
-                obstacle = self._ready()
-                if obstacle is None:
-                    return _sentence(HTTPStatus.OK, "ready")
-                return _sentence(HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: {obstacle}")
-            case b"/metrics":
-                return _Answer(HTTPStatus.OK, self._page(), CONTENT_TYPE)
-        return _sentence(HTTPStatus.NOT_FOUND, "There are /healthz, /readyz and /metrics.")
-
-    def _page(self) -> bytes:
-        began = trio.current_time()
-        if began >= self._stale_at:
-            self._metrics = self._make_metrics()
-            ended = trio.current_time()
-            self._stale_at = ended + (ended - began) / _SHARE
-        return self._metrics
+        return self._routes.answer(request.method, request.target), request.method == b"HEAD"
 
 
 async def _receive_head(stream: trio.abc.Stream) -> bytes:
@@ -155,7 +112,7 @@ async def _receive_head(stream: trio.abc.Stream) -> bytes:
     return b""
 
 
-async def _send(stream: trio.abc.Stream, http: h11.Connection, answer: _Answer, *, bodiless: bool = False) -> None:
+async def _send(stream: trio.abc.Stream, http: h11.Connection, answer: Answer, *, bodiless: bool = False) -> None:
     """Send an answer, which is the last of its connection, for as long as the peer may take."""
     headers = [
         ("Content-Type", answer.content_type),
@@ -173,11 +130,10 @@ async def _send(stream: trio.abc.Stream, http: h11.Connection, answer: _Answer, 
 async def serve(
     listener: SocketListener[trio.SocketStream],
     nursery: trio.Nursery,
-    ready: Callable[[], str | None],
-    metrics: Callable[[], bytes],
+    routes: Routes,
 ) -> None:
     """Serve an `Endpoint` at `listener` without end, each connection in a task of `nursery`."""
-    endpoint = Endpoint(ready, metrics)
+    endpoint = Endpoint(routes)
 
     async def serve_one(stream: trio.SocketStream) -> None:
         try:
@@ -185,4 +141,4 @@ async def serve(
         except Exception:  # the boundary of this connection: a fault ends nothing else
             log.exception(Event("internal error", client="http"))
 
-    await accept(listener, serve_one, nursery, endpoint.room)
+    await accept(listener, serve_one, nursery, endpoint.places)

@@ -1,4 +1,4 @@
-"""Accepting connections for ever, whatever the process or the system runs out of."""
+"""Accepting connections without end, whatever the process or the system runs out of."""
 
 from __future__ import annotations
 
@@ -13,28 +13,27 @@ import trio
 from realtimed.net.listener import SocketListener
 from realtimed.process.logs import Event
 
-__all__ = ["ClientRoom", "accept"]
+__all__ = ["ClientFiles", "accept"]
 
 _PAUSE: Final = 0.1
 """Seconds to wait before accepting again when there are no more open files or memory to be had."""
 
 _CALM: Final = 1.0
-"""Seconds without trouble after which it is over. Where each file that is closed is opened again at once, it is not."""
+"""Seconds without trouble after which it is over. While each file that is closed is opened again at once, it is not."""
 
 _BATCH: Final = 8
-"""Connections that are accepted in one go before other tasks get their turn. A handshake takes about half a millisecond
-in all, so this bounds a turn to a few milliseconds however many connect."""
+"""Connections that are accepted before other tasks get their turn. A handshake takes about half a millisecond in all,
+so this bounds a turn to a few milliseconds however many connect."""
 
 log = logging.getLogger(__name__)
 
 _S = TypeVar("_S", bound=trio.abc.Stream)
 
 
-class ClientRoom:
-    """The open files that WebSockets may take, those whose handshake is not over included.
+class ClientFiles:
+    """The open files for WebSockets, and for connections that may become one.
 
-    Without a limit to them, whoever connects and says nothing could take every file there is, and no publisher would
-    get one.
+    Without a limit, peers that connect and say nothing could take every file there is, and no publisher would get one.
     """
 
     def __init__(self, limit: int) -> None:
@@ -43,45 +42,71 @@ class ClientRoom:
 
     @property
     def obstacle(self) -> str | None:
-        """What keeps newcomers out, if anything does."""
+        """A clause on why there are none left, or None if there are some."""
         if self.taken < self.limit:
             return None
         return f"the limit of open files leaves room for {self.limit} WebSockets and handshakes"
 
-    async def room(self) -> int:
-        """Return how many may be accepted now. Raises `OSError` if none."""
+    async def places(self) -> int:
+        """Return how many connections may be accepted now. Raises `OSError` if none may."""
         obstacle = self.obstacle
         if obstacle is not None:
             raise OSError(errno.EMFILE, obstacle)
         return self.limit - self.taken
 
 
+class _Trouble:
+    """A reason why a listener accepts nothing. The log says when it begins, when it changes and when it is over."""
+
+    def __init__(self, listener: str) -> None:
+        self.over_at = math.inf
+        """The time at which the trouble is over unless there is more of it; infinite while there is none."""
+        self._listener = listener
+        self._reason: str | None = None
+
+    def note(self, error: OSError) -> None:
+        if error.strerror != self._reason:
+            self._reason = error.strerror
+            log.warning(Event("cannot accept", reason=self._reason, listener=self._listener))
+
+    def calm_from(self, now: float) -> None:
+        self.over_at = now + _CALM
+
+    def end(self) -> None:
+        self._reason, self.over_at = None, math.inf
+        log.info(Event("accepting again", listener=self._listener))
+
+
 async def accept(
     listener: SocketListener[_S],
     handler: Callable[[_S], Awaitable[None]],
     nursery: trio.Nursery,
-    room: Callable[[], Awaitable[int]] | None = None,
+    places: Callable[[], Awaitable[int]] | None = None,
 ) -> None:
-    """Start a task in `nursery` for each connection, for ever, and as many at a time as there is `room` for."""
-    trouble: str | None = None
-    calm_at = math.inf  # when the trouble is over unless there is more of it
+    """Start a task in `nursery` for each connection, without end.
+
+    `places` returns how many may be accepted now, or raises `OSError`.
+    """
+    trouble = _Trouble(listener.name)
     while True:
         try:
-            with trio.move_on_at(calm_at) as calm:
-                await listener.ready()
-            if calm.cancelled_caught or trio.current_time() >= calm_at:
-                trouble, calm_at = None, math.inf
-                log.info(Event("accepting again", listener=listener.name))
-            if calm.cancelled_caught:
-                continue
-            streams = listener.accept(_BATCH if room is None else min(await room(), _BATCH))
+            await _ready(listener, trouble)
+            streams = listener.accept(_BATCH if places is None else min(await places(), _BATCH))
         except OSError as error:
-            # The connection stays in the kernel's queue. Trying again at once would only burn the processor.
-            if error.strerror != trouble:
-                trouble = error.strerror
-                log.warning(Event("cannot accept", reason=trouble, listener=listener.name))
+            # The connection stays in the kernel's queue. To try again at once would only burn the processor.
+            trouble.note(error)
             await trio.sleep(_PAUSE)
-            calm_at = trio.current_time() + _CALM
+            trouble.calm_from(trio.current_time())
         else:
             for stream in streams:
                 nursery.start_soon(handler, stream)
+
+
+async def _ready(listener: SocketListener[_S], trouble: _Trouble) -> None:
+    """Wait for a connection; meanwhile the trouble may be over."""
+    with trio.move_on_at(trouble.over_at) as calm:
+        await listener.ready()
+    if trio.current_time() >= trouble.over_at:
+        trouble.end()
+    if calm.cancelled_caught:
+        await listener.ready()

@@ -22,7 +22,7 @@ _SLICE: Final = 512
 """Small sends made in one go: half a millisecond or a whole one, after which every other task may run."""
 
 _LOG_LIMIT: Final = 4 * 2**20
-"""Bytes of memory that publications may take which wait for the fan-out, before publishers wait too."""
+"""Bytes of memory for publications that wait for the fan-out; beyond it publishers wait too."""
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +35,8 @@ class FanOut:
     `round_times` has the seconds each round took, from when it was put together until its last send.
     """
 
-    # `_round` is the one that is under way, which began at `_began` on the clock of `time.perf_counter`. While
-    # `_attended`, the task need not be woken: `at_once` will see to what is published.
+    # `_round` is the round that is under way; it began at `_began` on the clock of `time.perf_counter`. While
+    # `_attended`, the task need not be woken: `publish_now` sends what is published.
 
     def __init__(self, hub: Hub, give_up: Callable[[Collection[Subscriber | Watcher]], None]) -> None:
         self.round_times = Histogram()
@@ -50,18 +50,18 @@ class FanOut:
         hub.wake = self._wake
 
     async def run(self) -> None:
-        """Fan out for ever."""
+        """Fan out without end."""
         while True:
             await self._work.wait()
             self._work = trio.Event()
             while self._step():
                 await trio.lowlevel.checkpoint()
 
-    def at_once(self, publish: Callable[[], None]) -> None:
+    def publish_now(self, publish: Callable[[], None]) -> None:
         """Call `publish`, and make the first sends now instead of in the next turn of the event loop.
 
-        That is unless some are under way. For a publisher when there is no other: what others might publish in this
-        turn would have to wait.
+        If sends are under way, those come first. For a publisher that is alone: what others publish in this turn could
+        not share the round.
         """
         self._attended = True
         try:
@@ -78,8 +78,8 @@ class FanOut:
     def _step(self) -> bool:
         """Make the sends of one slice, to subscribers and then to watchers; return whether there are more to make.
 
-        The exception boundaries around the fan-out: what goes wrong inside is a bug, and ends the connections that
-        may have missed something, so that they come back and ask for it.
+        Here are the exception boundaries around the fan-out. A fault inside is a bug, and ends the connections that may
+        have missed something, so that their clients come back and ask for it.
         """
         try:
             self._send_slice()
@@ -89,7 +89,7 @@ class FanOut:
             self._give_up(self._hub.abandon_round())
         if not self._hub.watchers.idle:
             self._show_slice()
-        # Always: the last watcher may have left, with all that waited for it, in between.
+        # Always: the last watcher may have left meanwhile, with everything that waited for it.
         self._through.unpark_all()
         return not self._hub.idle
 
@@ -114,7 +114,7 @@ class FanOut:
             await self._through.park()
 
     async def settle(self) -> None:
-        """Wait until everything published so far has been handed to all sockets or their backlogs, watchers' too."""
+        """Wait until all publications so far have been handed to sockets or backlogs, those of watchers too."""
         while not self._hub.idle:
             await self._through.park()
 

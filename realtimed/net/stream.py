@@ -25,7 +25,8 @@ import trio
 from realtimed.hub.channel import Channel
 from realtimed.hub.publication import Ending, Frame, WireFormat
 from realtimed.hub.replays import Pieces
-from realtimed.net.backlog import Backlog, Backlogs
+from realtimed.net.backlog import Backlog
+from realtimed.net.backlogs import Backlogs
 
 __all__ = ["Owner", "QueuedStream"]
 

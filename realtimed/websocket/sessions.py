@@ -15,7 +15,7 @@ from realtimed.hub.channel import Subscriber
 from realtimed.hub.publication import Ending
 from realtimed.hub.watch import Watcher
 from realtimed.net.admission import Admission
-from realtimed.net.backlog import Backlogs
+from realtimed.net.backlogs import Backlogs
 from realtimed.process.turns import Turns
 from realtimed.websocket.frames import check_close
 

@@ -11,7 +11,7 @@ from typing import Final
 import trio
 
 from realtimed.hub.publication import Ending
-from realtimed.net.backlog import Backlogs
+from realtimed.net.backlogs import Backlogs
 from realtimed.net.head import HeadBuffer
 from realtimed.net.stream import QueuedStream
 from realtimed.process.turns import Turns

@@ -10,12 +10,13 @@ import pytest
 import trio
 from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair, wait_all_tasks_blocked
 
+from realtimed.http.routes import Routes
 from realtimed.http.server import Endpoint
 from tests.kit.budget import allowed
 
 
 def endpoint(obstacle: str | None = None) -> Endpoint:
-    return Endpoint(lambda: obstacle, lambda: b"a_metric 1\n")
+    return Endpoint(Routes(lambda: obstacle, lambda: b"a_metric 1\n"))
 
 
 @asynccontextmanager
@@ -172,25 +173,25 @@ async def test_connections_are_bounded_and_the_next_wait(autojump_clock: MockClo
     async with trio.open_nursery() as nursery:
         peers = []
         for number in range(16):
-            assert await server.room() == 16 - number
+            assert await server.places() == 16 - number
             ours, theirs = memory_stream_pair()
             peers.append(ours)
             nursery.start_soon(server.serve, theirs)
         with trio.move_on_after(1) as patience:
-            await server.room()
+            await server.places()
         assert patience.cancelled_caught
         await peers[3].aclose()
         with trio.fail_after(1):
-            assert await server.room() == 1
+            assert await server.places() == 1
         await trio.sleep(5)  # the silent ones are sent away
-        assert await server.room() == 16
+        assert await server.places() == 16
 
 
 async def test_connections_are_paced(autojump_clock: MockClock) -> None:  # noqa: ARG001
     server = endpoint()
     began = trio.current_time()
     for _ in range(200):
-        assert await server.room() == 16
+        assert await server.places() == 16
         assert (await answer(get("/healthz"), server))[0] == 200
     assert trio.current_time() - began == pytest.approx(1.99)
 
@@ -204,7 +205,7 @@ async def test_pages_of_metrics_take_a_twentieth_of_the_time_at_most(mock_clock:
         mock_clock.jump(0.010)
         return f"page {made}".encode()
 
-    server = Endpoint(lambda: None, make)
+    server = Endpoint(Routes(lambda: None, make))
     began = trio.current_time()
     pages = set()
     for _ in range(1000):

@@ -15,7 +15,7 @@ from realtimed.hub.channel import Roster
 from realtimed.hub.hub import Hub
 from realtimed.hub.publication import Publication
 from realtimed.hub.rounds import send_each
-from realtimed.net.backlog import Backlogs
+from realtimed.net.backlogs import Backlogs
 from realtimed.net.stream import QueuedStream
 from realtimed.net.uring import SendRing
 from tests.kit.io_uring import needs_io_uring

@@ -6,7 +6,8 @@ import pytest
 import trio
 import trio.testing
 
-from realtimed.net.backlog import ENTRY_BYTES, SHARED_BYTES, Backlog, Backlogs
+from realtimed.net.backlog import Backlog
+from realtimed.net.backlogs import ENTRY_BYTES, SHARED_BYTES, Backlogs
 
 LIMIT = 2**20
 

@@ -51,7 +51,7 @@ async def at_once(
         nursery.start_soon(fan_out.run)
         await trio.testing.wait_all_tasks_blocked()
         with outcome:
-            fan_out.at_once(publish)
+            fan_out.publish_now(publish)
         with trio.fail_after(10):
             await fan_out.settle()
         nursery.cancel_scope.cancel()
@@ -137,7 +137,7 @@ async def test_watchers_see_all_and_publishers_wait_for_them() -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(fan_out.run)
         await trio.testing.wait_all_tasks_blocked()
-        fan_out.at_once(publish)
+        fan_out.publish_now(publish)
         assert hub.unsent_bytes > 4 * 2**20
         nursery.start_soon(publish_more)
         with trio.fail_after(60):

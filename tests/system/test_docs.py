@@ -11,6 +11,7 @@ import pytest
 
 from realtimed.config.settings import SETTINGS
 from realtimed.http.metrics import METRICS
+from realtimed.hub.publication import Ending
 from realtimed.websocket.frames import CLOSE_REASONS, CloseCode
 from tests.kit.clients import publisher
 from tests.kit.stack import ROOT, Daemon
@@ -42,6 +43,13 @@ def test_every_setting_is_documented_as_the_help_shows_it(setting: object) -> No
 def test_every_close_code_is_documented() -> None:
     documented = {int(code) for code in re.findall(r"\b(\d{4})\b", read("docs/protocol.md").partition("## 5.")[2])}
     assert set(CloseCode) - {CloseCode.NORMAL, CloseCode.GOING_AWAY} <= documented
+
+
+def test_every_ending_is_documented() -> None:
+    listed = read("docs/operations.md").partition("Whatever the protocol, log, statistics")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`([a-z_]+)`", listed)) - {"ended", "realtimed_endings_total"} == {
+        ending.value for ending in Ending
+    }
 
 
 async def test_every_method_and_counter_is_documented(daemon: Daemon) -> None:

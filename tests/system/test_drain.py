@@ -25,7 +25,7 @@ from realtimed.config.loading import load
 from realtimed.config.settings import Config
 from realtimed.errors import ConfigurationError
 from realtimed.net.admission import Admission
-from realtimed.net.backlog import Backlogs
+from realtimed.net.backlogs import Backlogs
 from realtimed.websocket.drain import Drain
 from realtimed.websocket.session import Session
 from realtimed.websocket.sessions import Sessions

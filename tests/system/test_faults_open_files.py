@@ -18,7 +18,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from realtimed.net.accepting import ClientRoom, accept
+from realtimed.net.accepting import ClientFiles, accept
 from realtimed.net.listener import SocketListener
 from tests.kit.budget import processor_time
 from tests.kit.clients import REQUEST, publisher, raw_client, subscribe, websocket
@@ -207,11 +207,11 @@ async def test_a_signal_in_the_middle_of_everything_interrupts_nothing(runtime_d
 
 
 async def test_room_for_clients_is_a_number_or_an_error_that_says_why() -> None:
-    """A `ClientRoom` says how many may come, and who keeps them out when none may."""
-    room = ClientRoom(2)
-    assert (await room.room(), room.obstacle) == (2, None)
+    """A `ClientFiles` says how many may come, and who keeps them out when none may."""
+    room = ClientFiles(2)
+    assert (await room.places(), room.obstacle) == (2, None)
     room.taken = 2
     assert room.obstacle == "the limit of open files leaves room for 2 WebSockets and handshakes"
     with pytest.raises(OSError, match="leaves room for 2 WebSockets") as raised:
-        await room.room()
+        await room.places()
     assert raised.value.errno == errno.EMFILE

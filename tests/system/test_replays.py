@@ -22,7 +22,8 @@ from realtimed.hub.hub import Hub
 from realtimed.hub.position import Position
 from realtimed.hub.publication import Ending, Frame, Publication, WireFormat
 from realtimed.hub.replays import Replays
-from realtimed.net.backlog import ENTRY_BYTES, FAR_OVER, OVER_SECONDS, Backlogs
+from realtimed.net.backlog import FAR_OVER, OVER_SECONDS
+from realtimed.net.backlogs import ENTRY_BYTES, Backlogs
 from realtimed.net.stream import QueuedStream
 from realtimed.websocket.frames import close_frame, text_frame
 from realtimed.websocket.protocols.plain import Plain

@@ -9,7 +9,7 @@ import trio
 from realtimed.config.settings import Config
 from realtimed.hub.hub import Hub
 from realtimed.net.admission import Admission
-from realtimed.net.backlog import Backlogs
+from realtimed.net.backlogs import Backlogs
 from realtimed.websocket.frames import binary_frame
 from realtimed.websocket.session import Session
 from realtimed.websocket.sessions import Sessions
