@@ -33,6 +33,7 @@ from realtimed.net.socket_files import SocketFiles
 from realtimed.net.stream import QueuedStream
 from realtimed.net.uring import open_ring
 from realtimed.process import garbage
+from realtimed.process.expiry import drop_expired
 from realtimed.process.log_retry import retry_log
 from realtimed.process.logs import Event
 from realtimed.process.open_files import connection_limit, files_for_clients
@@ -52,9 +53,6 @@ __all__ = ["Daemon", "run"]
 
 _MARGIN: Final = 5.0
 """Seconds that a stop may take longer than all its deadlines together, on a busy machine."""
-
-_EXPIRY_INTERVAL: Final = 1.0
-"""Seconds between two looks for history that is too old; recovery itself looks at the age exactly."""
 
 _EXPIRED_AT_ONCE: Final = 1000
 """Publications dropped before other tasks get their turn: a fraction of a millisecond."""
@@ -197,7 +195,7 @@ class Daemon:
         background.start_soon(Heartbeat(self.sessions, lambda: self.config).run)
         background.start_soon(shed_slowest, self.sessions, lambda: self.service.connections)
         background.start_soon(shed_largest, self.service)
-        background.start_soon(self._expire_history)
+        background.start_soon(drop_expired, partial(self.hub.history.expire, _EXPIRED_AT_ONCE), self.answered.forget)
         background.start_soon(retry_log)
         background.start_soon(self.socket_files.run)
         background.start_soon(self._tell_manager)
@@ -207,7 +205,7 @@ class Daemon:
     async def _open_listeners(self, resources: AsyncExitStack) -> _Listeners:
         """Listen everywhere. The listeners end with `resources`. Raises `ConfigurationError`."""
         begin = partial(self._listen, resources)
-        # HTTP is there before the other listeners and after them: so a supervisor sees the daemon stop.
+        # HTTP is there before the others and ends after them: so a supervisor sees the daemon stop.
         http = await begin(self.config.http, _http_stream) if self.config.http is not None else None
         places = self._handover.websocket or self.config.websocket
         websocket = [await begin(place, self._client_stream) for place in places]
@@ -220,8 +218,8 @@ class Daemon:
     async def _listen(
         self, resources: AsyncExitStack, where: Address | socket.socket, wrap: Callable[[socket.socket], _S]
     ) -> SocketListener[_S]:
-        listener = await listen(where, wrap, mode=self.config.socket_mode, group=self.config.socket_group)
-        return await resources.enter_async_context(listener)
+        mode, group = self.config.socket_mode, self.config.socket_group
+        return await resources.enter_async_context(await listen(where, wrap, mode=mode, group=group))
 
     def _use_io_uring(self, resources: AsyncExitStack) -> None:
         """Send through io_uring, if that is wanted and possible."""
@@ -279,13 +277,6 @@ class Daemon:
         if self.admission.taken >= self.admission.limit:
             return f"the limit, max-connections, is reached: {self.admission.limit} connections"
         return self.client_files.obstacle or self.socket_files.obstacle
-
-    async def _expire_history(self) -> None:
-        """Drop publications and keys that are too old, a few at a time, without end."""
-        while True:
-            await trio.sleep(_EXPIRY_INTERVAL)
-            while self.hub.history.expire(_EXPIRED_AT_ONCE) or self.answered.forget():
-                await trio.lowlevel.checkpoint()
 
     async def _room(self) -> None:
         await self.fan_out.room()
@@ -384,11 +375,8 @@ def _make_sessions(config: Config, hub: Hub) -> Sessions:
 
 def _admission_limits(config: Config) -> tuple[int, int | None, float]:
     """Return what `Admission` takes: the limit of connections, those of one address, and its handshakes a second."""
-    return (
-        connection_limit(config.max_connections),
-        config.max_connections_per_address,
-        config.handshakes_per_address,
-    )
+    limit = connection_limit(config.max_connections)
+    return limit, config.max_connections_per_address, config.handshakes_per_address
 
 
 def _http_stream(sock: socket.socket) -> trio.SocketStream:

@@ -1,14 +1,12 @@
-"""One WebSocket's life: handshake, conversation, goodbye. The only user of trio_websocket.
+"""The life of one WebSocket: handshake, conversation, end. The only user of trio_websocket.
 
-The library reads frames, answers pings and speaks HTTP; whoever ends the connection from our side writes the Close
-through the stream, so the library never is in the state "closing" and never refuses what a peer may still send.
+The library reads frames, answers pings and speaks HTTP. We write our Closes ourselves, through the stream: so the
+library is never in the state "closing", in which it would trip over frames that a peer may still send.
 """
 
 from __future__ import annotations
 
 import logging
-import math
-import random
 import time
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
@@ -48,14 +46,11 @@ _OF_THE_LIBRARY: Final[Mapping[int, Ending]] = {
 _NO_CLOSE: Final = 1006
 """Stands for a close code where there was no Close (RFC 6455 section 7.4.1)."""
 
-_YOUNGEST: Final = 0.5
-"""The share of `max-age` that every connection may reach."""
-
 log = logging.getLogger(__name__)
 
 
 class Session:
-    """One client, from the first byte to the last. It is its stream's owner."""
+    """One client, from the first byte to the last. It owns its stream."""
 
     __slots__ = (
         "_address",
@@ -78,9 +73,9 @@ class Session:
         "stream",
     )
 
-    # `_nursery` holds the library's reader and the stream's drain task. Its deadline is set when the connection is
-    # closing: whatever the peer does then, it ends. `_ending` is set by the first to end the connection. `_place` is
-    # there from the moment that the handshake is let in until the stream is shut.
+    # `_nursery` holds the library's reader and the stream's drain task. It gets a deadline when the connection is
+    # closing, so that the connection ends whatever the peer does. `_ending` is the first reason to end the connection.
+    # `_place` is set from the admission of the handshake until the stream is shut.
 
     def __init__(self, stream: ClientStream, hub: Hub, config: Config, sessions: Sessions) -> None:
         self.number = sessions.new_number()
@@ -88,8 +83,8 @@ class Session:
         self.rank = 0
         self.stream = stream
         self.connected_since = time.time()
-        self._connected_at = trio.current_time()  # for durations: the time of day may be put right in between
-        self.expires_at = _expiry(config.max_age)
+        self._connected_at = trio.current_time()  # for durations: somebody may set the time of day meanwhile
+        self.expires_at = sessions.expiry(config.max_age)
         self._hub = hub
         self._config = config
         self._sessions = sessions
@@ -113,7 +108,7 @@ class Session:
                     if websocket is not None:
                         await self._converse(websocket)
                 finally:
-                    # A nursery that is closing takes no new tasks: from here on nothing may begin to wait for the peer.
+                    # A nursery that is closing takes no new tasks: from here on nothing may wait for the peer.
                     self.stream.seal()
                 self._limit_the_end()
                 if websocket is None:
@@ -126,8 +121,8 @@ class Session:
                     self._depart()
 
     def _depart(self) -> None:
-        """Give back everything that the connection has taken."""
-        self._note_end(Ending.GONE, "the peer has gone")  # if nobody has noted an end: it has not even had its answer
+        """Release everything that the connection has taken."""
+        self._note_end(Ending.GONE, "the peer has gone")  # unless an end has been noted already
         self._departed = True
         self._hub.leave(self.stream)
         self._sessions.members.pop(self.id, None)
@@ -138,8 +133,23 @@ class Session:
         if self.stream.answered == HTTPStatus.SWITCHING_PROTOCOLS and not self.stream.parser_is_through:
             self._sessions.count_abandoned_parser()
 
+    @property
+    def address(self) -> str:
+        """The address of the client, as far as it is known."""
+        return self._address
+
+    @property
+    def channels(self) -> AbstractSet[Channel]:
+        """The channels that the client is subscribed to."""
+        return self.stream.channels
+
+    @property
+    def closing(self) -> bool:
+        """Whether the connection is ending."""
+        return self._ending is not None
+
     def describe(self) -> dict[str, object]:
-        """Return what the ``clients`` command shows."""
+        """Return the client's row in the answer to ``clients``."""
         return {
             "id": self.id,
             "protocol": self._conversation.name or "plain" if self._conversation is not None else "",
@@ -160,21 +170,6 @@ class Session:
         self._hub.catch_up(self.stream)
         return self._close(ending, reason, code)
 
-    @property
-    def address(self) -> str:
-        """Who is there, as far as is known."""
-        return self._address
-
-    @property
-    def channels(self) -> AbstractSet[Channel]:
-        """What the client is subscribed to."""
-        return self.stream.channels
-
-    @property
-    def closing(self) -> bool:
-        """Whether somebody has ended the connection."""
-        return self._ending is not None
-
     def send_away(self, ending: Ending, retry_after: float) -> None:
         """Close although the client has done nothing wrong, and ask it to come back after `retry_after` seconds.
 
@@ -187,7 +182,7 @@ class Session:
             self._close(ending, conversation.farewell_reason(ending, retry_after))
 
     def _let_go(self) -> None:
-        """Break the circles of references, so that memory comes back at once and not with the garbage collector."""
+        """Break the circles of references, so that memory is freed at once and not by the garbage collector."""
         self.stream.detach()
         del self._nursery
         self._websocket = self._conversation = None
@@ -215,12 +210,12 @@ class Session:
     # The handshake.
 
     async def _shake_hands(self) -> WebSocketConnection | None:
-        """Answer the request; return None if that was the end of it."""
+        """Answer the request; return None if the connection is over then."""
         head = await self._receive_head()
         if not head:
             return None
-        # The deadline begins anew, as in `receive_head`: it is not the client's fault that it had to wait for its turn,
-        # or that this process stood still.
+        # A deadline of its own: the client is not to blame that it had to wait for its turn, or that this process stood
+        # still.
         websocket = None
         async with self._sessions.handshakes:
             self._handshake = trio.CancelScope(deadline=trio.current_time() + self._config.handshake_timeout)
@@ -232,7 +227,7 @@ class Session:
         return websocket
 
     async def _receive_head(self) -> bytes:
-        """Return the head of the request, or b"" if that was the end of it."""
+        """Return the head of the request, or b"" if the connection is over."""
         try:
             return await self.stream.receive_head(_HEAD_LIMIT, trio.current_time() + self._config.handshake_timeout)
         except trio.TooSlowError:
@@ -283,11 +278,11 @@ class Session:
         self._respond(HTTPStatus.REQUEST_TIMEOUT, f"The limit of a handshake, handshake-timeout, is {limit}.")
 
     def _turn_away(self, why: TurnedAway) -> None:
-        """Answer a valid handshake for which there is no place. What one address is refused is logged now and then."""
+        """Refuse a valid handshake for want of a place. Refusals of one address are logged only now and then."""
         if why.limit == "max_connections":
             self._note_refusal(HTTPStatus.SERVICE_UNAVAILABLE, why.sentence)
         else:
-            self._count_refusal(HTTPStatus.SERVICE_UNAVAILABLE)
+            self._sessions.count_refusal(HTTPStatus.SERVICE_UNAVAILABLE)
             if why.unlogged:
                 log.warning(
                     Event("address refused", address=self._address, reason=why.sentence, handshakes=why.unlogged)
@@ -298,7 +293,7 @@ class Session:
     def _respond(
         self, status: HTTPStatus, sentence: str, headers: str = "Connection: close\r\n", header: str = ""
     ) -> None:
-        """Refuse the request with an HTTP answer of our own, which is the last of this connection."""
+        """Refuse the request with an HTTP answer, which is the last one of this connection."""
         self._note_refusal(status.value, sentence, header)
         self._write_answer(status, sentence, headers)
 
@@ -306,12 +301,9 @@ class Session:
         self.stream.write(http_answer(status, sentence, headers))
         self.stream.seal()
 
-    def _count_refusal(self, status: int) -> None:
-        self._sessions.refused[status] = self._sessions.refused.get(status, 0) + 1
-
     def _note_refusal(self, status: int, reason: str, header: str = "") -> None:
-        """Count and log a refusal. `header` is the name of the one that is wrong, "" if it is none."""
-        self._count_refusal(status)
+        """Count and log a refusal. `header` is the name of the wrong header, "" if none is wrong."""
+        self._sessions.count_refusal(status)
         where = self._address or self.stream.peer()[0]
         log.info(
             Event(
@@ -334,7 +326,7 @@ class Session:
             self._follow_library()
 
     def _answer(self, conversation: Conversation, message: str | bytes) -> None:
-        """Carry out a message. An answer may be megabytes, so nothing keeps it while the next message is awaited."""
+        """Carry out a message. The answer may have megabytes: nothing keeps it while the next message is awaited."""
         try:
             self.stream.write_frames(conversation.receive(message))
         except ViolationError as violation:
@@ -343,7 +335,7 @@ class Session:
     def _follow_library(self) -> None:
         """Record how the library saw the connection end.
 
-        From a peer that breaks RFC 6455 the library hangs up without a word: then the Close is ours to write.
+        If the peer breaks RFC 6455, the library hangs up without a word: then we write the Close.
         """
         closed = self._websocket.closed if self._websocket is not None else None
         if self.stream.cut_off:  # what the library says of its last words means nothing
@@ -369,7 +361,7 @@ class Session:
         return True
 
     def _limit_the_end(self) -> None:
-        """Whatever the peer does from now on, the connection is over by the close-timeout."""
+        """See that the connection is over by the close-timeout, whatever the peer does."""
         scope = self._nursery.cancel_scope
         scope.deadline = min(scope.deadline, trio.current_time() + self._config.close_timeout)
 
@@ -392,15 +384,6 @@ class Session:
             )
         )
         return True
-
-
-def _expiry(max_age: float | None) -> float:
-    """Return when a connection that is made now gets too old, by trio's clock.
-
-    After a restart everyone connects at about the same time. So that they are not closed at about the same time, each
-    gets an age of its own.
-    """
-    return math.inf if max_age is None else trio.current_time() + max_age * random.uniform(_YOUNGEST, 1)
 
 
 async def serve_client(stream: ClientStream, hub: Hub, config: Config, sessions: Sessions) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
+import random
 import secrets
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Final
@@ -40,6 +42,10 @@ _DEPARTURES: Final = 8
 """Connections that are given up in one turn of the event loop: when thousands go, all others are served in between."""
 
 
+_YOUNGEST: Final = 0.5
+"""The share of `max-age` that every connection may reach."""
+
+
 class Sessions:
     """All sessions, their places, and counts of those that are over."""
 
@@ -68,6 +74,14 @@ class Sessions:
         self.departures = trio.Semaphore(_DEPARTURES)
         self._numbers = itertools.count(1)
 
+    def expiry(self, max_age: float | None) -> float:
+        """Return when a connection that is made now reaches its age, on trio's clock.
+
+        After a restart all clients connect at about the same time. Each connection gets an age of its own, so that they
+        are not closed at about the same time.
+        """
+        return math.inf if max_age is None else trio.current_time() + max_age * random.uniform(_YOUNGEST, 1)
+
     def new_number(self) -> int:
         """Return a number that no other session of this run has or had."""
         return next(self._numbers)
@@ -89,6 +103,10 @@ class Sessions:
         for session in list(self.members.values()):
             if session.stream in subscribers:
                 session.end(Ending.GONE, "the peer takes nothing any more")
+
+    def count_refusal(self, status: int) -> None:
+        """Count a request that did not become a WebSocket."""
+        self.refused[status] = self.refused.get(status, 0) + 1
 
     def count_end(self, ending: Ending, code: int) -> None:
         """Count a WebSocket that has ended."""
