@@ -1,14 +1,14 @@
 /* The load client: thousands of WebSocket subscribers and one publisher in one process.
  *
- * Strategy. Each thread reads its share of the connections through io_uring, or where there is none with edge-triggered
- * epoll into one large buffer, and only walks over frame headers. A message begins with eight digits, its number; so every frame that arrives is checked: the
- * numbers a subscriber sees must rise, and in the end everyone must have had exactly what it should. The thread that
- * takes in the last delivery of a message publishes the next one, which keeps a fixed number of messages in flight
- * (a closed loop). Times of sending and of arrival come from the same clock.
+ * Strategy. Each thread reads its share of the connections through io_uring or, without it, through edge-triggered epoll
+ * into one large buffer, and only walks over frame headers. A message begins with eight digits, its number, so every
+ * frame that arrives is checked: the numbers a subscriber sees must rise, and in the end each must have received exactly
+ * its messages. The thread that receives the last delivery of a message publishes the next one, which keeps a fixed
+ * number of messages in flight (a closed loop). Times of sending and of arrival come from the same clock.
  *
- * What differs between servers (request, subscription, publication) is given as templates in hexadecimal, in which
- * ######## stands for the number of a channel. Redis and Mercure, which speak no WebSocket, have frames of a fixed form
- * instead. Centrifugo joins messages that wait for one client into one WebSocket frame, with a line feed between them.
+ * The differences between servers (request, subscription, publication) are templates in hexadecimal, in which ########
+ * stands for the number of a channel. Redis and Mercure do not speak WebSocket and have frames of a fixed form instead.
+ * Centrifugo joins messages that wait for one client into one WebSocket frame, with a line feed between them.
  *
  * It obeys lines on standard input, "run WINDOW SECONDS MESSAGES" and end of file, and answers with lines of JSON. */
 

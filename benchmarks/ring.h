@@ -1,11 +1,11 @@
 /* Receiving from thousands of sockets through io_uring, as far as the load client needs it.
  *
- * Each socket gets one receive that goes on for ever ("multishot"); the kernel puts what arrives into buffers of a common
- * pool. Compared with epoll and recv, two walks through the kernel for each message become a share of one: the client
- * takes a third less, and it is the server that a run measures.
+ * Each socket gets one receive that repeats itself ("multishot"); the kernel puts arriving bytes into buffers of a common
+ * pool. Compared with epoll and recv, two walks through the kernel for each message become a share of one. The client
+ * takes a third less time, which leaves more of the machine to the server that a run measures.
  *
  * Source: io_uring_setup(2), io_uring_enter(2), io_uring_register(2), linux/io_uring.h. Linux 6.1 has all of it; where it
- * is missing or forbidden, ring_open says so, and the caller uses epoll. */
+ * is missing or forbidden, ring_open reports that, and the caller uses epoll. */
 
 #ifndef RING_H
 #define RING_H

@@ -1,4 +1,4 @@
-"""What is to be known of a server that is measured: how it is run, subscribed to and published to.
+"""The description of a server to measure: how to run it, subscribe to it and publish to it.
 
 In templates ######## stands for the number of a channel.
 """
