@@ -86,7 +86,7 @@ static struct sockaddr_storage server_address, publish_address;
 static socklen_t server_length, publish_length;
 static int clients = 1, stalled, threads = 1, channels = 1, channels_each = 1, concurrent = 256, size = 128;
 static int payload_at;                   /* where in a frame's payload the message begins, at least */
-static int payload_tail = -1;            /* bytes behind the message, where what is before it varies in length */
+static int payload_tail = -1;            /* bytes after the message, where those before it vary in length */
 static int joined_tail = -1;             /* bytes behind the message, where frames may hold several */
 static int fixed_header;                 /* frames of a fixed form: bytes before the message */
 static const char *status = "101";       /* of the answer to the request; empty where that is not HTTP */
@@ -412,7 +412,7 @@ static void end_frame(Reader *r, Connection *c, uint64_t at)
         return;
     c->counted = false;
     if (c->message < first)
-        return;   /* a probe that somebody else has missed */
+        return;   /* a probe that another client has missed */
     if (c->message < c->last || c->message >= __atomic_load_n(&published, __ATOMIC_RELAXED)) {
         r->disordered++;
         return;

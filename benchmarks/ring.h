@@ -39,7 +39,7 @@ typedef struct {
 typedef struct {
     void *owner;                  /* what was given when this was asked for */
     int result;                   /* bytes received, or a negative error number */
-    bool more;                    /* it goes on; else it has to be asked for anew */
+    bool more;                    /* it goes on; else it must be requested again */
     uint8_t *bytes;               /* what was received, until `ring_give_back`; NULL if nothing was */
 } Completion;
 
@@ -133,7 +133,7 @@ static struct io_uring_sqe *ring_ask(Ring *ring, uint8_t operation, int fd, void
     return sqe;
 }
 
-/* Receive from a socket for ever. */
+/* Receive from a socket until it ends. */
 static void ring_receive(Ring *ring, int fd, void *owner)
 {
     struct io_uring_sqe *sqe = ring_ask(ring, IORING_OP_RECV, fd, owner);

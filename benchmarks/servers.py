@@ -95,7 +95,7 @@ async def realtimed_v1(directory: Path) -> AsyncIterator[Target]:
 def _own(
     name: str, command: Callable[[], Sequence[str | Path]], **environment: str
 ) -> Callable[[Path], AbstractAsyncContextManager[Target]]:
-    """Return what runs a server of this suite, which is told its two sockets on its command line."""
+    """Return what runs a server of this suite, which gets its two sockets on its command line."""
 
     @asynccontextmanager
     async def run(directory: Path) -> AsyncIterator[Target]:
