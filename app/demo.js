@@ -4,10 +4,10 @@ import { Realtime } from './realtime.js';
 
 const WEBSOCKETS = '/ws';
 
-/** Lines that a panel keeps; older ones make room. */
+/** Lines that a panel keeps; older ones are removed. */
 const LINES_SHOWN = 200;
 
-/** Messages from before that a panel opens with. */
+/** Earlier messages that a panel opens with. */
 const LINES_AT_FIRST = 20;
 
 /** How long a broadcast may take from the click, in milliseconds. PHP and the daemon have 5 s of it. */
@@ -17,7 +17,7 @@ const element = id => document.getElementById(id);
 
 const realtime = new Realtime(WEBSOCKETS);
 
-// Channels. Their names are in the address of the page too, so that it can be loaded again, and passed on.
+// Channels. Their names are in the page's address too, so that it can be reloaded and shared.
 
 /** @type {Map<string, Panel>} */
 const panels = new Map();
@@ -29,10 +29,10 @@ class Panel {
   #received = 0;
   #unsubscribe;
 
-  /** Lines that are shown with the next frame; a hidden tab has none, so there are never more than fit. */
+  /** Lines to show with the next frame. A hidden tab has no frames, so there are never more than fit. */
   #arrived = [];
 
-  /** Whether the reader is at the end, where the newest message is, and wants to stay there. */
+  /** Whether the reader is at the end, at the newest message, and wants to stay there. */
   #following = true;
 
   constructor(channel) {
@@ -61,7 +61,7 @@ class Panel {
     });
   }
 
-  /** Show that no messages come at the moment. */
+  /** Show that no messages arrive at the moment. */
   hold() {
     this.#root.dataset.state = 'pending';
     this.#count.textContent = realtime.state === 'connected' ? 'subscribing…' : 'not connected';
@@ -86,7 +86,7 @@ class Panel {
     this.#print(() => messageLine(message, source, time));
   }
 
-  /** Show a line, which is made only if it will be seen. */
+  /** Show a line. It is made only if it will be seen. */
   #print(makeLine) {
     this.#arrived.push(makeLine);
     if (this.#arrived.length > LINES_SHOWN) {
@@ -136,7 +136,7 @@ function timeInWords(time) {
   return time.toDateString() === new Date().toDateString() ? clock : `${time.toLocaleDateString()} ${clock}`;
 }
 
-/** What the connection's return means for a channel; the missed messages follow below. */
+/** The effect of a reconnection on a channel, in words; the missed messages follow. */
 function returnLine(recovered, replayed) {
   const line = document.createElement('li');
   line.className = recovered ? 'resumed' : 'gap';
@@ -266,7 +266,7 @@ realtime.addEventListener('state', async ({ detail: { state, code } }) => {
   }
 });
 
-/** A browser does not tell a page why a WebSocket could not be opened. A plain request for the same address does. */
+/** A browser does not tell a page why a WebSocket failed. A plain request for the same address does. */
 async function diagnosis() {
   let response;
   try {
@@ -301,7 +301,7 @@ element('connect').addEventListener('click', () => realtime.connect());
 element('disconnect').addEventListener('click', () => realtime.close());
 showConnection();
 
-/** Let the sign at the top of the page send a wave. */
+/** Animate the sign at the top of the page. */
 function pulse() {
   const sign = document.querySelector('.name svg');
   const isBusy = sign.getAnimations({ subtree: true }).length > 0;
@@ -322,10 +322,10 @@ let sending = Promise.resolve();
 /** Broadcasts without an outcome yet. */
 let pending = 0;
 
-/** The last failure since there was none pending; a success behind it does not hide it. */
+/** The last failure since none was pending; a later success does not hide it. */
 let failed;
 
-/** Clicks until the last broadcast that took too long: what was clicked before that, and waited behind it, is given up. */
+/** Clicks until the last broadcast that took too long: earlier clicks that still wait behind it are given up. */
 let clicks = 0;
 let givenUp = 0;
 
@@ -339,7 +339,7 @@ form.addEventListener('submit', event => {
   showOutcome('pending', pending === 1 ? 'Broadcasting…' : `Broadcasting ${pending} messages…`);
   sending = sending.then(() => send(content, click, deadline));
   if (document.activeElement === element('message')) {
-    element('message').select(); // whoever types on, types the next message
+    element('message').select(); // typing replaces it with the next message
   }
 });
 
@@ -356,13 +356,13 @@ async function send(content, click, deadline) {
   pending -= 1;
   failed = outcome.state === 'failed' ? outcome : failed;
   const shown = failed ?? outcome;
-  // While others are on their way, only what went wrong is worth a word.
+  // While others are on their way, show only failures.
   if (pending === 0 || shown === failed) {
     showOutcome(shown.state, shown.sentence);
   }
 }
 
-/** Broadcast what the form held, and say what came of it. */
+/** Broadcast the form's message and show the outcome. */
 async function outcomeOf(content, deadline) {
   try {
     const response = await fetch(form.action, {
@@ -410,7 +410,7 @@ function showCode() {
   const message = element('message').value;
   element('code-php').textContent = `broadcast(${inPhp(channel)}, ${inPhp(message)});`;
   element('code-python').textContent = `broadcast(${inPython(channel)}, ${inPython(message)})`;
-  // What begins with a dash would be taken for an option, and a dash alone for standard input.
+  // A message that begins with a dash would be an option, and a dash alone standard input.
   const shellChannel = (channel.startsWith('-') ? '-- ' : '') + inShell(channel);
   element('code-shell').textContent = message.startsWith('-')
     ? `printf %s ${inShell(message)} | realtimectl broadcast ${shellChannel} -`

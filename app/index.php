@@ -36,7 +36,7 @@ print_head('realtimed: broadcast to every browser');
   <main>
     <section id="broadcasting" aria-labelledby="title">
       <h1 id="title"><code>broadcast(<b>'news'</b>, <b>'hello'</b>)</code></h1>
-      <p class="lead">And every browser that watches the channel has it, now. Open this page in a second tab, and see.</p>
+      <p class="lead">Every browser that watches the channel gets it at once. Open this page in a second tab to see it.</p>
 
       <form id="send" action="send.php" method="post">
         <input type="hidden" name="token" value="<?= escaped($token) ?>">
@@ -67,11 +67,11 @@ print_head('realtimed: broadcast to every browser');
         <p id="refusal" role="alert"></p>
       </form>
       <div id="panels"></div>
-      <p class="note">Each of them is one line of JavaScript:
+      <p class="note">Each panel is one line of JavaScript:
         <code>realtime.subscribe('news', message =&gt; …, { last: 20 })</code>. With <code>last</code> it opens with the
-        newest messages that the daemon has kept.</p>
-      <p class="note">Disconnect, broadcast, connect again: what was missed comes in, in order, once. So it does after a
-        tunnel or a restart of the web server, as far back as the daemon’s history reaches.</p>
+        newest messages that the daemon keeps.</p>
+      <p class="note">Disconnect, broadcast, connect again: the missed messages arrive, in order, once. The same happens
+        after a tunnel or a restart of the web server, as far back as the daemon’s history reaches.</p>
     </section>
 
     <section id="coding" aria-labelledby="coding-title">
@@ -92,7 +92,7 @@ print_head('realtimed: broadcast to every browser');
 <span id="code-python">broadcast("news", "hello")</span></code></pre></dd>
         </div>
       </dl>
-      <p class="note">The daemon is looked for at <code>/run/realtime.sock</code>, or where <code>REALTIME_SOCKET</code> says.</p>
+      <p class="note">The clients look for the daemon at <code>/run/realtime.sock</code>, or at <code>REALTIME_SOCKET</code>.</p>
     </section>
   </main>
 

@@ -1,21 +1,21 @@
 <?php
 
-/** What index.php and send.php have in common: the visitor's session, HTTP headers and the top of the document. */
+/** The parts that index.php and send.php share: the visitor's session, HTTP headers and the top of the document. */
 
 declare(strict_types=1);
 
 namespace Demo;
 
 if (\count(\get_included_files()) === 1) {
-    \http_response_code(404); // asked for by itself, this is no page
+    \http_response_code(404); // this file is not a page of its own
     exit;
 }
 
-/** Open the session; with $readOnly it is closed again at once, so that no other request of the visitor has to wait. */
+/** Open the session; with $readOnly, close it again at once, so that no other request of the visitor has to wait. */
 function start_session(bool $readOnly = false): void
 {
     \session_start([
-        'name' => 'realtime_demo_' . $_SERVER['SERVER_PORT'], // cookies know hosts, but no ports
+        'name' => 'realtime_demo_' . $_SERVER['SERVER_PORT'], // cookies belong to a host, whatever the port
         'use_strict_mode' => true,
         'cookie_httponly' => true,
         'cookie_samesite' => 'Lax',
@@ -26,7 +26,7 @@ function start_session(bool $readOnly = false): void
     }
 }
 
-/** The headers of every answer: this page loads nothing from elsewhere, and runs nothing that is not in its files. */
+/** Send the headers of every answer: the page loads nothing from elsewhere, and runs only the scripts in its files. */
 function send_headers(string $type): void
 {
     \header("Content-Type: $type; charset=utf-8");
@@ -39,13 +39,13 @@ function send_headers(string $type): void
     \header('Referrer-Policy: same-origin');
 }
 
-/** Make text fit to stand in HTML, attributes included. */
+/** Escape text for HTML, attributes included. */
 function escaped(string $text): string
 {
     return \htmlspecialchars($text, ENT_QUOTES | ENT_SUBSTITUTE | ENT_HTML5, 'UTF-8');
 }
 
-/** Print everything of the document up to its body. */
+/** Print the document up to its body. */
 function print_head(string $title): void
 {
     ?>
@@ -62,7 +62,7 @@ function print_head(string $title): void
     <?php
 }
 
-/** Print the name of the project with its sign, as it stands at the top of every page. */
+/** Print the project's name and sign for the top of a page. */
 function print_name(): void
 {
     ?>

@@ -20,8 +20,8 @@ export class RealtimeError extends Error {
  * Events:
  *
  * - `state`: the connection's state has changed; `event.detail` is the new {@link Status}
- * - `subscribed`: the server has confirmed what one or more subscriptions to a channel asked for; `event.detail` is the
- *   {@link Subscribed} that `onSubscribed` of the first of them was called with
+ * - `subscribed`: the server has confirmed one or more subscriptions to a channel; `event.detail` is the
+ *   {@link Subscribed} that `onSubscribed` of the first of them got
  * - `error`: the server has refused something, or has closed the connection for good; `event.detail` is a
  *   {@link RealtimeError}. Unless a listener calls `event.preventDefault()`, it is written to the console.
  */
@@ -35,14 +35,14 @@ export class Realtime extends EventTarget {
     constructor(url?: string | URL, options?: Options);
     /** What the connection is doing. */
     get state(): State;
-    /** The state with all that is known about it. */
+    /** The connection's state, with its details. */
     get status(): Status;
     /**
-     * Have `onMessage` called with every message of a channel, once and in order, from the moment the server has
-     * confirmed it. What is published while the connection is down comes when it is back; see {@link Subscribed}.
+     * Call `onMessage` with every message of a channel, once and in order, from the moment the server has confirmed the
+     * subscription. Messages published while the connection is down come when it is back; see {@link Subscribed}.
      *
-     * Any number of subscriptions to one channel are one at the server; each has a position of its own. One that joins
-     * others while the connection is down gets what is published until it is back, too.
+     * All subscriptions to one channel are one at the server; each has its own position. One that joins others while the
+     * connection is down also gets what is published until it is back.
      *
      * @param {string} channel
      * @param {MessageHandler} onMessage gets a string, or a Uint8Array if the message is binary
@@ -72,7 +72,7 @@ export class Realtime extends EventTarget {
     removeEventListener<Type extends keyof RealtimeEvents>(type: Type, listener: ((event: RealtimeEvents[Type]) => void) | {
         handleEvent(event: RealtimeEvents[Type]): void;
     } | null, options?: boolean | EventListenerOptions): void;
-    /** Connect now: instead of waiting any longer, or again after it was closed. Subscriptions are still there. */
+    /** Connect now: instead of waiting any longer, or again after `close()`. Subscriptions are kept. */
     connect(): void;
     /** Close the connection, and stay away until `connect()` is called. */
     close(): void;
@@ -82,8 +82,8 @@ export class Realtime extends EventTarget {
  * What the connection is doing.
  *
  * - `connecting`: a connection is being made
- * - `connected`: the server has said welcome
- * - `waiting`: there is no connection, and after a while there will be another try
+ * - `connected`: the server has sent its welcome
+ * - `waiting`: there is no connection, and after a while there is another try
  * - `offline`: the same, while the browser says that it has no network
  * - `closed`: there is no connection and there will be none, until `connect()` is called
  */
@@ -121,32 +121,32 @@ export type Position = {
     offset: number;
 };
 /**
- * Where a message comes from. It can be kept and passed as `since`.
+ * The place of a message. It can be kept and passed as `since`.
  */
 export type Source = {
     channel: string;
     epoch: string;
     offset: number;
     /**
-     * whether it was published before the server confirmed this subscription: while this client
-     * was away, or before it came
+     * whether it was published before the server confirmed this subscription: while this
+     * client was away, or before it first connected
      */
     replayed: boolean;
     /**
      * when it was published, in milliseconds since 1970 by the server's clock, like `Date.now()`;
-     * absent if the server does not say
+     * absent if the server does not send it
      */
     time?: number | undefined;
 };
 export type MessageHandler = (message: string | Uint8Array, source: Source) => void;
 /**
- * The server's word that a subscription holds, for the first time or again after a new connection.
+ * The server's confirmation of a subscription, for the first time or again after a new connection.
  */
 export type Subscribed = {
     channel: string;
     /**
-     * when there was something to go on from: true if every message since then is here or
-     * follows; false if messages are missing, because the server's history does not reach back that far
+     * when there was a position to continue from: true if every message since then is here
+     * or follows; false if messages are missing, because the server's history does not reach back that far
      */
     recovered?: boolean | undefined;
     /**
@@ -160,28 +160,28 @@ export type Subscribed = {
 };
 export type SubscribeOptions = {
     /**
-     * each time that the server confirms the subscription
+     * called each time the server confirms the subscription
      */
     onSubscribed?: ((subscribed: Subscribed) => void) | undefined;
     /**
-     * the server refuses the subscription, which is over then; without
-     * this the error is an `error` event of the `Realtime`
+     * called when the server refuses the subscription, which is then
+     * over; without it the error becomes an `error` event of the `Realtime`
      */
     onError?: ((error: RealtimeError) => void) | undefined;
     /**
-     * first hand over what was published after this: the position of the last message
+     * deliver first what was published after this: the position of the last message
      * that the page has, kept over a reload for instance. Other subscriptions to the channel get none of it again.
      */
     since?: Position | null | undefined;
     /**
-     * first hand over the newest messages that the server has kept, at most this many; no effect
-     * beside `since`, nor with a server that knows no `last`. After a reconnection the subscription goes on from the
-     * last message it had.
+     * deliver first the newest messages that the server keeps, at most this many; no
+     * effect beside `since`, nor with a server that does not know `last`. After a reconnection the subscription
+     * continues from the last message it had.
      */
     last?: number | null | undefined;
 };
 /**
- * What tells the time and runs things later. Times are milliseconds.
+ * A clock with timers. Times are milliseconds.
  */
 export type Clock = {
     now: () => number;
@@ -197,15 +197,15 @@ export type Options = {
      */
     minDelay?: number | undefined;
     /**
-     * the longest that it grows
+     * the limit of that time
      */
     maxDelay?: number | undefined;
     /**
-     * how long a connection may take until the server has said welcome
+     * how long a connection may take until the server's welcome
      */
     connectTimeout?: number | undefined;
     /**
-     * how long a ping may go unanswered until the connection counts as dead
+     * how long a ping may go unanswered before the connection counts as dead
      */
     answerTimeout?: number | undefined;
     /**
@@ -233,8 +233,8 @@ export type Options = {
      */
     random?: (() => number) | undefined;
     /**
-     * whose events to heed (`online`, `pageshow` and the like, and those of its `document`), and
-     * whose `navigator.onLine`
+     * the source of events (`online`, `pageshow` and the like, and those of its `document`) and of
+     * `navigator.onLine`
      */
     window?: any;
 };
@@ -247,7 +247,7 @@ export type RealtimeEvents = {
     error: DetailedEvent<RealtimeError>;
 };
 /**
- * An event that says more; Node has CustomEvent only since version 19.
+ * An event with a detail; Node has CustomEvent only since version 19.
  *
  * @template T
  */

@@ -1,15 +1,16 @@
 /**
- * The browser's side of realtimed: subscribe to channels, and have every message that is broadcast on them.
+ * The browser's side of realtimed: subscribe to channels, and get every message that is broadcast on them.
  *
  *     import { Realtime } from './realtime.js';
  *
  *     const realtime = new Realtime('/ws');
  *     const unsubscribe = realtime.subscribe('news', message => console.log(message));
  *
- * It connects by itself, notices when the connection is lost or dead, comes back at a time that is not everyone else's,
- * subscribes again from where it was, and hands over what was missed: each message once, in order. When the server's
- * history does not reach back that far, it says so. An ES module without dependencies, for browsers and for Node 22;
- * for Node 18 and 20 when given a WebSocket class, such as that of the package `ws`.
+ * It connects by itself and notices when the connection is lost or dead. Then it reconnects by itself, after a random
+ * delay or the one the server asked for, subscribes again from its last position, and delivers what was missed: each
+ * message once, in order. When the server's history does not reach back that far, it says so. An ES module without
+ * dependencies, for browsers and for Node 22; for Node 18 and 20 when given a WebSocket class, such as that of the
+ * package `ws`.
  *
  * The protocol is `realtime.v1`, section 4 of docs/protocol.md.
  *
@@ -20,8 +21,8 @@
  * What the connection is doing.
  *
  * - `connecting`: a connection is being made
- * - `connected`: the server has said welcome
- * - `waiting`: there is no connection, and after a while there will be another try
+ * - `connected`: the server has sent its welcome
+ * - `waiting`: there is no connection, and after a while there is another try
  * - `offline`: the same, while the browser says that it has no network
  * - `closed`: there is no connection and there will be none, until `connect()` is called
  *
@@ -46,45 +47,45 @@
  */
 
 /**
- * Where a message comes from. It can be kept and passed as `since`.
+ * The place of a message. It can be kept and passed as `since`.
  *
  * @typedef {object} Source
  * @property {string} channel
  * @property {string} epoch
  * @property {number} offset
- * @property {boolean} replayed whether it was published before the server confirmed this subscription: while this client
- *     was away, or before it came
+ * @property {boolean} replayed whether it was published before the server confirmed this subscription: while this
+ *     client was away, or before it first connected
  * @property {number} [time] when it was published, in milliseconds since 1970 by the server's clock, like `Date.now()`;
- *     absent if the server does not say
+ *     absent if the server does not send it
  */
 
 /** @typedef {(message: string | Uint8Array, source: Source) => void} MessageHandler */
 
 /**
- * The server's word that a subscription holds, for the first time or again after a new connection.
+ * The server's confirmation of a subscription, for the first time or again after a new connection.
  *
  * @typedef {object} Subscribed
  * @property {string} channel
- * @property {boolean} [recovered] when there was something to go on from: true if every message since then is here or
- *     follows; false if messages are missing, because the server's history does not reach back that far
+ * @property {boolean} [recovered] when there was a position to continue from: true if every message since then is here
+ *     or follows; false if messages are missing, because the server's history does not reach back that far
  * @property {number} replayed how many missed messages follow now; those that `last` asked for are not counted
  * @property {boolean} missed whether messages are missing: `recovered === false`
  */
 
 /**
  * @typedef {object} SubscribeOptions
- * @property {(subscribed: Subscribed) => void} [onSubscribed] each time that the server confirms the subscription
- * @property {(error: RealtimeError) => void} [onError] the server refuses the subscription, which is over then; without
- *     this the error is an `error` event of the `Realtime`
- * @property {Position | null} [since] first hand over what was published after this: the position of the last message
+ * @property {(subscribed: Subscribed) => void} [onSubscribed] called each time the server confirms the subscription
+ * @property {(error: RealtimeError) => void} [onError] called when the server refuses the subscription, which is then
+ *     over; without it the error becomes an `error` event of the `Realtime`
+ * @property {Position | null} [since] deliver first what was published after this: the position of the last message
  *     that the page has, kept over a reload for instance. Other subscriptions to the channel get none of it again.
- * @property {number | null} [last] first hand over the newest messages that the server has kept, at most this many; no effect
- *     beside `since`, nor with a server that knows no `last`. After a reconnection the subscription goes on from the
- *     last message it had.
+ * @property {number | null} [last] deliver first the newest messages that the server keeps, at most this many; no
+ *     effect beside `since`, nor with a server that does not know `last`. After a reconnection the subscription
+ *     continues from the last message it had.
  */
 
 /**
- * What tells the time and runs things later. Times are milliseconds.
+ * A clock with timers. Times are milliseconds.
  *
  * @typedef {object} Clock
  * @property {() => number} now
@@ -97,16 +98,16 @@
  *
  * @typedef {object} Options
  * @property {number} [minDelay] the first try to reconnect comes within this time, which doubles with each try
- * @property {number} [maxDelay] the longest that it grows
- * @property {number} [connectTimeout] how long a connection may take until the server has said welcome
- * @property {number} [answerTimeout] how long a ping may go unanswered until the connection counts as dead
+ * @property {number} [maxDelay] the limit of that time
+ * @property {number} [connectTimeout] how long a connection may take until the server's welcome
+ * @property {number} [answerTimeout] how long a ping may go unanswered before the connection counts as dead
  * @property {number} [rate] subscriptions a second, in the long run; the server's inbound-rate must be higher
  * @property {number} [burst] subscriptions at once; the server's inbound-burst must be more than twice that
  * @property {typeof WebSocket} [WebSocket] the class to connect with
  * @property {Clock} [clock]
  * @property {() => number} [random] a number from 0 up to 1, like Math.random
- * @property {any} [window] whose events to heed (`online`, `pageshow` and the like, and those of its `document`), and
- *     whose `navigator.onLine`
+ * @property {any} [window] the source of events (`online`, `pageshow` and the like, and those of its `document`) and of
+ *     `navigator.onLine`
  */
 
 const PROTOCOL = 'realtime.v1';
@@ -120,19 +121,19 @@ const DEFAULTS = {
   burst: 48,
 };
 
-/** A connection that lasted this long was a good one: the tries to reconnect begin anew with the shortest delay. */
+/** A connection that lasted this long was a good one: the next try to reconnect comes after the shortest delay. */
 const LASTING = 10_000;
 
-/** The longest advice when to come back that is followed. */
+/** The longest time to come back after that is accepted from the server. */
 const LONGEST_ADVICE = 600_000;
 
-/** The longest silence before a ping, whatever the server calls its heartbeat; proxies cut what is silent for 60 s. */
+/** The longest silence before a ping, whatever the server's heartbeat; proxies cut connections silent for 60 s. */
 const LONGEST_SILENCE = 55_000;
 
-/** So long after an error its close has followed, if one does. */
+/** The close that belongs to an error comes within this time, if one comes. */
 const CLOSE_FOLLOWS = 100;
 
-/** A timer that is later than this did not run because the page was frozen, or the computer asleep. */
+/** A timer later than this was held up because the page was frozen, or the computer asleep. */
 const LATE = 2_000;
 
 /**
@@ -158,7 +159,7 @@ const FINAL = new Map([
   [4429, 'this client sent too much, or wanted too many channels'],
 ]);
 
-/** The connection broke without a close code; browsers say so too (RFC 6455 section 7.1.5). */
+/** The connection broke without a close code; browsers report the same (RFC 6455 section 7.1.5). */
 const ABNORMAL = 1006;
 
 /** @type {Clock} */
@@ -187,7 +188,7 @@ export class RealtimeError extends Error {
 }
 
 /**
- * An event that says more; Node has CustomEvent only since version 19.
+ * An event with a detail; Node has CustomEvent only since version 19.
  *
  * @template T
  */
@@ -209,8 +210,8 @@ class DetailedEvent extends Event {
  * Events:
  *
  * - `state`: the connection's state has changed; `event.detail` is the new {@link Status}
- * - `subscribed`: the server has confirmed what one or more subscriptions to a channel asked for; `event.detail` is the
- *   {@link Subscribed} that `onSubscribed` of the first of them was called with
+ * - `subscribed`: the server has confirmed one or more subscriptions to a channel; `event.detail` is the
+ *   {@link Subscribed} that `onSubscribed` of the first of them got
  * - `error`: the server has refused something, or has closed the connection for good; `event.detail` is a
  *   {@link RealtimeError}. Unless a listener calls `event.preventDefault()`, it is written to the console.
  */
@@ -218,7 +219,7 @@ export class Realtime extends EventTarget {
   #url;
   #settings;
 
-  /** @type {Map<string, Channel>} those with a subscription here, or with one at the server that is being ended */
+  /** @type {Map<string, Channel>} those with a subscription here, or with one at the server that is about to end */
   #channels = new Map();
 
   /** @type {Status} */
@@ -231,10 +232,10 @@ export class Realtime extends EventTarget {
   #retryTimer;
   #retryAt = 0;
 
-  /** Whether it was the server that said when to come back: nothing hurries this. */
+  /** Whether the server said when to come back: then nothing shortens the wait. */
   #advised = false;
 
-  /** Connections that did not last, since the last one that did. */
+  /** How many connections did not last, since the last one that did. */
   #failures = 0;
 
   /**
@@ -262,18 +263,18 @@ export class Realtime extends EventTarget {
     return this.#status.state;
   }
 
-  /** The state with all that is known about it. */
+  /** The connection's state, with its details. */
   get status() {
     const waiting = this.#retryTimer !== undefined;
     return waiting ? { ...this.#status, retryIn: this.#untilRetry() } : this.#status;
   }
 
   /**
-   * Have `onMessage` called with every message of a channel, once and in order, from the moment the server has
-   * confirmed it. What is published while the connection is down comes when it is back; see {@link Subscribed}.
+   * Call `onMessage` with every message of a channel, once and in order, from the moment the server has confirmed the
+   * subscription. Messages published while the connection is down come when it is back; see {@link Subscribed}.
    *
-   * Any number of subscriptions to one channel are one at the server; each has a position of its own. One that joins
-   * others while the connection is down gets what is published until it is back, too.
+   * All subscriptions to one channel are one at the server; each has its own position. One that joins others while the
+   * connection is down also gets what is published until it is back.
    *
    * @param {string} channel
    * @param {MessageHandler} onMessage gets a string, or a Uint8Array if the message is binary
@@ -328,7 +329,7 @@ export class Realtime extends EventTarget {
     super.removeEventListener(type, /** @type {EventListener} */ (listener), options);
   }
 
-  /** Connect now: instead of waiting any longer, or again after it was closed. Subscriptions are still there. */
+  /** Connect now: instead of waiting any longer, or again after `close()`. Subscriptions are kept. */
   connect() {
     if (this.#connection === undefined) {
       this.#stopWaiting();
@@ -356,7 +357,7 @@ export class Realtime extends EventTarget {
     }
   }
 
-  // What the connection tells.
+  // What the connection reports.
 
   /** @param {string} client */
   #welcomed(client) {
@@ -394,7 +395,7 @@ export class Realtime extends EventTarget {
     const channel = this.#channels.get(name);
     const position = channel?.advance(offset);
     if (channel === undefined || position === undefined) {
-      return; // nobody has asked for it
+      return; // no subscription has asked for it
     }
     /** @type {string | Uint8Array | undefined} */
     let content;
@@ -444,8 +445,8 @@ export class Realtime extends EventTarget {
     const { minDelay, maxDelay, random } = this.#settings;
     const longest = code === SLOW_CONSUMER ? maxDelay : Math.min(maxDelay, minDelay * 2 ** this.#failures);
     this.#failures += 1;
-    // The server's advice is different for each client already. Without it, chance keeps clients apart that were lost
-    // together: any time up to the longest is as likely as another ("full jitter").
+    // The server's advice already differs for each client. Without it, chance keeps clients apart that were
+    // disconnected together: every time up to the longest is equally likely ("full jitter").
     this.#wait(advice ?? random() * longest, { code, reason }, advice !== undefined);
   }
 
@@ -462,7 +463,7 @@ export class Realtime extends EventTarget {
     this.#advised = advised;
     this.#retryAt = clock.now() + delay;
     this.#retryTimer = clock.setTimeout(() => this.connect(), delay);
-    // Being offline is no reason not to try: a server on this very machine is reachable without any network.
+    // Try even when offline: a server on this machine is reachable without any network.
     const state = window.navigator?.onLine === false ? 'offline' : 'waiting';
     this.#enter({ state, retryIn: this.#untilRetry(), ...cause });
   }
@@ -476,7 +477,7 @@ export class Realtime extends EventTarget {
     this.#retryTimer = undefined;
   }
 
-  /** Wait no longer than for the first try, which others may make at the same moment: chance has its part in it too. */
+  /** Shorten the wait to that of a first try. Others may do so at the same moment, so this wait is random too. */
   #hurry() {
     if (this.#retryTimer !== undefined) {
       const { code, reason } = this.#status;
@@ -486,7 +487,7 @@ export class Realtime extends EventTarget {
     this.#connection?.probe();
   }
 
-  // What happens around. A browser may be wrong about it, so it changes when something is tried, never whether.
+  // The browser's events. A browser may be wrong, so they change when to try, never whether.
 
   #online = () => {
     this.#failures = 0;
@@ -500,7 +501,7 @@ export class Realtime extends EventTarget {
     this.#connection?.probe();
   };
 
-  /** Somebody looks at the page, which may have been frozen: timers late, the connection long dead. */
+  /** The page is visible again. It may have been frozen: timers late, the connection long dead. */
   #awake = () => {
     if (this.#settings.window.document?.visibilityState !== 'hidden') {
       this.#hurry();
@@ -508,8 +509,8 @@ export class Realtime extends EventTarget {
   };
 
   /**
-   * The browser may keep the page for the way back to it. No browser keeps the WebSocket, and some do not keep a page
-   * that has one open. Should the page live on, so does the timer.
+   * The browser may cache the page for its Back button. No browser keeps the WebSocket, and some do not cache a page
+   * that has one open. If the page lives on, so does the timer.
    *
    * @param {{persisted: boolean}} event
    */
@@ -528,7 +529,7 @@ export class Realtime extends EventTarget {
     }
   };
 
-  /** Whose events are heeded unless the connection is closed. @returns {[any, string, (event: any) => void][]} */
+  /** The events to listen for unless the connection is closed. @returns {[any, string, (event: any) => void][]} */
   get #surroundings() {
     const { window } = this.#settings;
     return [
@@ -582,9 +583,9 @@ export class Realtime extends EventTarget {
 }
 
 /**
- * A request to the server for one channel. Requests are answered in the order in which they were sent, and an answer
- * concerns only the subscriptions that asked for it: one that joins after an unsubscription was sent must not take the
- * answer to an earlier request for its own.
+ * A request to the server for one channel. The server answers requests in the order in which they were sent. An answer
+ * applies only to the subscriptions that asked for it: one that joins after an unsubscription was sent must not take
+ * the answer to an earlier request for its own.
  */
 class ChannelRequest {
   /** Those that get the answer. @type {Set<Subscription>} */
@@ -604,24 +605,24 @@ class ChannelRequest {
 }
 
 /**
- * One call of `subscribe()`: a handler, and how far it has come.
+ * One call of `subscribe()`: a handler and its position.
  */
 class Subscription {
-  /** The last message that was handed over, or the place to go on from. @type {Position | undefined} */
+  /** The last message that was delivered, or the position to continue from. @type {Position | undefined} */
   position;
 
-  /** How many of the newest messages to begin with; only until the server has confirmed. @type {number | undefined} */
+  /** How many of the newest messages to begin with, until the server has confirmed. @type {number | undefined} */
   last;
 
-  /** Whether it takes the messages that come: they continue from its position. */
+  /** Whether it takes incoming messages: they continue from its position. */
   isLive = false;
 
-  /** The newest message there was when the server confirmed it: everything up to this one is late. */
+  /** The newest message when the server confirmed the subscription: everything up to it is replayed. */
   replayedUpTo = 0;
 
   /**
    * How many answers the connection had brought when this was confirmed with `last`; undefined otherwise, and after the
-   * first message. The server answers nothing else before a replay is complete, so a later answer tells that it is.
+   * first message. The server answers nothing else before a replay is complete, so a later answer shows that it is.
    *
    * @type {number | undefined}
    */
@@ -670,11 +671,11 @@ class Subscription {
     this.isLive = true;
     this.replayedUpTo = offset;
     if (known?.epoch === epoch && (recovered === true ? known.offset <= offset : known.offset === offset)) {
-      // What is known stays: the messages that follow begin behind it, not behind the newest.
+      // The position stays: the messages that follow begin after it, not after the newest.
       return { channel, recovered: true, replayed: offset - known.offset, missed: false };
     }
     if (this.last !== undefined) {
-      // The replay may begin later, if fewer were kept. Its first message tells.
+      // The replay may begin later, if fewer were kept. Its first message shows where.
       this.position = { epoch, offset: Math.max(0, offset - this.last) };
       this.#confirmedAt = answers;
       this.last = undefined;
@@ -686,7 +687,7 @@ class Subscription {
   }
 
   /**
-   * Take the message with this offset, unless it is none of ours.
+   * Take the message with this offset, unless it is not meant for this subscription.
    *
    * @param {number} offset
    */
@@ -714,16 +715,16 @@ class Subscription {
 }
 
 /**
- * One channel: its subscriptions over all connections, and what this connection's server has been asked and has said.
+ * One channel: its subscriptions over all connections, and the requests and answers of this connection.
  *
- * At the server there is one subscription or none. `isStreaming` is what it has last said; `requests` are those without
- * an answer yet; together they say what it will come to (`isAsked`). A subscription here is in one of these places:
+ * At the server there is one subscription or none. `isStreaming` is its last answer; `requests` are those without an
+ * answer yet; together they give the state to come (`isAsked`). A subscription here is in one of these places:
  *
  * - `#waiting`: it needs a request that has not been sent
  * - in the `subscriptions` of one of `requests`: its request has been sent
  * - neither: the server has confirmed it
  *
- * Only those that are confirmed get messages, and those that began where the stream is, while it flows.
+ * Confirmed subscriptions get messages, and so do those that began at the position of the stream while it flows.
  */
 class Channel {
   /** @type {Set<Subscription>} */
@@ -735,7 +736,7 @@ class Channel {
   /** The newest publication that is known. @type {Position | undefined} */
   #head;
 
-  // On this connection.
+  // State of this connection.
 
   /** Whether the server has confirmed a subscription, and not its end. */
   isStreaming = false;
@@ -754,12 +755,12 @@ class Channel {
     return last === undefined ? this.isStreaming : last.action === 'subscribe';
   }
 
-  /** Whether there is something to ask the server for. */
+  /** Whether a request to the server is needed. */
   get isUnsettled() {
     return this.subscriptions.size === 0 ? this.isAsked : this.#waiting.size > 0;
   }
 
-  /** Whether there is nothing here, nor at the server. */
+  /** Whether there is no subscription, neither here nor at the server. */
   get isIdle() {
     return this.subscriptions.size === 0 && !this.isStreaming && this.requests.length === 0;
   }
@@ -768,7 +769,7 @@ class Channel {
    * Add a subscription.
    *
    * @param {Subscription} subscription
-   * @returns {boolean} whether it holds already: the stream flows, will not be interrupted, and is where it begins
+   * @returns {boolean} whether it is live already: the stream flows, will not be interrupted, and is at its beginning
    */
   join(subscription) {
     const hasStart = subscription.position !== undefined || subscription.last !== undefined;
@@ -826,7 +827,7 @@ class Channel {
    * @param {ChannelRequest} request
    * @param {Position & {recovered?: boolean}} answer
    * @param {number} answers how many there were on this connection, with this one
-   * @returns {[Subscription, Subscribed][]} who is to hear what
+   * @returns {[Subscription, Subscribed][]} the subscriptions to tell, each with what to tell it
    */
   confirm(request, answer, answers) {
     this.#answered(request);
@@ -836,7 +837,7 @@ class Channel {
       .filter(
         subscription =>
           request.subscriptions.has(subscription) ||
-          // The server is not to do this: the offsets that the others know would mean nothing.
+          // A server must not do this: the offsets of the others would mean nothing.
           (subscription.isLive && subscription.position?.epoch !== answer.epoch),
       )
       .map(subscription => [subscription, subscription.confirm(this.name, answer, answers)]);
@@ -855,7 +856,7 @@ class Channel {
    * The server has refused a request; nothing has changed there.
    *
    * @param {ChannelRequest} request
-   * @returns {Subscription[]} whose subscription is over by that
+   * @returns {Subscription[]} the subscriptions that this ends
    */
   refuse(request) {
     this.#answered(request);
@@ -866,7 +867,7 @@ class Channel {
    * A message has come.
    *
    * @param {number} offset
-   * @returns {Position | undefined} where the channel is; undefined if the message was not asked for
+   * @returns {Position | undefined} the channel's position; undefined if the message was not asked for
    */
   advance(offset) {
     if (!this.isStreaming || this.#head === undefined) {
@@ -877,7 +878,7 @@ class Channel {
   }
 
   /**
-   * The connection is gone: everything is to be asked for again on the next one.
+   * The connection is gone: everything must be requested again on the next one.
    *
    * @param {number} answers how many it has brought
    */
@@ -899,9 +900,9 @@ class Channel {
 /**
  * One WebSocket, from its opening to its end. Knows the protocol, keeps to the server's limits, and notices silence.
  *
- * The limits: whoever sends too much too fast is disconnected, and after a reconnection everything is subscribed again
- * at once. So requests are paced, and there may be only so many unanswered ones: what is on its way may be held up and
- * arrive in one go. Of any span of t seconds the server thus sees at most 2 × burst + rate × t requests.
+ * The limits: the server disconnects clients that send too much too fast, and a reconnection subscribes to everything
+ * at once. So requests are paced, and the number of unanswered ones is limited: requests on their way may be held up
+ * and arrive together. In any span of t seconds the server thus sees at most 2 × burst + rate × t requests.
  */
 class Connection {
   #settings;
@@ -912,7 +913,7 @@ class Connection {
   /** How many of our requests have been answered, pings included. */
   answers = 0;
 
-  /** Channels that may have something to ask for. @type {Set<Channel>} */
+  /** Channels that may need a request. @type {Set<Channel>} */
   #unsettled = new Set();
 
   /** Requests without an answer yet, by id. @type {Map<number, ChannelRequest>} */
@@ -922,7 +923,7 @@ class Connection {
   /** Runs while there are unsettled channels that must wait for their turn. @type {any} */
   #paceTimer;
 
-  /** Runs until the welcome must have come; after it, until it is time to look whether anything was heard. @type {any} */
+  /** Runs until the welcome must have come; after it, until it is time to check for silence. @type {any} */
   #silenceTimer;
   #heartbeat = LONGEST_SILENCE;
   #heardAt = 0;
@@ -930,7 +931,7 @@ class Connection {
   /** When the silence timer is due. */
   #lookAt = 0;
 
-  /** Pings that were sent since anything was heard. */
+  /** Pings sent since the last message. */
   #pings = 0;
 
   /** @type {number | undefined} */
@@ -949,8 +950,8 @@ class Connection {
    * @param {(message: any) => void} handlers.onMessage
    * @param {(request: ChannelRequest | undefined, error: RealtimeError) => void} handlers.onRefused
    * @param {(ending: {code: number, reason: string, lasted: number, advice?: number}) => void} handlers.onLost called
-   *     once, and nothing after it: with the close code and reason, for how many milliseconds the connection lasted since
-   *     the server's welcome (0 without one), and in how many to come back, if the server said so
+   *     once, as the last of all: with the close code and reason, the milliseconds that the connection lasted since the
+   *     server's welcome (0 without one), and those after which to come back, if the server gave them
    */
   constructor(url, settings, handlers) {
     if (settings.WebSocket === undefined) {
@@ -996,7 +997,7 @@ class Connection {
     this.#settings.clock.clearTimeout(this.#silenceTimer);
     this.#settings.clock.clearTimeout(this.#paceTimer);
     this.#socket.onmessage = this.#socket.onclose = null;
-    this.#socket.onerror = () => {}; // the package `ws` throws what nobody listens for
+    this.#socket.onerror = () => {}; // the package `ws` throws errors that have no listener
     this.#socket.close(code, reason);
   }
 
@@ -1059,7 +1060,7 @@ class Connection {
       case 'goodbye':
         this.#advice = message.retry_after_ms;
         break;
-      // Later versions may say more than is known here.
+      // Later versions may send events that this one does not know.
     }
   }
 
@@ -1110,8 +1111,8 @@ class Connection {
   }
 
   /**
-   * Timers may be very late, and after that come before what the server has said meanwhile: only a ping that goes
-   * unanswered proves anything, and if the page was frozen after the ping, only a second one.
+   * Timers may be very late, and then run before the messages that arrived meanwhile. Only an unanswered ping proves
+   * anything; if the page was frozen after the ping, only a second one.
    */
   #lookForSilence() {
     const now = this.#settings.clock.now();
@@ -1135,7 +1136,7 @@ class Connection {
   }
 
   /**
-   * Give up on a connection that may be dead: its own end might take minutes to be noticed.
+   * Give up a connection that may be dead: its own close event might take minutes.
    *
    * @param {number} code
    * @param {string} reason
@@ -1160,7 +1161,7 @@ class Connection {
   }
 }
 
-/** So many at once, and so many a second in the long run: a token bucket. */
+/** A token bucket: `burst` at once, and `rate` a second in the long run. */
 class Pace {
   #tokens;
   #countedAt;
@@ -1178,7 +1179,7 @@ class Pace {
     this.#countedAt = clock.now();
   }
 
-  /** Take one, if there is one, and return 0; or return in how many milliseconds there will be one. */
+  /** Take a token and return 0; if there is none, return the milliseconds until there is one. */
   take() {
     const now = this.clock.now();
     this.#tokens = Math.min(this.burst, this.#tokens + ((now - this.#countedAt) * this.rate) / 1000);
@@ -1202,7 +1203,7 @@ function finalCause(code) {
 }
 
 /**
- * The object that a message of the server's is; undefined if it is none.
+ * The object in a message of the server's; undefined if it has none.
  *
  * @param {any} data
  */
@@ -1245,8 +1246,8 @@ function bytes(base64) {
 }
 
 /**
- * Call a handler of the page's. If it throws, the error is reported like any other that nobody catches, and neither
- * keeps the next handler from its message nor harms the connection.
+ * Call a handler of the page's. If it throws, the error is reported like any uncaught one. It neither keeps the next
+ * handler from its message nor harms the connection.
  *
  * @param {() => void} call
  */

@@ -6,13 +6,13 @@
  *     require_once 'realtime.php';
  *     broadcast('news', 'hello');
  *
- * It works the same under PHP-FPM, on the command line and in queue workers. The daemon's control socket is found where
- * REALTIME_SOCKET says, and else at /run/realtime.sock. Everything that can go wrong is a Realtime\RealtimeException.
+ * It works the same under PHP-FPM, on the command line and in queue workers. REALTIME_SOCKET names the daemon's control
+ * socket; the default is /run/realtime.sock. All failures are Realtime\RealtimeExceptions.
  *
- * Laravel has a broadcast() of its own. This file leaves it alone if it is loaded after Composer's autoloader; there,
- * and wherever else the global name is taken, use Realtime\broadcast() or a Realtime\Client.
+ * Laravel has its own broadcast(). This file leaves it alone if it is loaded after Composer's autoloader; there, and
+ * wherever else the global name is taken, use Realtime\broadcast() or a Realtime\Client.
  *
- * Keep this file out of what your web server hands out, or let it be run as PHP: it prints nothing.
+ * Keep this file out of your web server's document root, or have it run as PHP: it prints nothing.
  */
 
 declare(strict_types=1);
@@ -24,28 +24,28 @@ namespace Realtime {
      *
      *     RealtimeException
      *     ├── NoDaemonException     nothing answers at the socket; nothing was sent
-     *     ├── TimeoutException      no answer in time; what was asked may still be carried out
-     *     ├── RefusedException      the daemon said no, and why; nothing was done
-     *     └── ProtocolException     the connection broke before the answer came, or what came is none;
-     *                               what was asked may have been carried out, or not
+     *     ├── TimeoutException      no answer in time; the request may still be carried out
+     *     ├── RefusedException      the daemon refused, and says why; nothing was done
+     *     └── ProtocolException     the connection broke before the answer, or the answer is invalid;
+     *                               the request may have been carried out, or not
      *
-     * A broadcast with a key may be repeated when it is not known what became of it: {@see Client::broadcast()}.
+     * A broadcast with a key may be repeated when its outcome is unknown: {@see Client::broadcast()}.
      */
     class RealtimeException extends \RuntimeException
     {
     }
 
-    /** No daemon could be reached at the control socket. The text names the path, and what to look at. */
+    /** No daemon could be reached at the control socket. The text names the path, and what to check. */
     class NoDaemonException extends RealtimeException
     {
     }
 
-    /** The daemon did not answer in time. Unless the text says that nothing was sent, it may still do as asked. */
+    /** The daemon did not answer in time. Unless the text says that nothing was sent, it may still carry it out. */
     class TimeoutException extends RealtimeException
     {
     }
 
-    /** The daemon understood and said no: to an invalid channel, a message too large or not UTF-8, and the like. */
+    /** The daemon refused: an invalid channel, a message too large or not UTF-8, and the like. */
     class RefusedException extends RealtimeException
     {
         public function __construct(private readonly string $errorCode, string $text)
@@ -60,17 +60,17 @@ namespace Realtime {
         }
     }
 
-    /** The connection broke before the answer came, or what came is not an answer. */
+    /** The connection broke before the answer came, or the answer is invalid. */
     class ProtocolException extends RealtimeException
     {
     }
 
-    /** What became of a broadcast. */
+    /** The outcome of a broadcast. */
     final class Receipt
     {
         /**
          * @param int $recipients the number of clients the message was queued for
-         * @param string $epoch changes when the offsets of the channel begin anew at 1
+         * @param string $epoch changes when the offsets of the channel start again at 1
          * @param int $offset numbers the messages of a channel one by one
          * @param bool $repeated whether a broadcast with the same key was carried out before: then this is its receipt,
          *     and nothing was sent again
@@ -97,7 +97,7 @@ namespace Realtime {
         }
     }
 
-    /** What the daemon keeps of a channel. */
+    /** The messages that the daemon keeps of a channel. */
     final class History
     {
         /**
@@ -117,8 +117,8 @@ namespace Realtime {
     final class Message
     {
         /**
-         * @param ?float $time when it was published, in seconds since 1970 by the clock of the daemon's machine; null if
-         *     the daemon is older than this client and does not say
+         * @param ?float $time when it was published, in seconds since 1970 by the clock of the daemon's machine; null
+         *     if the daemon is older than this client and does not send it
          */
         public function __construct(
             public readonly int $offset,
@@ -129,7 +129,7 @@ namespace Realtime {
         }
     }
 
-    /** Bytes that are not text, in what is sent and in what comes back: PHP itself knows no difference. */
+    /** Bytes that are not text, sent or received: PHP's strings do not tell them apart. */
     final class Bytes
     {
         public function __construct(public readonly string $bytes)
@@ -140,9 +140,9 @@ namespace Realtime {
     /**
      * Talks to the daemon through its control socket.
      *
-     * The connection is opened by the first call and kept for the next ones; after the daemon was restarted it is
-     * opened anew. Without a key a request is never sent twice: when it is not certain that nothing of it has arrived,
-     * the call throws. After a fork the child opens a connection of its own.
+     * The first call opens the connection and later calls reuse it; after a restart of the daemon the next call opens
+     * another. A request without a key is never sent twice: unless it is certain that nothing of it has arrived, the
+     * call throws. After a fork the child opens a connection of its own.
      *
      * Every method may throw each of the exceptions of {@see RealtimeException}.
      */
@@ -151,13 +151,12 @@ namespace Realtime {
         /** Ids are 32-bit unsigned numbers; after the largest one comes 0. */
         private const ID_LIMIT = 2 ** 32;
 
-        /** Random bytes of a key that is made up: as many as a UUID has. */
-        private const KEY_BYTES = 16;
+        /** Random bytes of a generated key: as many as a UUID has. */        private const KEY_BYTES = 16;
 
-        /** How long to wait, after a connection broke, before a request is repeated on another: it may be a restart. */
+        /** How long to wait, after a connection broke, before repeating a request: the daemon may be restarting. */
         private const REPEAT_MICROSECONDS = 50_000;
 
-        /** Channels of a page that is asked for. The daemon may send fewer. */
+        /** Channels to ask for in a page. The daemon may send fewer. */
         private const PAGE = 1000;
 
         /** Bytes of memory that a list of channels may take; PHP's memory_limit is commonly twice that. */
@@ -166,7 +165,7 @@ namespace Realtime {
         /** About how many of them a channel takes beside its name. */
         private const CHANNEL_BYTES = 250;
 
-        /** How many count for a page, which may be empty: so the pages have an end. */
+        /** Bytes counted for each page, even an empty one, so that the pages come to an end. */
         private const PAGE_BYTES = 64 * 1024;
 
         /** Bytes of the daemon's own words that an exception shows. */
@@ -177,12 +176,12 @@ namespace Realtime {
 
         private int $nextId = 0;
 
-        /** Set only between calls, and owes no answer. */
+        /** Set only between calls. It owes no answer. */
         private ?Connection $connection = null;
 
         /**
-         * @param string|null $socket the path of the control socket, with or without unix: before it; without a path
-         *     REALTIME_SOCKET says, and else it is /run/realtime.sock
+         * @param string|null $socket the path of the control socket, with or without unix: before it; the default is
+         *     REALTIME_SOCKET, else /run/realtime.sock
          * @param float $timeout how many seconds a call may take in all, from the connection to the answer
          */
         public function __construct(?string $socket = null, public readonly float $timeout = 5.0)
@@ -199,7 +198,7 @@ namespace Realtime {
         }
 
         /**
-         * What a job in a queue keeps of its client: the worker that takes it up opens a connection of its own.
+         * The state that a queued job keeps of its client: the worker that runs the job opens a connection of its own.
          *
          * @return array{socket: string, timeout: float}
          */
@@ -214,10 +213,10 @@ namespace Realtime {
             $this->__construct($kept['socket'], $kept['timeout']);
         }
 
-        /** Where clients look that are not told a path. */
+        /** The path of the control socket for clients that are given none. */
         public static function defaultSocket(): string
         {
-            // PHP-FPM may have cleared the environment; what its pool or a .env file sets is in $_SERVER or $_ENV.
+            // PHP-FPM may have cleared the environment; variables of its pool or a .env file are in $_SERVER or $_ENV.
             $path = \function_exists('getenv') ? \getenv('REALTIME_SOCKET') : false;
             if ($path === false) {
                 $path = $_SERVER['REALTIME_SOCKET'] ?? $_ENV['REALTIME_SOCKET'] ?? null;
@@ -226,21 +225,21 @@ namespace Realtime {
         }
 
         /**
-         * Send a text to all clients that watch the channel. What is not UTF-8 is refused: see broadcastBinary().
+         * Send a text to all clients that watch the channel. Text that is not UTF-8 is refused: see broadcastBinary().
          *
          *     $client->broadcast('news', 'hello', retry: true);
          *     $client->broadcast('scores', '2:1', key: "match-{$match->id}-goal-3");
          *
-         * A key of 1 to 200 characters makes the broadcast safe to repeat (docs/protocol.md, 6.7): of all that have
-         * this key and this channel the daemon carries out the first, whatever the messages of the others are, and
+         * A key of 1 to 200 characters makes the broadcast safe to repeat (docs/protocol.md, 6.7): of all broadcasts
+         * with this key and this channel the daemon carries out the first, whatever the messages of the others are, and
          * answers the others with its receipt, which is marked as repeated. So when the daemon hangs up before it
-         * answers, the call itself repeats it, on another connection, until the timeout; and after an exception the
-         * caller may repeat it, in another process too, as long as the daemon knows the key (retry-window, 300 s).
+         * answers, the call itself repeats the broadcast, on another connection, until the timeout. After an exception
+         * the caller may repeat it, in another process too, as long as the daemon knows the key (retry-window, 300 s).
          *
          * A daemon that is killed forgets its keys. If it had carried out the broadcast before, the next one does so
-         * again, in another epoch and not marked as repeated: in this one case clients may have the message twice.
+         * again, in another epoch and not marked as repeated: in this one case clients may get the message twice.
          *
-         * @param bool $retry the same for this call alone, with a key that is made up if there is none
+         * @param bool $retry the same for this call alone, with a generated key if none is given
          */
         public function broadcast(string $channel, string $message, ?string $key = null, bool $retry = false): Receipt
         {
@@ -259,10 +258,10 @@ namespace Realtime {
 
         /**
          * Send a text to all clients that watch any of the channels; a client that watches several of them gets it
-         * once for each. If one channel is refused, nothing is sent. A key is one for this list of channels, in this
+         * once for each. If one channel is refused, nothing is sent. A key applies to this list of channels in this
          * order; otherwise it and $retry are as for broadcast().
          *
-         * @param array<string|int> $channels their names; PHP makes an int of one like "42" when it is a key
+         * @param array<string|int> $channels their names; PHP turns an array key like "42" into an int
          * @return list<Receipt> one for each channel, in order
          */
         public function broadcastMany(
@@ -281,7 +280,7 @@ namespace Realtime {
             return \array_map(self::receipt(...), $result);
         }
 
-        /** Return if the daemon answers, and throw if not. */
+        /** Return if the daemon answers; throw otherwise. */
         public function ping(): void
         {
             $result = $this->call('ping');
@@ -293,10 +292,10 @@ namespace Realtime {
         /**
          * The channels that have subscribers and whose names begin with the prefix.
          *
-         * However many there are, they come page by page; the timeout is for each page. What comes or goes meanwhile
-         * may be among them or not.
+         * They come page by page, and the timeout applies to each page. Channels that come or go meanwhile may be among
+         * them or not.
          *
-         * @return array<ChannelInfo> by name; PHP makes an int of a key like "42"
+         * @return array<ChannelInfo> by name; PHP turns a key like "42" into an int
          */
         public function channels(string $prefix = ''): array
         {
@@ -324,8 +323,8 @@ namespace Realtime {
         }
 
         /**
-         * The last messages of the channel that the daemon keeps, at most so many, and where the channel is. What is
-         * kept is bounded in number, age and bytes (docs/protocol.md, 1.4).
+         * The newest messages that the daemon keeps of the channel, at most $count, and the channel's position. History
+         * is bounded in number, age and bytes (docs/protocol.md, 1.4).
          */
         public function history(string $channel, int $count = 100): History
         {
@@ -335,7 +334,7 @@ namespace Realtime {
                 if ($refused->getErrorCode() !== 'invalid_params') {
                     throw $refused;
                 }
-                $result = $this->call('history', [$channel, $count]); // as a daemon of before times takes it
+                $result = $this->call('history', [$channel, $count]); // for a daemon that does not know times
             }
             $messages = \is_array($result) ? $result['messages'] ?? null : null;
             if (!\is_array($messages) || !\array_is_list($messages)) {
@@ -354,7 +353,7 @@ namespace Realtime {
         }
 
         /**
-         * The daemon's counters, which docs/protocol.md explains.
+         * The daemon's counters, which docs/operations.md explains.
          *
          * @return array<mixed>
          */
@@ -374,7 +373,7 @@ namespace Realtime {
         }
 
         /**
-         * Call any method of docs/protocol.md, and return its result as PHP has it; bytes are {@see Bytes}.
+         * Call any method of docs/protocol.md, and return its result as PHP values; bytes are {@see Bytes}.
          *
          * @param array<mixed> $params
          */
@@ -391,7 +390,7 @@ namespace Realtime {
         }
 
         /**
-         * Send a request and return its result; if the daemon hangs up before, a repeatable one is sent again.
+         * Send a request and return its result. If the daemon hangs up before, send a repeatable request again.
          *
          * @param array<mixed> $params
          */
@@ -434,11 +433,11 @@ namespace Realtime {
             $this->connection = null;
         }
 
-        /** Find a connection that takes the request: the one that was kept, if it is still good, or else a new one. */
+        /** Find a connection that takes the request: the kept one if it still works, else a new one. */
         private function begin(string $request, Deadline $deadline): Connection
         {
-            // While a call is under way the connection is not kept: a signal handler that makes another call in the
-            // middle opens its own, and one that throws leaves behind nothing that owes an answer.
+            // During a call the connection is not kept: a signal handler that makes another call in the middle opens
+            // its own, and one that throws leaves no connection behind that owes an answer.
             $kept = $this->connection;
             $this->connection = null;
             if ($kept !== null) {
@@ -476,7 +475,7 @@ namespace Realtime {
             }
         }
 
-        // How results are read. A newer daemon may say more than is known here; what is said less is an error.
+        // How results are read. A newer daemon may send more than this client knows; missing fields are an error.
 
         private static function receipt(mixed $result): Receipt
         {
@@ -500,7 +499,7 @@ namespace Realtime {
         }
 
         /**
-         * Where the next page begins, or null: of a page with so many members that was asked for behind $after.
+         * Where the next page begins, or null. The page at hand has $members members and was asked for with $after.
          *
          * @param array<mixed> $answer
          */
@@ -518,7 +517,7 @@ namespace Realtime {
             return $next;
         }
 
-        /** What the daemon says in words stands in the exception on one line, and cut. */
+        /** The daemon's words appear in the exception on one line, and cut. */
         private static function refusal(mixed $error): RefusedException
         {
             $code = self::text($error, 'code');
@@ -564,14 +563,14 @@ namespace Realtime {
             return \is_string($value) && isText($value) ? $value : throw self::unusable($map, $name);
         }
 
-        /** What is said only when it is true. */
+        /** A field that is sent only when it is true. */
         private static function flag(mixed $map, string $name): bool
         {
             $value = \is_array($map) ? $map[$name] ?? false : false;
             return \is_bool($value) ? $value : throw self::unusable($map, $name);
         }
 
-        /** The time of publication in seconds, out of what the daemon says behind a message. */
+        /** The time of publication in seconds, from the map that the daemon sends with a message. */
         private static function time(mixed $more): float
         {
             $milliseconds = \is_array($more) ? $more['time'] ?? null : null;
@@ -601,10 +600,10 @@ namespace Realtime {
         return $client->broadcast($channel, $message, $key, $retry);
     }
 
-    // All that follows is not for use from outside, and may change.
+    // Everything below is internal and may change.
 
     /**
-     * A moment, after which nothing is waited for.
+     * A moment at which all waiting ends.
      *
      * @internal
      */
@@ -612,7 +611,7 @@ namespace Realtime {
     {
         private const NANOSECONDS = 1_000_000_000;
 
-        /** As good as for ever, and nanoseconds still fit into an int. */
+        /** Practically no limit, and nanoseconds still fit into an int. */
         private const MOST_SECONDS = 1e9;
 
         private readonly int $at;
@@ -639,16 +638,16 @@ namespace Realtime {
         /** Bytes of a Unix socket's path, without the closing zero byte (unix(7), sun_path). */
         private const PATH_LIMIT = 107;
 
-        /** How long to wait before knocking again at a daemon whose queue of new connections is full. */
+        /** How long to wait before trying again when the daemon's queue of new connections is full. */
         private const RETRY_MICROSECONDS = 10_000;
 
         /**
-         * How long PHP may wait by itself where stream_select() is of no use. A signal's handler runs afterwards, and
-         * one signal after the other may prolong this.
+         * How long PHP may wait in one read where stream_select() cannot be used. A signal's handler runs afterwards,
+         * and repeated signals may prolong the wait.
          */
         private const SLICE_MICROSECONDS = 2_000;
 
-        /** What this client cannot do without, of all that an administrator may take away with disable_functions. */
+        /** The functions that this client needs, of those that an administrator may remove with disable_functions. */
         private const NEEDED = [
             'stream_socket_client', 'stream_set_blocking', 'stream_set_timeout', 'stream_set_read_buffer',
             'stream_get_meta_data', 'fread', 'fwrite', 'fclose', 'usleep',
@@ -671,7 +670,7 @@ namespace Realtime {
 
         private string $request = '';
 
-        /** How many bytes of the request the kernel has taken; they can no longer be had back. */
+        /** How many bytes of the request the kernel has taken; they cannot be taken back. */
         private int $sent = 0;
 
         /** The daemon takes no more bytes. What it sent before may still be there to read. */
@@ -685,10 +684,10 @@ namespace Realtime {
         /** Whether stream_select() can be used: not for descriptors from 1024 on, nor where it is disabled. */
         private bool $selectable;
 
-        /** What was read while waiting, and is to be received first; '' if that was the end of the stream. */
+        /** Bytes read while waiting, to be received first; '' if that was the end of the stream. */
         private ?string $early = null;
 
-        /** 0 if PHP is not allowed to ask for it. */
+        /** 0 if PHP may not ask for it. */
         private readonly int $pid;
 
         /** @param resource $stream */
@@ -709,14 +708,14 @@ namespace Realtime {
             };
         }
 
-        /** The path alone, of what may be written PATH, unix:PATH or, as a URL, unix:///PATH. */
+        /** The path alone, from PATH, unix:PATH or, as a URL, unix:///PATH. */
         public static function path(string $written): string
         {
             $path = \str_starts_with($written, 'unix:') ? \substr($written, 5) : $written;
             return \str_starts_with($path, '//') ? '/' . \ltrim($path, '/') : $path;
         }
 
-        /** Why no Unix socket can be at the path, as a clause; or null. */
+        /** Why no Unix socket can be at the path, as a clause; null if one can. */
         private static function fault(string $path): ?string
         {
             return match (true) {
@@ -758,7 +757,7 @@ namespace Realtime {
                 if ($errno !== self::EAGAIN) {
                     throw new NoDaemonException(self::whyNot($path, $errno, $error));
                 }
-                // The daemon's queue of new connections is full, and the kernel tells nobody when there is room.
+                // The daemon's queue of new connections is full, and the kernel does not report when it has space.
                 if ($left === 0) {
                     throw new TimeoutException(
                         "the daemon at {$path} did not accept the connection within {$deadline->seconds} s;"
@@ -770,9 +769,9 @@ namespace Realtime {
         }
 
         /**
-         * Begin to send a request, if this connection is ours and open and nothing lies in it to be read.
+         * Begin to send a request, if this connection is ours and open and has nothing to be read.
          *
-         * Returns false if not one byte of it has left, nor will.
+         * Returns false if no byte of it was sent, nor will be.
          */
         public function begin(string $request): bool
         {
@@ -809,7 +808,7 @@ namespace Realtime {
                     throw $this->strange(quoted($message));
                 }
                 if (\count($message) === 3 && $message[0] === 2) {
-                    continue; // a notification: somebody has subscribed with call(), and there is no place to put it
+                    continue; // a notification: call() was used to subscribe, and there is nowhere to deliver it
                 }
                 if (\count($message) !== 4 || $message[0] !== 1) {
                     throw $this->strange(quoted($message));
@@ -828,13 +827,13 @@ namespace Realtime {
             }
         }
 
-        /** Whether another request may be sent: not if the last one was refused before it was sent in full. */
+        /** Whether another request may be sent: not if the last one was refused before all of it was sent. */
         public function isReusable(): bool
         {
             return $this->reusable;
         }
 
-        /** Whether the daemon hung up before it answered, and said nothing of it. */
+        /** Whether the daemon hung up before it answered, without giving a reason. */
         public function hasHungUp(): bool
         {
             return $this->hungUp;
@@ -863,7 +862,7 @@ namespace Realtime {
             }
         }
 
-        /** Wait for the next bytes of the answer, sending what is left of the request meanwhile. */
+        /** Wait for the next bytes of the answer, and meanwhile send the rest of the request. */
         private function receive(Deadline $deadline): string
         {
             while (true) {
@@ -894,7 +893,7 @@ namespace Realtime {
         }
 
         /**
-         * Wait until there is something to read, or room to write.
+         * Wait until the connection can be read or written.
          *
          * @return array{bool, bool} whether it can be read and written; neither if the time is up or a signal came
          */
@@ -918,10 +917,10 @@ namespace Realtime {
         }
 
         /**
-         * Wait as wait() does, but no longer than a moment, and read what there is to read.
+         * Wait as wait() does, but no longer than a moment, and read the available bytes.
          *
-         * A read that blocks uses poll(2), which knows no largest descriptor. Whether there is room to write has to be
-         * tried.
+         * A blocking read uses poll(2), which has no largest descriptor. Whether the connection can be written has to
+         * be tried.
          *
          * @return array{bool, bool}
          */
@@ -962,7 +961,7 @@ namespace Realtime {
             return printable($error['message'], self::SAID_BYTES) . " ({$code})";
         }
 
-        /** Say why nothing could be reached at a path, and what to look at. */
+        /** Say why nothing could be reached at a path, and what to check. */
         private static function whyNot(string $path, int $errno, string $error): string
         {
             if ($errno === self::ENOENT) {
@@ -1006,8 +1005,8 @@ namespace Realtime {
         /**
          * Look at a file.
          *
-         * @return array<mixed>|false|null what stat() returns, or null if PHP's settings (open_basedir,
-         *     disable_functions) do not allow to look: then nothing is known of it
+         * @return array<mixed>|false|null the result of stat(), or null if PHP's settings (open_basedir,
+         *     disable_functions) do not allow it
          */
         private static function look(string $path): array|false|null
         {
@@ -1036,7 +1035,7 @@ namespace Realtime {
         /**
          * Do something that PHP may warn about, and keep the warning from the application.
          *
-         * An @ would not do that: it is up to the application's error handler whether to heed it.
+         * An @ is not enough: the application's error handler may ignore it.
          *
          * @template T
          * @param \Closure(): T $operation
@@ -1111,10 +1110,10 @@ namespace Realtime {
         }
 
         /**
-         * What stands before the contents: the type and the length.
+         * The header of a value: its type and length.
          *
-         * A length below `$short` is put into the byte `$type`; others follow `$byte8`, `$byte16` or `$byte32`, in as
-         * many bits.
+         * A length below `$short` goes into the byte `$type`; longer ones follow `$byte8`, `$byte16` or `$byte32`, in
+         * as many bits.
          */
         private static function header(
             int $length,
@@ -1135,7 +1134,7 @@ namespace Realtime {
     }
 
     /**
-     * Turns a stream of MessagePack into values, getting the stream's bytes as it needs them.
+     * Turns a stream of MessagePack into values, and fetches the stream's bytes as it needs them.
      *
      * @internal
      */
@@ -1154,11 +1153,11 @@ namespace Realtime {
 
         private const DEPTH_LIMIT = 64;
 
-        // What is still to be read is `$buffer` from `$at` on.
+        // The unread part is `$buffer` from `$at` on.
         private string $buffer = '';
         private int $at = 0;
 
-        /** Bytes of memory that the answer takes so far, with all that its headers announce. */
+        /** Bytes of memory that the answer takes so far, including everything its headers announce. */
         private int $size = 0;
 
         /** @param \Closure(): string $more returns the next bytes, at least one */
@@ -1166,7 +1165,7 @@ namespace Realtime {
         {
         }
 
-        /** Whether nothing has come but what was read. */
+        /** Whether everything received has been read. */
         public function isEmpty(): bool
         {
             return $this->at === \strlen($this->buffer);
@@ -1175,7 +1174,7 @@ namespace Realtime {
         /**
          * Read the next answer; bin becomes {@see Bytes}.
          *
-         * @throws \UnexpectedValueException for what is not MessagePack, or is nothing that PHP can hold
+         * @throws \UnexpectedValueException for bytes that are not MessagePack, or values that PHP cannot hold
          * @throws \LengthException for an answer that would take too much memory
          */
         public function next(): mixed
@@ -1249,7 +1248,7 @@ namespace Realtime {
             return $map;
         }
 
-        /** Take note of an array with so many elements of so many values each. */
+        /** Count an array of so many elements with so many values each. */
         private function announce(int $count, int $values, int $depth): void
         {
             if ($depth > self::DEPTH_LIMIT) {
@@ -1260,7 +1259,7 @@ namespace Realtime {
 
         private function string(int $length): string
         {
-            $this->grow(self::STRING_BYTES + 2 * $length); // it is there twice while it is taken out of the buffer
+            $this->grow(self::STRING_BYTES + 2 * $length); // it exists twice while it is cut out of the buffer
             $string = $this->bytes($length);
             $this->size -= $length;
             return $string;
@@ -1308,7 +1307,7 @@ namespace Realtime {
     }
 
     /**
-     * A value as it may stand in an error: in printable ASCII, and not long.
+     * A value as an error shows it: in printable ASCII, and short.
      *
      * @internal
      */
@@ -1321,7 +1320,7 @@ namespace Realtime {
     }
 
     /**
-     * The beginning of a value: as much of it as may be shown, if not less.
+     * The beginning of a value: at least the part that may be shown.
      *
      * @internal
      * @param int $room how many characters are left to show
@@ -1349,8 +1348,8 @@ namespace Realtime {
     }
 
     /**
-     * A text as it may stand in an error: on one line, without power over a terminal, and not longer than so many
-     * bytes. What is not printable is shown as bytes.
+     * A text as an error shows it: on one line, without control over a terminal, and cut to so many bytes. Unprintable
+     * characters are shown as bytes.
      *
      * @internal
      */

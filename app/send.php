@@ -1,9 +1,9 @@
 <?php
 
 /**
- * Broadcasts what the form of index.php holds.
+ * Broadcasts the message in the form of index.php.
  *
- * Scripts, which accept application/json, get the receipt or {"error": "…"}; a browser without JavaScript is sent back
+ * Scripts, which accept application/json, get the receipt or {"error": "…"}. A browser without JavaScript is redirected
  * to the form, or gets a page that says what is wrong.
  */
 
@@ -65,7 +65,7 @@ function broadcast_form(): Receipt
     }
 }
 
-/** Say what became of a broadcast. */
+/** Return the outcome of a broadcast as a sentence. */
 function sentence(Receipt $receipt, string $channel): string
 {
     $reached = match ($receipt->recipients) {
@@ -120,5 +120,5 @@ if ($asksForJson) {
 } else {
     start_session();
     $_SESSION['outcome'] = $sentence;
-    \header('Location: ./', true, 303); // so that loading the page again sends nothing again
+    \header('Location: ./', true, 303); // so that a reload does not send the message again
 }

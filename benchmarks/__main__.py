@@ -1,4 +1,4 @@
-"""realtimed measured beside other servers, with one load client, in one run: ``python -m benchmarks --help``.
+"""Measures realtimed and other servers with one load client, in one run: ``python -m benchmarks --help``.
 
 Progress goes to standard error, tables to standard output, everything to a JSON file.
 """
@@ -25,7 +25,7 @@ from tests.kit.stack import MissingComponentError, PartFailedError, runtime_dire
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="make bench ARGS='…'", description="Measure realtimed beside other servers, in one run."
+        prog="make bench ARGS='…'", description="Measure realtimed and other servers in one run."
     )
     names = ", ".join(server.name for server in SERVERS)
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"of {', '.join(SCENARIOS)}; default: all")
@@ -71,7 +71,7 @@ def _progress(text: str) -> None:
 
 
 def main() -> int:
-    """Run what the command line asks for; return the exit status."""
+    """Run the scenarios that the command line names; return the exit status."""
     arguments = _arguments()
     sizes = arguments.sizes or ([64, 128, 1024, 16384] if arguments.full else [128])
     servers, absent = _prepared(arguments.servers)

@@ -1,10 +1,10 @@
 /* The floor: the same bytes to the same number of Unix sockets, with send(2) in a loop and nothing else.
  *
- * Strategy. A server that knows one channel and does only what no server can leave out: it takes connections, answers
- * every request with one fixed 101, and sends what it reads from its control socket to everyone. Messages that arrive
- * together are sent together, as good servers do. It parses no request, keeps no queue and waits in send(2) for whoever
- * does not read. On the control socket a message is a big-endian length (4 bytes), a channel (8 bytes, ignored) and the
- * message itself; the length counts what follows it.
+ * Strategy. A server that knows one channel and does only what no server can leave out: it accepts connections, answers
+ * every request with one fixed 101, and sends the bytes from its control socket to all clients. Messages that arrive
+ * together are sent together, as good servers do. It parses no request, keeps no queue, and waits in send(2) for a client
+ * that does not read. On the control socket a message is a big-endian length (4 bytes), a channel (8 bytes, ignored) and
+ * the message itself; the length counts the bytes after it.
  *
  * Usage: floor WEBSOCKET-PATH CONTROL-PATH */
 

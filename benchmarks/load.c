@@ -1,14 +1,14 @@
 /* The load client: thousands of WebSocket subscribers and one publisher in one process.
  *
- * Strategy. Each thread reads its share of the connections through io_uring, or where there is none with edge-triggered
- * epoll into one large buffer, and only walks over frame headers. A message begins with eight digits, its number; so every frame that arrives is checked: the
- * numbers a subscriber sees must rise, and in the end everyone must have had exactly what it should. The thread that
- * takes in the last delivery of a message publishes the next one, which keeps a fixed number of messages in flight
- * (a closed loop). Times of sending and of arrival come from the same clock.
+ * Strategy. Each thread reads its share of the connections through io_uring or, without it, through edge-triggered epoll
+ * into one large buffer, and only walks over frame headers. A message begins with eight digits, its number, so every
+ * frame that arrives is checked: the numbers a subscriber sees must rise, and in the end each must have received exactly
+ * its messages. The thread that receives the last delivery of a message publishes the next one, which keeps a fixed
+ * number of messages in flight (a closed loop). Times of sending and of arrival come from the same clock.
  *
- * What differs between servers (request, subscription, publication) is given as templates in hexadecimal, in which
- * ######## stands for the number of a channel. Redis and Mercure, which speak no WebSocket, have frames of a fixed form
- * instead. Centrifugo joins messages that wait for one client into one WebSocket frame, with a line feed between them.
+ * The differences between servers (request, subscription, publication) are templates in hexadecimal, in which ########
+ * stands for the number of a channel. Redis and Mercure do not speak WebSocket and have frames of a fixed form instead.
+ * Centrifugo joins messages that wait for one client into one WebSocket frame, with a line feed between them.
  *
  * It obeys lines on standard input, "run WINDOW SECONDS MESSAGES" and end of file, and answers with lines of JSON. */
 
@@ -86,7 +86,7 @@ static struct sockaddr_storage server_address, publish_address;
 static socklen_t server_length, publish_length;
 static int clients = 1, stalled, threads = 1, channels = 1, channels_each = 1, concurrent = 256, size = 128;
 static int payload_at;                   /* where in a frame's payload the message begins, at least */
-static int payload_tail = -1;            /* bytes behind the message, where what is before it varies in length */
+static int payload_tail = -1;            /* bytes after the message, where those before it vary in length */
 static int joined_tail = -1;             /* bytes behind the message, where frames may hold several */
 static int fixed_header;                 /* frames of a fixed form: bytes before the message */
 static const char *status = "101";       /* of the answer to the request; empty where that is not HTTP */
@@ -412,7 +412,7 @@ static void end_frame(Reader *r, Connection *c, uint64_t at)
         return;
     c->counted = false;
     if (c->message < first)
-        return;   /* a probe that somebody else has missed */
+        return;   /* a probe that another client has missed */
     if (c->message < c->last || c->message >= __atomic_load_n(&published, __ATOMIC_RELAXED)) {
         r->disordered++;
         return;

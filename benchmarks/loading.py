@@ -137,7 +137,7 @@ async def loading(
     async with running(command, directory / "load.log", pipes=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        # The pipes' own objects close the descriptors that they were made with; these are for trio to close.
+        # The pipes' own objects close their descriptors; trio closes these.
         async with (
             trio.lowlevel.FdStream(os.dup(process.stdin.fileno())) as stdin,
             trio.lowlevel.FdStream(os.dup(process.stdout.fileno())) as stdout,

@@ -31,7 +31,7 @@ async def running(
     command: Sequence[str | Path], log_file: Path, environment: Mapping[str, str] | None = None, *, pipes: bool = False
 ) -> AsyncIterator[subprocess.Popen[bytes]]:
     """Run a command in a session of its own; end it and all it has started on the way out."""
-    # Started by this very thread: the death signal is tied to the thread that starts a process.
+    # Started by this thread: the death signal is tied to the thread that starts a process.
     setpriv = shutil.which("setpriv")
     tied = [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
     with log_file.open("ab") as log:
@@ -67,7 +67,7 @@ async def _end_of(process: subprocess.Popen[bytes]) -> None:
 
 
 async def until_connectable(address: Path | int, process: subprocess.Popen[bytes], log_file: Path) -> None:
-    """Wait until something accepts connections at a Unix socket or at a port of this machine.
+    """Wait until a server accepts connections at a Unix socket or at a port of this machine.
 
     Raises `BenchmarkError` if that takes too long.
     """

@@ -1,4 +1,4 @@
-"""Publishers, one after another, against a running server; prints JSON. A process of its own, started by a scenario.
+"""Runs publishers, one after another, against a running server, and prints JSON. A scenario starts it as a process.
 
 Usage: python -m benchmarks.publishing realtimed|Redis SOCKET SERVER-PROCESS
        python -m benchmarks.publishing keeping SOCKET SERVER-PROCESS SUBSCRIBERS

@@ -1,11 +1,11 @@
 /* Receiving from thousands of sockets through io_uring, as far as the load client needs it.
  *
- * Each socket gets one receive that goes on for ever ("multishot"); the kernel puts what arrives into buffers of a common
- * pool. Compared with epoll and recv, two walks through the kernel for each message become a share of one: the client
- * takes a third less, and it is the server that a run measures.
+ * Each socket gets one receive that repeats itself ("multishot"); the kernel puts arriving bytes into buffers of a common
+ * pool. Compared with epoll and recv, two walks through the kernel for each message become a share of one. The client
+ * takes a third less time, which leaves more of the machine to the server that a run measures.
  *
  * Source: io_uring_setup(2), io_uring_enter(2), io_uring_register(2), linux/io_uring.h. Linux 6.1 has all of it; where it
- * is missing or forbidden, ring_open says so, and the caller uses epoll. */
+ * is missing or forbidden, ring_open reports that, and the caller uses epoll. */
 
 #ifndef RING_H
 #define RING_H
@@ -39,7 +39,7 @@ typedef struct {
 typedef struct {
     void *owner;                  /* what was given when this was asked for */
     int result;                   /* bytes received, or a negative error number */
-    bool more;                    /* it goes on; else it has to be asked for anew */
+    bool more;                    /* it goes on; else it must be requested again */
     uint8_t *bytes;               /* what was received, until `ring_give_back`; NULL if nothing was */
 } Completion;
 
@@ -133,7 +133,7 @@ static struct io_uring_sqe *ring_ask(Ring *ring, uint8_t operation, int fd, void
     return sqe;
 }
 
-/* Receive from a socket for ever. */
+/* Receive from a socket until it ends. */
 static void ring_receive(Ring *ring, int fd, void *owner)
 {
     struct io_uring_sqe *sqe = ring_ask(ring, IORING_OP_RECV, fd, owner);

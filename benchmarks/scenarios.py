@@ -1,4 +1,4 @@
-"""What is measured. Every scenario alternates between the servers, round by round, and compares within each round.
+"""The scenarios. Each alternates between the servers, round by round, and compares within each round.
 
 A slow moment of the machine then hits all of them about equally. The servers of a case run all the time, with their
 clients connected, but only one of them has anything to do.
@@ -168,7 +168,7 @@ async def one_channel(bench: Bench) -> None:
             windows = list(bench.windows)
             if not bench.full and (clients > 1000 or size != 128):
                 windows = [window for window in windows if window == 8] or windows[:1]
-            # 64 messages of 16 KiB are more than a slow consumer's limit at once; that is another scenario.
+            # 64 messages of 16 KiB exceed a slow consumer's limit at once; that is another scenario.
             windows = [window for window in windows if window * size <= 512 * 1024]
             title = f"One channel: {clients} subscribers, {size} B"
             await _compare(bench, title, bench.servers, windows, clients=clients, size=size, pinging=True)
@@ -260,7 +260,7 @@ async def slow_consumers(bench: Bench) -> None:
                         grown[name] = max(grown[name], machine.resident_bytes(process) - before)
                 rounds[name].append(samples)
     for name, samples_of_rounds in rounds.items():
-        # Of those that stall nothing is counted: what a message is worth is how many deliveries are.
+        # Deliveries to stalled clients are not counted: a rate is that of one client that reads.
         rates = [
             tuple(sample.rate / (clients - stalled) for sample, (clients, stalled) in zip(samples, cases, strict=True))
             for samples in samples_of_rounds

@@ -1,4 +1,4 @@
-"""The servers that are measured.
+"""The servers to measure.
 
 The peers written for this suite share one way of publishing; the others have their own.
 """
@@ -47,8 +47,8 @@ def _length_prefixed(size: int) -> tuple[bytes, bytes]:
 
 @asynccontextmanager
 async def _running_realtimed(directory: Path) -> AsyncIterator[Target]:
-    # The load client subscribes to all channels of a client at once; a browser's burst of requests has a limit. Behind
-    # Caddy all clients have the address of this machine.
+    # The load client subscribes to all channels of a client at once, beyond a browser's burst of requests. Behind Caddy
+    # all clients have the address of this machine.
     options = ("--inbound-burst", "1000", "--max-connections-per-address", "0")
     async with running_daemon(directory, *options) as daemon:
         yield Target(
@@ -95,7 +95,7 @@ async def realtimed_v1(directory: Path) -> AsyncIterator[Target]:
 def _own(
     name: str, command: Callable[[], Sequence[str | Path]], **environment: str
 ) -> Callable[[Path], AbstractAsyncContextManager[Target]]:
-    """Return what runs a server of this suite, which is told its two sockets on its command line."""
+    """Return what runs a server of this suite, which gets its two sockets on its command line."""
 
     @asynccontextmanager
     async def run(directory: Path) -> AsyncIterator[Target]:

@@ -1,4 +1,4 @@
-"""What is to be known of a server that is measured: how it is run, subscribed to and published to.
+"""The description of a server to measure: how to run it, subscribe to it and publish to it.
 
 In templates ######## stands for the number of a channel.
 """
@@ -33,7 +33,7 @@ class Target:
     address: str
     publish_address: str
     publication: Callable[[int], tuple[bytes, bytes]]
-    """What stands before and after a message of so many bytes on the publisher's connection."""
+    """The bytes before and after a message of a size on the publisher's connection."""
     request: bytes = REQUEST % (b"/" + CHANNEL, b"")
     subscription: bytes = b""
     """The text message that subscribes, where the request does not."""
@@ -48,7 +48,7 @@ class Target:
     greeting_bytes: int = 0
     """Bytes behind the head of that answer, or all of it."""
     fixed_header: Callable[[int], int] | None = None
-    """Bytes before a message of so many bytes, where a frame is not a WebSocket frame."""
+    """Bytes before a message of a size, where a frame is not a WebSocket frame."""
     answers_pings: bool = True
 
 
@@ -58,7 +58,7 @@ class Server:
 
     name: str
     prepare: Callable[[], object]
-    """Installs what is missing. Raises `AbsentError` if that cannot be done."""
+    """Installs missing parts. Raises `AbsentError` if that cannot be done."""
     running: Callable[[Path], AbstractAsyncContextManager[Target]]
     """Runs it, with its sockets and its log in a directory of its own."""
     many_channels: bool = True

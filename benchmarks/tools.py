@@ -1,4 +1,4 @@
-"""What the suite needs beside the project: its C programs, and the servers it compares with.
+"""The programs that the suite needs beside the project: its C programs, and the servers to compare with.
 
 Everything is kept in a cache outside the repository. What cannot be had here makes a peer *absent*, with a reason.
 """

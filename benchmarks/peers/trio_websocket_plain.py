@@ -1,4 +1,4 @@
-"""What one writes first with trio-websocket: a memory channel for each client, and `send_message` for each message.
+"""A first server with trio-websocket: a memory channel for each client, and `send_message` for each message.
 
 Usage: python trio_websocket_plain.py WEBSOCKET-PATH CONTROL-PATH. A client subscribes to the channel that its path
 names. On the control socket a message is a big-endian length (4 bytes), a channel (8 bytes) and the message itself.

@@ -1,4 +1,4 @@
-"""The `websockets` library as its documentation on broadcasting recommends it: `broadcast()`, no compression.
+"""The `websockets` library, used as its documentation on broadcasting recommends: `broadcast()`, no compression.
 
 Usage: python websockets_broadcast.py WEBSOCKET-PATH CONTROL-PATH. A client subscribes to the channel that its path
 names. On the control socket a message is a big-endian length (4 bytes), a channel (8 bytes) and the message itself.
