@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from realtimed.hub.channel import Channel
 from realtimed.hub.publication import Publication, WireFormat
+from realtimed.net.stream import QueuedStream
 from realtimed.websocket.frames import CloseCode
 
 __all__ = [
@@ -189,13 +190,19 @@ class Looked(Sink):
 
 
 class Owner:
-    """The owner of a stream, which remembers what the stream says of itself."""
+    """The owner of a stream, which remembers what the stream says of itself.
+
+    Once it has a `stream`, it seals it when that is slow, as a session does.
+    """
 
     def __init__(self) -> None:
         self.said: list[str] = []
+        self.stream: QueuedStream | None = None
 
     def slow(self, reason: str) -> None:
         self.said.append(reason)
+        if self.stream is not None:
+            self.stream.seal()
 
     def broken(self) -> None:
         self.said.append("broken")

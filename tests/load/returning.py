@@ -24,6 +24,7 @@ import msgspec
 import trio
 
 from tests.kit.clients import REQUEST, subscribe
+from tests.kit.sockets import RESET_AT_CLOSE
 from tests.kit.stack import Caddy
 
 __all__ = [
@@ -58,8 +59,6 @@ _CLOSE: Final = 0x88
 _PING: Final = 0x89
 _PONG: Final = b"\x8a\x80\x00\x00\x00\x00"
 _CLOSE_BACK: Final = b"\x88\x80\x00\x00\x00\x00"
-_ABORT: Final = struct.pack("ii", 1, 0)
-"""SO_LINGER that makes close() send a reset."""
 
 
 class _Event(msgspec.Struct):
@@ -223,7 +222,7 @@ class Connection:
             return
         self._readers.remove(self)
         if reset:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
         self.sock.close()
 
     def abandon(self) -> None:

@@ -23,7 +23,6 @@ from realtimed.hub.position import Position
 from realtimed.hub.publication import Frame, Publication, WireFormat
 from realtimed.hub.replays import Replays
 from realtimed.net.backlog import ENTRY_BYTES, FAR_OVER, OVER_SECONDS, Backlogs
-from realtimed.net.stream import QueuedStream
 from realtimed.websocket.frames import close_frame, text_frame
 from realtimed.websocket.protocols.plain import Plain
 from realtimed.websocket.protocols.v1 import RealtimeV1
@@ -33,6 +32,7 @@ from tests.kit.clients import REQUEST, Publisher, publisher, subscribe
 from tests.kit.patience import LONG_PATIENCE
 from tests.kit.stack import Daemon, running_daemon
 from tests.kit.subscribers import Owner
+from tests.kit.turns import Turns
 
 LIMIT = 100_000
 TIMEOUT = 10.0
@@ -49,16 +49,6 @@ def frames_of(replays: Replays, epoch: str, publications: Iterable[Publication],
     return (replays.frame(epoch, each, form) for each in publications)
 
 
-class SealingOwner(Owner):
-    """One that takes nothing more from a slow stream, as a session does."""
-
-    stream: QueuedStream
-
-    def slow(self, reason: str) -> None:
-        super().slow(reason)
-        self.stream.seal()
-
-
 class Setting:
     """A stream of the server, and the peer's end of the socket, which is read when a test says so."""
 
@@ -68,7 +58,7 @@ class Setting:
             sock.setblocking(False)
         self.replays = Replays(no_history())
         self.backlogs = backlogs or Backlogs(limit=LIMIT, timeout=TIMEOUT, total_limit=2**30, replays=self.replays)
-        self.owner = SealingOwner()
+        self.owner = Owner()
         self.stream = ClientStream(ours, self.backlogs, max_inbound=1000, rate=1, burst=1)
         self.owner.stream = self.stream
         self.stream.attach(nursery, self.owner)
@@ -311,22 +301,13 @@ async def test_frames_differ_by_format_and_epoch_and_small_ones_are_not_shared()
     assert replays.bytes == 0
 
 
-class Turns(trio.abc.Instrument):
-    """Counts the turns of the event loop."""
-
-    now = 0
-
-    def before_io_wait(self, timeout: float) -> None:
-        self.now += 1
-
-
 async def test_all_long_replays_take_turns() -> None:
     """Ten thousand messages each, ten clients: in no turn of the loop more frames are made than one piece has."""
     turns, made = Turns(), Counter[int]()
 
     def frames() -> Iterator[Frame]:
         for number in range(10_000):
-            made[turns.now] += 1
+            made[turns.count] += 1
             yield b"%08d" % number
 
     async with setting() as first, trio.open_nursery() as nursery:
