@@ -33,11 +33,11 @@ class Plug:
         self._reset_all()
 
     def pull_after(self, size: int) -> None:
-        """Pull the plug when so many more bytes have gone to clients, wherever in a message that is."""
+        """Pull the plug after `size` more bytes to clients, even in the middle of a message."""
         self._allowance = size
 
     def clog(self) -> None:
-        """Let nothing through any more, without anybody being told, as in a tunnel."""
+        """Let nothing through, without closing anything, as in a tunnel."""
         self._flowing = trio.Event()
 
     def put_back(self) -> None:

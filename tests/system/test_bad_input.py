@@ -30,7 +30,7 @@ KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 
 
 def untroubled(daemon: Daemon, sent: int = LARGEST) -> AbstractAsyncContextManager[None]:
-    """Fail if so many bytes disturb anybody, or take more processor time than they may."""
+    """Fail if `sent` bytes disturb a bystander, or take more processor time than they may."""
     return undisturbed(daemon, budget=allowed(sent))
 
 

@@ -41,7 +41,7 @@ from tests.kit.stack import ROOT, Daemon, running_caddy, running_daemon
 
 
 async def until_left(asking: Publisher, clients: int) -> None:
-    """Wait until no more than so many clients are left."""
+    """Wait until no more than this many clients are connected."""
     while (await asking.call("stats"))["clients"] > clients:
         pass
 

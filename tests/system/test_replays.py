@@ -83,7 +83,7 @@ class Setting:
         await wait_all_tasks_blocked()
 
     async def read(self, count: int) -> bytes:
-        """Let the peer read so many bytes."""
+        """Let the peer read `count` bytes."""
         data = b""
         while len(data) < count:
             try:
