@@ -1,4 +1,4 @@
-"""A folder is a rule: who may import whom, and which libraries. docs/architecture.md has the reasons."""
+"""A folder is a rule: who may import whom, and which libraries (see docs/architecture.md). Tests have one kit."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pytest
 import realtimed
 
 PACKAGE = Path(realtimed.__file__).parent
+TESTS = Path(__file__).parent
+KIT = TESTS / "kit"
 
 # What each part of the package may import, beside itself and `errors` and `text`, which all may.
 MAY_IMPORT = {
@@ -77,3 +79,31 @@ def test_each_library_has_its_place(module: str) -> None:
     for name in map(part, imports(module)):
         assert part(module) == ONLY_USERS.get(name, part(module)), f"{module} imports {name}"
         assert part(module) not in PURE or name not in NOT_PURE, f"{module} imports {name}"
+
+
+# Tests: what two of them need is in tests/kit, once.
+
+
+def own_members(node: ast.ClassDef) -> set[str]:
+    """Return the names of a class's methods and fields, those of its base classes not included."""
+    names = {each.name for each in node.body if isinstance(each, ast.FunctionDef)}
+    for each in ast.walk(node):
+        if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store):
+            names.add(each.attr)
+        elif isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name):
+            names.add(each.target.id)
+    return names
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: str(path.relative_to(TESTS)))
+def test_what_tests_share_is_in_the_kit_once(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [alias.name for alias in node.names]
+            modules = names if isinstance(node, ast.Import) else [f"{node.module}.{name}" for name in names]
+            assert not any(".test_" in module for module in modules), "no test module is imported"
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and path != KIT / "patience.py":
+            assert node.id.strip("_") not in ("PATIENCE", "LONG_PATIENCE"), "how long tests wait stands once"
+        elif isinstance(node, ast.ClassDef) and path != KIT / "subscribers.py":
+            is_fake = not node.bases and ({"channels", "write"} <= own_members(node) or node.name == "Listener")
+            assert not is_fake, f"{node.name} is a second fake subscriber"

@@ -1,6 +1,6 @@
 """What a broadcast costs, in counts that no noisy machine can change: function calls, sends, encodings, allocations.
 
-These are the guard of the architecture: whoever adds work to the way of a message sees it here first.
+They guard the architecture: work that is added to the way of a message shows here first.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Calls:
 
 @contextmanager
 def counted() -> Iterator[Calls]:
-    """Count the calls of the `with` block, and not those with which the garbage of other tests takes leave."""
+    """Count the calls of the `with` block, but not those that collect other tests' garbage."""
     calls = Calls()
     gc.disable()
     sys.setprofile(calls)

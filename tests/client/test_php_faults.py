@@ -104,7 +104,7 @@ def test_with_many_open_files_signals_do_not_disturb_a_call(path: Path, listener
 
 
 def nobody_knocks(listener: socket.socket) -> bool:
-    """Whether no connection waits to be accepted."""
+    """Return whether no connection waits to be accepted."""
     listener.setblocking(False)
     try:
         listener.accept()

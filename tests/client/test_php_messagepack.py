@@ -16,7 +16,7 @@ from tests.kit.php import Php, literal
 
 
 def repacked(php: Php, packed: bytes, piece: int) -> bytes:
-    """Let PHP read a value in pieces of so many bytes, and write it again."""
+    """Have PHP read a value in pieces of `piece` bytes, and write it again."""
     return base64.b64decode(
         php.run(
             f"$pieces = str_split({literal(packed)}, {piece});"

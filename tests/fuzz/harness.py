@@ -25,7 +25,7 @@ _CONFIG: Final = load({
     "max_inbound": MAX_INBOUND, "inbound_burst": BURST, "max_message": 200, "history_size": 3, "max_connections": 10,
 })  # fmt: skip
 
-_PATIENCE: Final = 1000.0
+_BEYOND_ALL_DEADLINES: Final = 1000.0
 """Seconds of a clock that jumps: no deadline of the daemon is as long."""
 
 
@@ -78,7 +78,7 @@ async def _converse(serve: Callable[[Daemon, socket.socket], Awaitable[None]], p
         async with trio.open_nursery() as nursery:
             nursery.start_soon(listen)
             nursery.start_soon(speak)
-            with trio.fail_after(_PATIENCE):
+            with trio.fail_after(_BEYOND_ALL_DEADLINES):
                 await serve(daemon, ours)
         background.cancel_scope.cancel()
     assert ours.fileno() < 0, "the socket is closed"

@@ -31,7 +31,7 @@ def load(hub: Hub, data: bytes, now: float) -> int:
 
 
 def handed_over(hub: Hub, seconds: float = 0, **options: Any) -> Hub:
-    """Return the hub of the daemon after this one, which starts so many seconds later."""
+    """Return the hub of the next daemon, which starts `seconds` later."""
     after = hub_with_history(clock=Clock(5.0), **options)
     load(after, b"".join(dump(hub, 1_000_000)), 1_000_000 + seconds)
     return after

@@ -31,7 +31,7 @@ def daemon_in_thread(directory: Path, *options: str, module: str = "realtimed") 
 
 
 def untimed(message: ChannelMessage | None) -> ChannelMessage:
-    """Return a message without its time of publication, after a look whether that is about now."""
+    """Return a message without its time of publication, which has to be about now."""
     assert message is not None
     assert message.time is not None
     assert abs(message.time - time.time()) < _RECENT

@@ -1,4 +1,4 @@
-"""A proxy before the daemon's control socket whose connections break when they are told to."""
+"""A proxy before the daemon's control socket whose connections break on command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Ask: TypeAlias = Callable[[bytes], bytes]
 """Hands a command to the daemon, and returns the whole answer."""
 
 Break: TypeAlias = Callable[[Ask, bytes], bytes]
-"""Does with a command what it likes, and returns what the client gets before its connection is closed."""
+"""Handles a command in any way, and returns what the client gets before its connection is closed."""
 
 
 def command_is_lost(_ask: Ask, _command: bytes) -> bytes:

@@ -35,7 +35,7 @@ class _Meter:
 
 
 def allowed(size: int) -> float:
-    """Return the seconds of processor time that an input of so many bytes may take."""
+    """Return the seconds of processor time that an input of `size` bytes may take."""
     return _SECONDS * max(size / LARGEST, 1)
 
 

@@ -158,8 +158,8 @@ async def until_subscribed(asking: Publisher, channel: str, subscribers: int) ->
 async def undisturbed(daemon: Daemon, later: Daemon | None = None, *, budget: float = math.inf) -> AsyncIterator[None]:
     """Fail unless a client and a publisher that were there before are served as if nothing had happened.
 
-    Its log may be somewhere else at the end: that is `later`. Nor may the daemon take more than `budget` seconds of
-    processor time meanwhile; see `tests.kit.budget`.
+    `later` is the daemon whose log counts at the end, if it is another one. Nor may the daemon take more than `budget`
+    seconds of processor time meanwhile; see `tests.kit.budget`.
     """
     with trio.fail_after(PATIENCE):
         async with websocket(daemon.websocket_socket) as client, publisher(daemon.control_socket) as other:
@@ -177,7 +177,7 @@ async def undisturbed(daemon: Daemon, later: Daemon | None = None, *, budget: fl
 
 
 async def http_answer(path: Path, request: bytes) -> str:
-    """Return all that a request is answered with, until the daemon hangs up."""
+    """Return the whole answer to a request, up to where the daemon hangs up."""
     with trio.fail_after(PATIENCE):
         async with await trio.open_unix_socket(path) as stream:
             await stream.send_all(request)
@@ -203,7 +203,7 @@ def close_of(events: list[Event]) -> tuple[int, str]:
 
 
 async def stalled(sender: Publisher, client: RawClient, channel: str, count: int, size: int) -> tuple[int, str]:
-    """Publish for a client that reads nothing until it is closed; return the code and the reason of that."""
+    """Publish for a client that reads nothing until it is closed; return the code and reason of the Close."""
     await client.send(TextMessage(data=subscribe(channel)))
     while channel not in await sender.call("channels"):
         pass

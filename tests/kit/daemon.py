@@ -83,7 +83,7 @@ async def running_daemon(
 
 
 async def until_serving(path: Path) -> None:
-    """Wait until a daemon serves whoever connects to a Unix socket: only then it has also logged that it is ready."""
+    """Wait until a daemon serves connections to a Unix socket: by then it has also logged that it is ready."""
     while True:
         try:
             stream = await trio.open_unix_socket(path)

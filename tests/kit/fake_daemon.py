@@ -64,7 +64,7 @@ Behaviour = Callable[[Peer], None]
 
 
 class FakeDaemon:
-    """Accepts a connection at `path` for each behaviour, in their order, and lets it run in a thread.
+    """Accepts a connection at `path` for each behaviour, in their order, and runs the behaviour in a thread.
 
     A connection is closed when its behaviour returns. At the end of the `with` block all behaviours have returned; what
     one has raised, or that its connection never came, is raised there.

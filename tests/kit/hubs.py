@@ -58,7 +58,7 @@ def hub_with_history(
     time_ns: Callable[[], int] = int,
     **rules: tuple[int, float],
 ) -> Hub:
-    """Return a hub that keeps so many publications a channel, for so many seconds.
+    """Return a hub that keeps `size` publications a channel, for `age` seconds.
 
     `rules` are size and age for patterns, in which "_" stands for "*".
     """

@@ -121,7 +121,7 @@ class Part:
         return self.process.wait()
 
     async def fail_if_it_ends(self) -> None:
-        """Wait for ever, or raise `PartFailedError` when the process ends."""
+        """Wait until the process ends; then raise `PartFailedError`."""
         status = await self.wait()
         raise PartFailedError(f"{self.name} ended unexpectedly, with status {status}.{self.log_shown()}")
 

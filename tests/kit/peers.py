@@ -216,7 +216,7 @@ class Publisher:
                 pass
 
     async def until_subscribed(self, channel: str, subscribers: int = 1) -> None:
-        """Wait until a channel has so many subscribers."""
+        """Wait until a channel has this many subscribers."""
         with trio.fail_after(PATIENCE):
             while (await self.call("channels")).get(channel, {}).get("subscribers", 0) != subscribers:
                 pass
@@ -411,7 +411,7 @@ class _Connected(Browser):
         self._connection = connection
 
     async def send(self, message: str | bytes) -> None:
-        with suppress(ConnectionClosed):  # whoever reads on is told
+        with suppress(ConnectionClosed):  # the next read raises it
             await self._connection.send_message(message)
 
     async def receive(self) -> str | bytes:

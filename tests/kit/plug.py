@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import socket
-import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
 
 import trio
 
-__all__ = ["Plug", "running_plug"]
+from tests.kit.sockets import RESET_AT_CLOSE
 
-_RESET_AT_CLOSE: Final = struct.pack("ii", 1, 0)
-"""SO_LINGER for no time at all: the peer sees a reset, and what is in flight is gone (socket(7))."""
+__all__ = ["Plug", "running_plug"]
 
 
 class Plug:
@@ -36,11 +33,11 @@ class Plug:
         self._reset_all()
 
     def pull_after(self, size: int) -> None:
-        """Pull the plug when so many more bytes have gone to clients, wherever in a message that is."""
+        """Pull the plug after `size` more bytes to clients, even in the middle of a message."""
         self._allowance = size
 
     def clog(self) -> None:
-        """Let nothing through any more, without anybody being told, as in a tunnel."""
+        """Let nothing through, without closing anything, as in a tunnel."""
         self._flowing = trio.Event()
 
     def put_back(self) -> None:
@@ -55,7 +52,7 @@ class Plug:
 
     def _reset_all(self) -> None:
         for client, scope in self._open.items():
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
             scope.cancel()
 
     async def handle(self, client: trio.SocketStream) -> None:

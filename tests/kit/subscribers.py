@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from realtimed.hub.channel import Channel
 from realtimed.hub.publication import Ending, Publication, WireFormat
+from realtimed.net.stream import QueuedStream
 
 __all__ = [
     "LINES",
@@ -154,10 +155,16 @@ class Looked(Sink):
 
 
 class Owner:
-    """The owner of a stream, which remembers what the stream says of itself."""
+    """The owner of a stream, which remembers what the stream says of itself.
+
+    Once it has a `stream`, it seals it when that is slow, as a session does.
+    """
 
     def __init__(self) -> None:
         self.said: list[str] = []
+        self.stream: QueuedStream | None = None
 
     def end(self, ending: Ending, reason: str) -> None:
         self.said.append("broken" if ending is Ending.GONE else reason)
+        if ending is Ending.SLOW and self.stream is not None:
+            self.stream.seal()

@@ -69,7 +69,7 @@ def connect(path: Path, *channels: str, v1: bool = False, headers: str = "") -> 
 
 @contextmanager
 def crowd(path: Path, count: int, *channels: str, v1: bool = False) -> Iterator[Sequence[socket.socket]]:
-    """Have so many clients that read nothing."""
+    """Keep this many clients that read nothing."""
     with ExitStack() as stack:
         yield [stack.enter_context(connect(path, *channels, v1=v1)) for _ in range(count)]
 
@@ -93,7 +93,7 @@ class Pace:
         return max(self._end - time.monotonic(), 0)
 
     def spend(self, count: int) -> None:
-        """Wait until so many bytes more may be sent."""
+        """Wait until this many more bytes may be sent."""
         self._spent += count
         time.sleep(max(min(self._began + self._spent / self._rate, self._end) - time.monotonic(), 0))
 

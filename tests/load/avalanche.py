@@ -121,7 +121,7 @@ class _Avalanche:
         self._connected = 0
 
     async def live(self, client: Client) -> None:
-        """Connect as the server advises, or with full jitter, for ever."""
+        """Connect again and again, as the server advises or with full jitter."""
         failures = 0
         while True:
             try:

@@ -155,7 +155,7 @@ class _Storm:
             client.last += 1
 
     async def live(self, client: Client) -> None:
-        """Connect again and again, for ever."""
+        """Connect again and again."""
         failures = 0
         vanished = ExitStack()
         with vanished:

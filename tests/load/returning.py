@@ -24,6 +24,7 @@ import msgspec
 import trio
 
 from tests.kit.clients import REQUEST, subscribe
+from tests.kit.sockets import RESET_AT_CLOSE
 from tests.kit.stack import Caddy
 
 __all__ = [
@@ -58,8 +59,6 @@ _CLOSE: Final = 0x88
 _PING: Final = 0x89
 _PONG: Final = b"\x8a\x80\x00\x00\x00\x00"
 _CLOSE_BACK: Final = b"\x88\x80\x00\x00\x00\x00"
-_ABORT: Final = struct.pack("ii", 1, 0)
-"""SO_LINGER that makes close() send a reset."""
 
 
 class _Event(msgspec.Struct):
@@ -117,7 +116,7 @@ def message(number: int) -> str:
 
 
 def full_jitter(failures: int, chance: random.Random) -> float:
-    """Return how many seconds to wait after so many attempts in a row that came to nothing."""
+    """Return the seconds to wait after this many failures in a row."""
     return chance.uniform(0, min(LONGEST_DELAY, FIRST_DELAY * 2**failures))
 
 
@@ -210,7 +209,7 @@ class Connection:
         self._send(header + bytes(4) + payload)
 
     def lose(self, reason: str) -> None:
-        """Take note that the connection is over."""
+        """Record that the connection is over."""
         if not self.over.is_set():
             self.reason = reason
             self.close()
@@ -223,7 +222,7 @@ class Connection:
             return
         self._readers.remove(self)
         if reset:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
         self.sock.close()
 
     def abandon(self) -> None:
@@ -324,7 +323,7 @@ class Client:
         return connection
 
     def lost(self) -> None:
-        """Take note that it is not connected from now on."""
+        """Record that it is no longer connected."""
         if not self._lost_at:
             self._lost_at = time.monotonic()
 
@@ -354,7 +353,7 @@ class Client:
             self.fault(f"the server said {event}")
 
     def fault(self, what: str) -> None:
-        """Take note of what should not be."""
+        """Record a fault."""
         self.faults += 1
         if self.faults <= _FAULTS_TOLD:
             self.told.append(f"client {self.number}: {what}")

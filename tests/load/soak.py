@@ -13,7 +13,6 @@ import json
 import random
 import resource
 import socket
-import struct
 import sys
 import time
 from collections import Counter
@@ -30,6 +29,7 @@ from wsproto.events import CloseConnection, Ping, TextMessage
 from realtimed.rpc.wire import encode_notification, encode_request
 from tests.kit.clients import REQUEST, Publisher, closing, publisher, raw_client, subscribe, websocket
 from tests.kit.patience import LONG_PATIENCE
+from tests.kit.sockets import RESET_AT_CLOSE
 from tests.kit.stack import Daemon, running_daemon, runtime_directory
 
 __all__ = ["Outcome", "Plan", "Reading", "run"]
@@ -52,7 +52,6 @@ OPTIONS: Final = (
 """Deadlines that pass often, and a history that is gone soon."""
 
 MEMORY_TOLERANCE: Final = 0.02
-_RESET: Final = struct.pack("ii", 1, 0)
 
 
 @dataclass(frozen=True)
@@ -256,7 +255,7 @@ class Soak:
         async with raw_client(self.daemon.websocket_socket) as client:
             await client.send(*[TextMessage(data=subscribe(channel)) for channel in self._channels()])
             await trio.sleep(self.random.random())
-            client.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            client.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
 
     async def goes_silent(self) -> None:
         async with raw_client(self.daemon.websocket_socket) as client:

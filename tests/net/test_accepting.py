@@ -12,20 +12,11 @@ import trio
 from realtimed.config.readers import Address
 from realtimed.net.accepting import accept
 from realtimed.net.listener import open_listener
+from tests.kit.turns import Turns
 
 CROWD = 500
 A_TURN = 8
 """Connections that may be accepted in one turn of the event loop."""
-
-
-class Turns(trio.abc.Instrument):
-    """Counts the turns of the event loop."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def before_io_wait(self, timeout: float) -> None:
-        self.count += 1
 
 
 async def test_a_crowd_is_accepted_in_many_turns(runtime_dir: Path) -> None:

@@ -365,7 +365,7 @@ async def test_6_11_16_info_tells_the_busiest_address(open_peers: Opening) -> No
 
 
 def timed(message: list[Any]) -> list[Any]:
-    """Return a message without its time, after a look at it."""
+    """Return a message without its time, which has to be about now."""
     *rest, more = message
     assert list(more) == ["time"]
     assert type(more["time"]) is int

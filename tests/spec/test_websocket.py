@@ -224,7 +224,7 @@ async def test_2_5_6_every_refusal_says_why_in_a_sentence(strict: Daemon, reques
 
 
 async def answers_at_once(path: Path, number: int) -> list[str]:
-    """Send so many handshakes at once; return the status of their answers, which came while all were connected."""
+    """Send this many handshakes at once; return the statuses, all of which come while all are connected."""
     async with AsyncExitStack() as stack:
         streams = [await stack.enter_async_context(await trio.open_unix_socket(path)) for _ in range(number)]
         statuses = []

@@ -10,7 +10,6 @@ import json
 import random
 import re
 import socket
-import struct
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from realtimed.rpc.wire import encode_notification, encode_request
 from realtimed.websocket.frames import CloseCode
 from tests.kit.budget import LARGEST, allowed
 from tests.kit.clients import REQUEST, closing, publisher, raw_client, subscribe, undisturbed, websocket
+from tests.kit.sockets import RESET_AT_CLOSE
 from tests.kit.stack import Daemon, running_daemon
 
 MIB = 2**20
@@ -30,7 +30,7 @@ KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 
 
 def untroubled(daemon: Daemon, sent: int = LARGEST) -> AbstractAsyncContextManager[None]:
-    """Fail if so many bytes disturb anybody, or take more processor time than they may."""
+    """Fail if `sent` bytes disturb a bystander, or take more processor time than they may."""
     return undisturbed(daemon, budget=allowed(sent))
 
 
@@ -212,7 +212,7 @@ async def test_a_tcp_reset_in_mid_frame(runtime_dir: Path) -> None:
         async with publisher(daemon.control_socket) as asking:
             for _ in range(20):
                 sock = socket.create_connection(("127.0.0.1", int(match[1])))
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close() resets
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
                 sock.sendall(REQUEST)
                 assert sock.recv(12) == b"HTTP/1.1 101"
                 sock.sendall(b"\x81\xfe\x01\x00mask half a frame")

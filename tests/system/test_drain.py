@@ -139,7 +139,7 @@ def flock(number: int) -> tuple[Sessions, list[Sheep]]:
 async def test_a_busy_processor_does_not_make_a_drain_uneven(
     autojump_clock: MockClock, stalls: list[tuple[float, float]]
 ) -> None:
-    """Each stall: so many seconds after the one before, for so many seconds."""
+    """For each stall: seconds after the one before, and how many seconds it lasts."""
     sessions, sheep = flock(CLIENTS)
 
     async def stall() -> None:

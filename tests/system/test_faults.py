@@ -8,7 +8,6 @@ import re
 import resource
 import signal
 import socket
-import struct
 from contextlib import AsyncExitStack
 from itertools import pairwise
 from pathlib import Path
@@ -37,14 +36,12 @@ from tests.kit.clients import (
     until_subscribed,
     websocket,
 )
+from tests.kit.sockets import RESET_AT_CLOSE
 from tests.kit.stack import ROOT, Daemon, running_caddy, running_daemon
-
-RESET = struct.pack("ii", 1, 0)
-"""For SO_LINGER: closing sends a reset."""
 
 
 async def until_left(asking: Publisher, clients: int) -> None:
-    """Wait until no more than so many clients are left."""
+    """Wait until no more than this many clients are connected."""
     while (await asking.call("stats"))["clients"] > clients:
         pass
 
@@ -102,7 +99,7 @@ async def test_a_reset_at_any_stage_leaves_nothing(runtime_dir: Path, sent: byte
             before = open_files(daemon)
             for _ in range(20):
                 sock = socket.create_connection(("127.0.0.1", int(match[1])))
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
                 sock.sendall(sent)
                 sock.close()
             while open_files(daemon) > before:
@@ -128,7 +125,7 @@ async def test_a_reset_in_the_middle_of_a_replay_leaves_nothing(runtime_dir: Pat
             received = b""
             while b"replay" not in received and len(received) < 100_000:
                 received += await stream.receive_some(10_000)
-            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
             await stream.aclose()
         await until_left(sender, 1)
         assert (await sender.call("stats"))["backlog_bytes"] == 0

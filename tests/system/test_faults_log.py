@@ -64,7 +64,7 @@ async def daemon_logging_to(
 
 
 async def make_lines(directory: Path, count: int) -> None:
-    """Have the daemon log so many lines of some 200 bytes."""
+    """Make the daemon log this many lines, of some 200 bytes each."""
     limit = trio.CapacityLimiter(50)
 
     async def be_refused() -> None:

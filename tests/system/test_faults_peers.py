@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
-import struct
 from pathlib import Path
-from typing import Final
 
 import pytest
 import trio
@@ -19,10 +17,8 @@ from realtimed.net.stream import QueuedStream
 from realtimed.rpc.wire import encode_request
 from tests.kit.clients import REQUEST, publisher
 from tests.kit.patience import PATIENCE
+from tests.kit.sockets import RESET_AT_CLOSE
 from tests.kit.stack import Daemon, running_daemon, standing_still
-
-RESET_AT_CLOSE: Final = struct.pack("ii", 1, 0)
-"""SO_LINGER for no time at all: the peer sees a reset (socket(7))."""
 
 
 def ports_of(daemon: Daemon) -> list[int]:

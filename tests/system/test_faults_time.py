@@ -163,7 +163,7 @@ print(sock.recv(12).decode(), flush=True)
 while sock.recv(4096):
     pass
 """
-"""A program that opens a WebSocket and reads for ever; it answers no ping, as it needs not while it is stopped."""
+"""A program that opens a WebSocket and only reads. It need not answer pings while it is stopped, so it never does."""
 
 
 async def test_a_client_whose_process_stands_still_is_closed_and_forgotten(runtime_dir: Path) -> None:

@@ -20,11 +20,10 @@ from benchmarks.machine import resident_bytes
 from realtimed.hub.history import History, Retention
 from realtimed.hub.hub import Hub
 from realtimed.hub.position import Position
-from realtimed.hub.publication import Ending, Frame, Publication, WireFormat
+from realtimed.hub.publication import Frame, Publication, WireFormat
 from realtimed.hub.replays import Replays
 from realtimed.net.backlog import FAR_OVER, OVER_SECONDS
 from realtimed.net.backlogs import ENTRY_BYTES, Backlogs
-from realtimed.net.stream import QueuedStream
 from realtimed.websocket.frames import close_frame, text_frame
 from realtimed.websocket.protocols.plain import Plain
 from realtimed.websocket.protocols.v1 import RealtimeV1
@@ -34,6 +33,7 @@ from tests.kit.clients import REQUEST, Publisher, publisher, subscribe
 from tests.kit.patience import LONG_PATIENCE
 from tests.kit.stack import Daemon, running_daemon
 from tests.kit.subscribers import Owner
+from tests.kit.turns import Turns
 
 LIMIT = 100_000
 TIMEOUT = 10.0
@@ -50,17 +50,6 @@ def frames_of(replays: Replays, epoch: str, publications: Iterable[Publication],
     return (replays.frame(epoch, each, form) for each in publications)
 
 
-class SealingOwner(Owner):
-    """One that takes nothing more from a slow stream, as a session does."""
-
-    stream: QueuedStream
-
-    def end(self, ending: Ending, reason: str) -> None:
-        super().end(ending, reason)
-        if ending is Ending.SLOW:
-            self.stream.seal()
-
-
 class Setting:
     """A stream of the server, and the peer's end of the socket, which is read when a test says so."""
 
@@ -70,7 +59,7 @@ class Setting:
             sock.setblocking(False)
         self.replays = Replays(no_history())
         self.backlogs = backlogs or Backlogs(limit=LIMIT, timeout=TIMEOUT, total_limit=2**30, replays=self.replays)
-        self.owner = SealingOwner()
+        self.owner = Owner()
         self.stream = ClientStream(ours, self.backlogs, max_inbound=1000, rate=1, burst=1)
         self.owner.stream = self.stream
         self.stream.attach(nursery, self.owner)
@@ -95,7 +84,7 @@ class Setting:
         await wait_all_tasks_blocked()
 
     async def read(self, count: int) -> bytes:
-        """Let the peer read so many bytes."""
+        """Let the peer read `count` bytes."""
         data = b""
         while len(data) < count:
             try:
@@ -313,22 +302,13 @@ async def test_frames_differ_by_format_and_epoch_and_small_ones_are_not_shared()
     assert replays.bytes == 0
 
 
-class Turns(trio.abc.Instrument):
-    """Counts the turns of the event loop."""
-
-    now = 0
-
-    def before_io_wait(self, timeout: float) -> None:
-        self.now += 1
-
-
 async def test_all_long_replays_take_turns() -> None:
     """Ten thousand messages each, ten clients: in no turn of the loop more frames are made than one piece has."""
     turns, made = Turns(), Counter[int]()
 
     def frames() -> Iterator[Frame]:
         for number in range(10_000):
-            made[turns.now] += 1
+            made[turns.count] += 1
             yield b"%08d" % number
 
     async with setting() as first, trio.open_nursery() as nursery:
