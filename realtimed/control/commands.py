@@ -12,7 +12,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from realtimed.control.forms import WITH_TIME
 from realtimed.control.idempotency import Answered, checked_key
-from realtimed.control.listing import Client, Steps, Whole, list_channels, list_clients
+from realtimed.control.listing import Client, list_channels, list_clients
+from realtimed.control.steps import Steps, Whole
 from realtimed.errors import RefusedError
 from realtimed.hub.channel import Subscriber
 from realtimed.hub.hub import Hub, Joined

@@ -8,18 +8,19 @@ comes or goes meanwhile may be in it or not.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
+from realtimed.control.steps import Steps, Whole
 from realtimed.errors import RefusedError
 from realtimed.hub.channel import Channel
 from realtimed.hub.hub import Hub
 from realtimed.text import quoted
 
-__all__ = ["Client", "Steps", "Whole", "list_channels", "list_clients"]
+__all__ = ["Client", "list_channels", "list_clients"]
 
 _M = TypeVar("_M")
 
@@ -58,23 +59,6 @@ class Client(Protocol):
 
     def close(self, code: int, reason: str) -> bool:
         """Say goodbye and end the connection. Returns at once, whether it was not ending already."""
-
-
-class Whole(NamedTuple):
-    """What is around the elements of a result: a map that has them by `name` beside other `fields`.
-
-    With `pairs` they are a map themselves, each key followed by its value; otherwise a list. If `name` is "", they are
-    the whole result; if it is None there are none.
-    """
-
-    fields: Mapping[str, object]
-    name: str | None = ""
-    pairs: bool = False
-
-
-Steps: TypeAlias = Generator[Sequence[object] | None, None, Whole]
-"""A result in the making: yields some of its elements, or none, whenever others may have their turn; and None when it
-cannot go on before they have had it."""
 
 
 @dataclass
