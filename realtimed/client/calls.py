@@ -1,28 +1,25 @@
 """What can be asked of the daemon. No I/O: both clients share it. `results` reads the answers.
 
-A `Call` is one question with the reader of its answer; a `Batch` is any number of them on their way through one
-connection. Answers find their calls by id, in whatever order they come.
+A `Call` is one question with the reader of its answer. `Pages` are the calls that fetch a list.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import realtimed.client.results as results
 from realtimed.client.results import ChannelInfo, ChannelMessage, ClientInfo, History, Position, Receipt, Subscribed
 from realtimed.errors import ProtocolError, RefusedError
-from realtimed.rpc.wire import ID_LIMIT, Response, encode_request
+from realtimed.rpc.defaults import HISTORY_SHOWN, NOT_ALLOWED
+from realtimed.rpc.wire import encode_request
 from realtimed.text import quoted
 
 __all__ = [
     "HISTORY_SHOWN",
-    "IN_FLIGHT",
     "NOT_ALLOWED",
-    "Batch",
     "Call",
     "ChannelInfo",
     "ChannelMessage",
@@ -42,19 +39,12 @@ __all__ = [
     "history",
     "info",
     "ping",
-    "request_ids",
     "stats",
     "subscribe",
     "watch",
 ]
 
 _T = TypeVar("_T")
-
-IN_FLIGHT: Final = 512
-"""Calls of a batch that may await their answers at a time. More would not be faster: it hides the round trip."""
-
-HISTORY_SHOWN: Final = 100
-"""How many messages of a channel's history are asked for unless the caller says."""
 
 _PAGE: Final = 1000
 """Members of a page of clients or channels that are asked for. The daemon may send fewer."""
@@ -70,12 +60,6 @@ _PAGE_BYTES: Final = 64 * 2**10
 
 _KEY_BYTES: Final = 16
 """Random bytes of a key that is made up: as many as a UUID has."""
-
-_CHUNK: Final = 64 * 2**10
-"""Bytes of requests that are put together before they are sent; the last request may exceed it."""
-
-NOT_ALLOWED: Final = 4403
-"""The close code for a client that is told to go: it should not come back by itself."""
 
 
 class Call(NamedTuple, Generic[_T]):
@@ -301,78 +285,6 @@ class Pages(Generic[_T]):
                 f" {', '.join(['limit', *self._narrower])}"
             )
         return page, after
-
-
-class Batch(Generic[_T]):
-    """Calls that go out one behind the other, and what became of each.
-
-    `outcomes` has a place for every call that was taken from `calls`, in their order: the result, or the refusal.
-    A place is None until its answer has come, and no more than `in_flight` places are at a time.
-    """
-
-    # Invariant: `_awaited` maps the id of each unanswered request to its place, and to what reads its answer.
-
-    def __init__(self, calls: Iterable[Call[_T]], ids: Iterator[int], in_flight: int = IN_FLIGHT) -> None:
-        if in_flight < 1:
-            raise ValueError(f"in_flight must be 1 or more, not {in_flight}")
-        self.outcomes: list[_T | RefusedError | None] = []
-        self._calls = iter(calls)
-        self._ids = ids
-        self._in_flight = in_flight
-        self._exhausted = False
-        self._awaited: dict[int, tuple[int, Callable[[object], _T]]] = {}
-
-    @property
-    def done(self) -> bool:
-        """Whether every call has its outcome."""
-        return self._exhausted and not self._awaited
-
-    @property
-    def unanswered(self) -> int:
-        """How many calls have no outcome yet."""
-        return len(self._awaited)
-
-    def requests(self) -> bytes:
-        """Return the next requests to send; nothing while enough are in flight, or when there are no more calls."""
-        if self._exhausted or len(self._awaited) > self._in_flight // 2:
-            return b""  # half may come back before more go out: fewer and larger writes
-        chunk = bytearray()
-        while len(self._awaited) < self._in_flight and len(chunk) < _CHUNK:
-            call = next(self._calls, None)
-            if call is None:
-                self._exhausted = True
-                break
-            id = next(self._ids)
-            try:
-                chunk += call.encode(id)
-            except RefusedError as error:
-                self.outcomes.append(error)
-                continue
-            self._awaited[id] = len(self.outcomes), call.read
-            self.outcomes.append(None)
-        return bytes(chunk)
-
-    def answer(self, response: Response) -> None:
-        """Take an answer. Raises `ProtocolError` if it is to no call of this batch, or makes no sense."""
-        if response.id is None:
-            raise results.goodbye(response.error)
-        if response.id not in self._awaited:
-            raise ProtocolError(f"the daemon answered request {response.id}, which awaits no answer")
-        place, read = self._awaited.pop(response.id)
-        self.outcomes[place] = read(response.result) if response.error is None else results.refusal(response.error)
-
-    def results(self) -> list[_T | RefusedError]:
-        """Return the outcomes of a batch that is done."""
-        return [outcome for outcome in self.outcomes if outcome is not None]
-
-
-def request_ids() -> Iterator[int]:
-    """Return the ids for the requests of one client: 0, 1, 2, and so on, and after the largest one 0 again.
-
-    Calls of any thread, and calls within a call, may take the next one at any moment: no Python code makes it that
-    could be interrupted.
-    """
-    return map(ID_LIMIT.__rmod__, itertools.count())
 
 
 # What is checked before it is sent, since the error would be less clear later.

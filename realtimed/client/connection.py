@@ -18,6 +18,7 @@ import time
 import weakref
 from collections.abc import Generator
 from contextlib import suppress
+from enum import Enum, auto
 from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 from realtimed.errors import NoDaemonError, ProtocolError, RequestTimeoutError
@@ -31,6 +32,7 @@ __all__ = [
     "VALUES_LIMIT",
     "Connection",
     "Deadline",
+    "State",
     "Steps",
     "Wait",
     "check_timeout",
@@ -43,8 +45,6 @@ _T = TypeVar("_T")
 
 DEFAULT_TIMEOUT: Final = 5.0
 """Seconds a call may take in all, from the connection to the answer."""
-
-_DEFAULT_PATH: Final = "/run/realtime.sock"
 
 ANSWER_LIMIT: Final = 64 * 2**20
 """Bytes of one answer or notification. The daemon's own are half as long at most."""
@@ -104,7 +104,7 @@ def socket_path(path: str | os.PathLike[str] | None) -> str:
 
     Each may be written PATH or unix:PATH.
     """
-    return address.plain(os.fspath(path) if path is not None else os.environ.get("REALTIME_SOCKET", _DEFAULT_PATH))
+    return address.plain(os.fspath(path) if path is not None else os.environ.get("REALTIME_SOCKET", address.DEFAULT))
 
 
 def check_timeout(timeout: float) -> float:
@@ -112,6 +112,21 @@ def check_timeout(timeout: float) -> float:
     if not timeout > 0:
         raise ValueError(f"timeout must be above 0 seconds, not {timeout}")
     return timeout
+
+
+class State(Enum):
+    """What a connection is good for."""
+
+    IDLE = auto()
+    """No answer is owed on it, so the next call may use it."""
+    BUSY = auto()
+    """A call uses it."""
+    DEAF = auto()
+    """The daemon takes no more bytes. What it sent before may still be there to read."""
+    HUNG_UP = auto()
+    """The daemon has hung up, or has died. Nothing more comes."""
+    SPOILED = auto()
+    """The daemon has sent what is not its protocol, or its last words. Nothing more is read."""
 
 
 class Connection:
@@ -124,19 +139,24 @@ class Connection:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.pid = os.getpid()
-        self.ended = False
-        """Nothing more comes: the daemon has hung up, or has sent what is not its protocol."""
-        self.hung_up = False
-        """The daemon has hung up, or has died."""
-        self.deaf = False
-        """The daemon takes no more bytes. What it sent before may still be there to read."""
+        self.state = State.BUSY
         self._decoder = Decoder(ANSWER_LIMIT, VALUES_LIMIT)
         _register(self)
 
     @property
-    def clean(self) -> bool:
-        """Whether it is open, as far as is known, and no more has been received than the messages that were taken."""
-        return not (self.ended or self._decoder.mid_message or self._decoder.pending)
+    def ended(self) -> bool:
+        """Whether nothing more comes."""
+        return self.state is State.HUNG_UP or self.state is State.SPOILED
+
+    def occupy(self) -> None:
+        """Become `BUSY`, if idle."""
+        if self.state is State.IDLE:
+            self.state = State.BUSY
+
+    def rest(self) -> None:
+        """Become `IDLE` after the last answer of a call, unless the daemon has ended the connection or said more."""
+        if self.state is State.BUSY and not self._decoder.mid_message and not self._decoder.pending:
+            self.state = State.IDLE
 
     def close(self) -> None:
         """Close the connection; in a child of a fork, only its own copy."""
@@ -147,26 +167,26 @@ class Connection:
         _opened.pop(id(self), None)
 
     def send(self, data: memoryview) -> int:
-        """Send what the socket takes at once and return how much that was. After an error `deaf` is set."""
+        """Send what the socket takes now and return how many bytes that was: none if the daemon takes no more."""
         try:
             return self.sock.send(data)
         except BlockingIOError:
             return 0
         except OSError:  # a send that fails has taken nothing; one that is cut short returns its count
-            self.deaf = True
+            self.state = State.DEAF
             return 0
 
     def begin(self, data: memoryview) -> int | None:
-        """Send as `send` does, on a connection kept from before; return None if it is of no use and took nothing."""
-        if self._is_idle():
-            sent = self.send(data)
-            if not self.deaf:
-                return sent
-        return None
+        """Begin a call on an idle connection: send as `send` does. Returns None if it is of no use and took nothing."""
+        if not self._is_silent():
+            return None
+        self.occupy()
+        sent = self.send(data)
+        return sent if self.state is State.BUSY else None
 
-    def _is_idle(self) -> bool:
-        """Whether this connection is ours and open, and nothing lies in it to be read."""
-        if self.pid != os.getpid() or not self.clean:
+    def _is_silent(self) -> bool:
+        """Return whether this connection belongs to this process, is open, and holds nothing to read."""
+        if self.pid != os.getpid():
             return False
         try:
             self.sock.recv(1, socket.MSG_PEEK)
@@ -183,7 +203,7 @@ class Connection:
         return Wait(self.sock, writable, deadline.left)
 
     def receive(self) -> list[Message]:
-        """Return some of the messages that have come. When they were the last ones, `ended` is set.
+        """Return some of the messages that have come. `state` says whether more may come.
 
         Raises `ProtocolError` for bytes that are not the protocol, if no message came before them.
         """
@@ -195,7 +215,7 @@ class Connection:
             except OSError:  # reset: the daemon ended with commands unread
                 data = b""
             if not data:
-                self.ended = self.hung_up = True
+                self.state = State.HUNG_UP
                 return []
             self._decoder.receive(data)
         messages: list[Message] = []
@@ -206,7 +226,7 @@ class Connection:
                     break  # a part of a long one has been looked at
                 messages.append(message)
         except ProtocolError as error:
-            self.ended = True
+            self.state = State.SPOILED
             if not messages:
                 raise ProtocolError(f"the daemon sent what is not its protocol: {error}") from None
         return messages

@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Final, TypeVar
 
-from realtimed.client.calls import Batch, Call, ChannelMessage, Position, request_ids, subscribe, watch
+from realtimed.client.batch import Batch, request_ids
+from realtimed.client.calls import Call, ChannelMessage, Position, subscribe, watch
 from realtimed.client.connection import Connection, Deadline, Steps, connect
 from realtimed.client.line import exchange
 from realtimed.client.results import goodbye, published

@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, TypeVar
 
-from realtimed.client.calls import Batch, Call, Receipt, broadcast, request_ids
-from realtimed.client.connection import Connection, Deadline, Steps, connect, connect_again
+from realtimed.client.batch import Batch, request_ids
+from realtimed.client.calls import Call, Receipt, broadcast
+from realtimed.client.connection import Connection, Deadline, State, Steps, connect, connect_again
 from realtimed.errors import ProtocolError, RealtimeError, RefusedError, RequestTimeoutError
 from realtimed.rpc.wire import Notification, Oversized, Request, Response
 
@@ -29,7 +30,7 @@ KEPT: Final = 8
 class Line:
     """The connections of one client, which are kept from call to call; when none is free, another is opened."""
 
-    # Invariant: what is in `_kept` is in no call's hands, and owes no answer.
+    # Invariant: the connections in `_kept` are idle, and no call has any of them.
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -88,25 +89,23 @@ class Line:
         if connection is None:
             connection = yield from connect(self.path, deadline)
         while True:
-            reusable = False
             try:
-                reusable = yield from exchange(connection, self.path, batch, unsent, deadline, _disregard)
+                yield from exchange(connection, self.path, batch, unsent, deadline, _disregard)
+                return batch.results()
             except ProtocolError as error:
-                if not (repeatable and connection.hung_up):
+                if not (repeatable and connection.state is State.HUNG_UP):
                     raise
                 broken = str(error)
-            else:
-                return batch.results()
             finally:
-                if reusable:
-                    self._give_back(connection, kept)
-                else:
-                    connection.close()
+                self._give_back(connection, kept)
             connection = yield from connect_again(self.path, deadline, broken)
             unsent = requests
 
     def _give_back(self, connection: Connection, kept: list[Connection]) -> None:
-        """Keep a connection with the others, in the list that was current when it was taken."""
+        """Keep a connection that is idle, in the list that was current when it was taken; close any other."""
+        if connection.state is not State.IDLE:
+            connection.close()
+            return
         kept.append(connection)
         _close_all_but(KEPT if kept is self._kept else 0, kept)  # `close` may have been called meanwhile
 
@@ -145,17 +144,17 @@ def exchange(
     unsent: memoryview,
     deadline: Deadline,
     heard: Callable[[Notification], None],
-) -> Steps[bool]:
+) -> Steps[None]:
     """Send the requests of `batch`, beginning with `unsent`, and take answers until it is done.
 
-    Returns whether the connection may be used again: not if it has ended, nor if a request was refused before it was
-    sent in full.
+    The connection is idle then, unless it has ended, or a request was refused before it was sent in full.
 
     Answers are read while requests are written, so that a daemon that stops reading because its own answers are not
     read can go on. `heard` is called for notifications that come in between.
     """
+    connection.occupy()
     while True:
-        while not connection.deaf:
+        while connection.state is State.BUSY:
             if not unsent:
                 unsent = memoryview(batch.requests())
             sent = connection.send(unsent) if unsent else 0
@@ -163,8 +162,10 @@ def exchange(
                 break
             unsent = unsent[sent:]
         if batch.done:
-            return not unsent and connection.clean
-        yield connection.wait(deadline, writable=bool(unsent) and not connection.deaf)
+            if not unsent:
+                connection.rest()
+            return
+        yield connection.wait(deadline, writable=bool(unsent) and connection.state is State.BUSY)
         unanswered = batch.unanswered
         _take_answers(connection, batch, heard)
         if connection.ended and not batch.done:
@@ -186,7 +187,7 @@ def _take_answers(connection: Connection, batch: Batch[Any], heard: Callable[[No
             case Notification():
                 heard(message)
             case Response() if batch.done:
-                connection.ended = True  # last words, behind answers that count nevertheless
+                connection.state = State.SPOILED  # last words, behind answers that count nevertheless
             case Response():
                 batch.answer(message)
             case Request() | Oversized():

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from realtimed.config import readers
 from realtimed.config.readers import Address
+from realtimed.rpc import address
 
 __all__ = ["SETTINGS", "ChannelRule", "Config", "Setting"]
 
@@ -44,7 +45,7 @@ class Config:
     """One consistent configuration. Sizes are bytes, times seconds."""
 
     socket: Path = _setting(
-        Path("/run/realtime.sock"),
+        Path(address.DEFAULT),
         readers.read_socket,
         _WHERE,
         "Control socket: where publishers send commands; PATH or unix:PATH.",

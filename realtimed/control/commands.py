@@ -20,6 +20,7 @@ from realtimed.hub.hub import Hub, Joined
 from realtimed.hub.names import check_channel_name
 from realtimed.hub.position import Position, Receipt
 from realtimed.hub.publication import encode_message
+from realtimed.rpc.defaults import HISTORY_SHOWN
 from realtimed.text import quoted
 from realtimed.websocket.frames import CloseCode, check_close
 
@@ -27,8 +28,6 @@ __all__ = ["CHANNELS_LIMIT", "COMMANDS", "Caller", "Command", "Context", "carry_
 
 CHANNELS_LIMIT: Final = 5000
 """Channels that one ``broadcast_many`` may name."""
-
-_HISTORY_SHOWN: Final = 100
 
 _STEP: Final = 64
 """Channels that are published on in one step: a fraction of a millisecond."""
@@ -214,7 +213,7 @@ def _clients(context: Context, _: Caller | None, params: list[object]) -> object
 def _history(context: Context, _: Caller | None, params: list[object]) -> object:
     match params:
         case [channel]:
-            count = _HISTORY_SHOWN
+            count = HISTORY_SHOWN
         case [channel, int(count)] if _is_count(count):
             pass
         case [channel, int(count), {**given}] if _is_count(count):

@@ -8,7 +8,10 @@ from typing import Final
 
 from realtimed.text import quoted
 
-__all__ = ["LIMIT", "fault", "plain"]
+__all__ = ["DEFAULT", "LIMIT", "fault", "plain"]
+
+DEFAULT: Final = "/run/realtime.sock"
+"""The path of the control socket, unless a setting or the environment says otherwise."""
 
 LIMIT: Final = 107
 """Bytes of a Unix socket's path, without the closing zero byte (unix(7), sun_path)."""

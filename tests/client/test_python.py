@@ -39,7 +39,7 @@ from realtimed import (
     RefusedError,
     RequestTimeoutError,
 )
-from realtimed.client.calls import Batch
+from realtimed.client.batch import Batch, request_ids
 from realtimed.client.line import KEPT
 from realtimed.rpc.wire import Decoder, Request, Response, encode_request, encode_response
 from tests.kit.blocking import FLAVOURS, Opener, daemon_in_thread, opener, untimed
@@ -674,7 +674,7 @@ def test_an_error_of_the_callers_pairs_reaches_the_caller(path: Path, connect: O
 
 
 def test_a_batch_has_a_bounded_number_in_flight_and_keeps_the_order() -> None:
-    batch = Batch((calls.broadcast("news", str(number)) for number in range(100)), calls.request_ids(), in_flight=10)
+    batch = Batch((calls.broadcast("news", str(number)) for number in range(100)), request_ids(), in_flight=10)
     decoder = Decoder(2**20)
     order = []
     waiting: list[Request] = []
