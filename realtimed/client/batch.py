@@ -26,10 +26,10 @@ _CHUNK: Final = 64 * 2**10
 
 
 class Batch(Generic[_T]):
-    """Calls that go out one behind the other, and what became of each.
+    """Calls that are sent one behind the other without waiting for answers, and the outcome of each.
 
-    `outcomes` has a place for every call that was taken from `calls`, in their order: the result, or the refusal.
-    A place is None until its answer has come, and no more than `in_flight` places are at a time.
+    `outcomes` has a place for every call that was taken from `calls`, in their order: the result, or the refusal. A
+    place is None until its answer has come. No more than `in_flight` calls await their answers at a time.
     """
 
     # Invariant: `_awaited` maps the id of each unanswered request to its place, and to what reads its answer.
@@ -55,9 +55,9 @@ class Batch(Generic[_T]):
         return len(self._awaited)
 
     def requests(self) -> bytes:
-        """Return the next requests to send; nothing while enough are in flight, or when there are no more calls."""
+        """Return the next requests to send: none while enough are in flight, or when there are no more calls."""
         if self._exhausted or len(self._awaited) > self._in_flight // 2:
-            return b""  # half may come back before more go out: fewer and larger writes
+            return b""  # half may be answered before more are sent: fewer and larger writes
         chunk = bytearray()
         while len(self._awaited) < self._in_flight and len(chunk) < _CHUNK:
             call = next(self._calls, None)
@@ -75,7 +75,7 @@ class Batch(Generic[_T]):
         return bytes(chunk)
 
     def answer(self, response: Response) -> None:
-        """Take an answer. Raises `ProtocolError` if it is to no call of this batch, or makes no sense."""
+        """Take an answer. Raises `ProtocolError` if it belongs to no call of this batch, or makes no sense."""
         if response.id is None:
             raise results.goodbye(response.error)
         if response.id not in self._awaited:
@@ -91,7 +91,7 @@ class Batch(Generic[_T]):
 def request_ids() -> Iterator[int]:
     """Return the ids for the requests of one client: 0, 1, 2, and so on, and after the largest one 0 again.
 
-    Calls of any thread, and calls within a call, may take the next one at any moment: no Python code makes it that
-    could be interrupted.
+    Any thread, and a call in the middle of another, may take the next id at any moment: it is made by functions written
+    in C, which cannot be interrupted.
     """
     return map(ID_LIMIT.__rmod__, itertools.count())

@@ -1,9 +1,9 @@
 """A client's connection to the daemon, for callers that block and callers that await alike.
 
-The socket never blocks. What may have to wait is written as *steps*: a generator that yields a `Wait` whenever it can
-go no further, and returns the result in the end. `Client` waits with poll(2), `AsyncClient` with its event loop; all
-else, deadlines included, is here and the same for both. Closing the generator in the middle, which is what an
-interrupt or a cancellation comes to, closes the connection: one on which an answer is owed is never used again.
+The socket never blocks. A function that may have to wait is written as *steps*: a generator that yields a `Wait`
+whenever it cannot go on, and returns its result in the end. `Client` waits with poll(2), `AsyncClient` with its event
+loop. All else, deadlines included, is here and the same for both. An interrupt or a cancellation closes the generator
+in the middle, and with it the connection: one on which an answer is owed is never used again.
 """
 
 from __future__ import annotations
@@ -47,31 +47,30 @@ DEFAULT_TIMEOUT: Final = 5.0
 """Seconds a call may take in all, from the connection to the answer."""
 
 ANSWER_LIMIT: Final = 64 * 2**20
-"""Bytes of one answer or notification. The daemon's own are half as long at most."""
+"""Bytes of one answer or notification. Those of the daemon have at most half as many."""
 
 VALUES_LIMIT: Final = 2 * 2**20
-"""MessagePack values in one answer: each may take a byte on the way and 72 in memory."""
+"""MessagePack values in one answer. Each may take one byte to send and 72 in memory."""
 
 _READ_BYTES: Final = 256 * 2**10
 
 _TAKEN_AT_ONCE: Final = 512
-"""Messages that are taken out of what was received before others may have their turn, and the deadline: a millisecond
-or two."""
+"""Messages that are decoded before other tasks have their turn and the deadline is checked: one or two milliseconds."""
 
 _FEW: Final = 64
-"""Connections that ended without being closed, as interrupted calls leave them, and are not worth a search."""
+"""Connections that are registered between two searches for those that interrupted calls left behind."""
 
 _RETRY_SECONDS: Final = 0.01
-"""How long to wait before knocking again at a daemon whose queue of new connections is full."""
+"""Seconds until the next attempt to connect to a daemon whose queue of new connections is full."""
 
 _REPEAT_SECONDS: Final = 0.05
-"""How long to wait, after a connection broke, before a call is repeated on another: it may be a restart."""
+"""Seconds until a call is repeated on another connection after one broke: the daemon may be restarting."""
 
 
 class Wait(NamedTuple):
     """Wait until `sock` can be read, or written if `writable`, but no longer than `seconds`.
 
-    Without a socket it is the time alone that has to pass.
+    Without a socket, wait for `seconds`.
     """
 
     sock: socket.socket | None
@@ -90,12 +89,12 @@ class Deadline:
         self._at = time.monotonic() + seconds
 
     @property
-    def left(self) -> float:
+    def remaining(self) -> float:
         """Seconds until then, or 0."""
         return max(0.0, self._at - time.monotonic())
 
     def renew(self) -> None:
-        """Begin anew."""
+        """Put the moment off: it is `seconds` from now."""
         self._at = time.monotonic() + self.seconds
 
 
@@ -132,8 +131,8 @@ class State(Enum):
 class Connection:
     """A connected socket, and the decoder of what comes in.
 
-    `pid` is the process that opened it. A child of a fork has the socket too, and closes it: both would read the same
-    answers.
+    `pid` is the process that opened it. A forked child inherits the socket and closes its copy: otherwise both would
+    read the same answers.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -159,10 +158,10 @@ class Connection:
             self.state = State.IDLE
 
     def close(self) -> None:
-        """Close the connection; in a child of a fork, only its own copy."""
+        """Close the connection; in a forked child, only the child's copy."""
         if self.pid == os.getpid():
             with suppress(OSError):  # the daemon may have gone first
-                self.sock.shutdown(socket.SHUT_RDWR)  # a child that was forked meanwhile would keep it open
+                self.sock.shutdown(socket.SHUT_RDWR)  # otherwise a child forked meanwhile would keep it open
         self.sock.close()
         _opened.pop(id(self), None)
 
@@ -172,7 +171,7 @@ class Connection:
             return self.sock.send(data)
         except BlockingIOError:
             return 0
-        except OSError:  # a send that fails has taken nothing; one that is cut short returns its count
+        except OSError:  # a failed send has taken nothing; a partial one returns its count
             self.state = State.DEAF
             return 0
 
@@ -200,7 +199,7 @@ class Connection:
         """Return what to wait for until `receive` may have something, or `writable` until more may be sent."""
         if self._decoder.pending:
             return Wait(None, writable=False, seconds=0)
-        return Wait(self.sock, writable, deadline.left)
+        return Wait(self.sock, writable, deadline.remaining)
 
     def receive(self) -> list[Message]:
         """Return some of the messages that have come. `state` says whether more may come.
@@ -242,7 +241,7 @@ The references have no callbacks, in which an exception from a signal handler wo
 
 
 def _register(connection: Connection) -> None:
-    """Remember that a connection is open, and from time to time forget those that ended without being closed."""
+    """Remember that a connection is open. From time to time forget those that ended without being closed."""
     _opened[id(connection)] = weakref.ref(connection)
     if len(_opened) % _FEW == 0:
         for number, reference in _opened.copy().items():
@@ -276,13 +275,13 @@ def connect(path: str, deadline: Deadline) -> Steps[Connection]:
             try:
                 sock.connect(path)
             except BlockingIOError:
-                # The daemon's queue of new connections is full, and the kernel tells nobody when there is room.
-                if not deadline.left:
+                # The daemon's queue of new connections is full, and the kernel does not tell when it no longer is.
+                if not deadline.remaining:
                     raise RequestTimeoutError(
                         f"the daemon at {path} did not accept the connection within {deadline.seconds:g} s;"
                         " nothing was sent"
                     ) from None
-                yield Wait(None, writable=False, seconds=min(_RETRY_SECONDS, deadline.left))
+                yield Wait(None, writable=False, seconds=min(_RETRY_SECONDS, deadline.remaining))
             except OSError as error:
                 raise NoDaemonError(_why_not(path, error)) from error
             else:
@@ -295,14 +294,14 @@ def connect(path: str, deadline: Deadline) -> Steps[Connection]:
 
 
 def connect_again(path: str, deadline: Deadline, broken: str) -> Steps[Connection]:
-    """Open a connection in place of one that broke, as `broken` says; wait for a daemon until the deadline.
+    """Open a connection in place of one that broke; wait for a daemon until the deadline. `broken` says why it broke.
 
-    Raises `ProtocolError` then: what was asked on the first connection may have been carried out.
+    Raises `ProtocolError` at the deadline: what was asked on the first connection may have been carried out.
     """
     why = "the connection broke each time"
     while True:
-        yield Wait(None, writable=False, seconds=min(_REPEAT_SECONDS, deadline.left))
-        if not deadline.left:
+        yield Wait(None, writable=False, seconds=min(_REPEAT_SECONDS, deadline.remaining))
+        if not deadline.remaining:
             raise ProtocolError(f"{broken}. It could not be repeated within {deadline.seconds:g} s: {why}")
         try:
             return (yield from connect(path, deadline))
@@ -311,7 +310,7 @@ def connect_again(path: str, deadline: Deadline, broken: str) -> Steps[Connectio
 
 
 def _why_not(path: str, error: OSError) -> str:
-    """Say why nothing could be reached at `path`, and what to look at."""
+    """Return why nothing could be reached at `path`, and what to look at."""
     if error.errno == errno.ENOENT:
         return (
             f"no daemon at {path}: there is no such file. Is realtimed running, and is this its --socket?"

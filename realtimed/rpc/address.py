@@ -1,4 +1,4 @@
-"""How a Unix socket's path is written, by those who listen at it and by those who connect to it alike."""
+"""How the path of a Unix socket is written, for the daemon that listens and the clients that connect."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _URL: Final = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 def plain(text: str) -> str:
-    """Return the path alone, of what may be written PATH, unix:PATH or, as a URL, unix:///PATH."""
+    """Return the path in `text`, which may be written PATH, unix:PATH or, as a URL, unix:///PATH."""
     path = text.removeprefix("unix:")
     return "/" + path.lstrip("/") if path.startswith("//") else path
 
