@@ -22,8 +22,8 @@ __all__ = ["EARLY_LIMIT", "Feed"]
 _T = TypeVar("_T")
 
 EARLY_LIMIT: Final = 256 * 2**20
-"""Bytes of memory for early messages: those that come before all channels have been subscribed to. A daemon keeps 64 MiB
-of history by default and may send all of it for many channels, and a character of text takes up to four bytes."""
+"""Bytes of memory for early messages: those that come before all channels have been subscribed to. A daemon keeps
+64 MiB of history by default and may send all of it for many channels; a character of text takes up to four bytes."""
 
 _MESSAGE_BYTES: Final = 100
 """About how many bytes of memory a message takes beside its channel and its text."""
@@ -33,9 +33,9 @@ class Feed:
     """The messages of some channels, on a connection of their own."""
 
     # Invariants: once open, `positions` and `seen` have every channel, and `recovered` those that had a `since`.
-    # `_arrived` has the messages that were received and not returned; the early ones took `_early_bytes`. `_torn` is set
-    # while messages are on their way from the socket to `_arrived`: if it is still set when the next receive begins,
-    # some may have been lost. `_last_words` is the error to raise when all messages before it have been returned.
+    # `_arrived` has the messages that were received and not returned; the early ones took `_early_bytes`. `_torn` is
+    # set while messages are on their way from the socket to `_arrived`: if it is still set when the next receive
+    # begins, some may have been lost. `_last_words` is the error to raise when all messages before it were returned.
 
     def __init__(self, path: str) -> None:
         self.positions: dict[str, Position] = {}

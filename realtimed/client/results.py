@@ -72,8 +72,8 @@ class ChannelInfo(NamedTuple):
 class ClientInfo(NamedTuple):
     """A connected client.
 
-    `address` is its address according to the proxy, `connected_since` is in seconds since 1970, and `pending` is how many bytes
-    wait until it reads them.
+    `address` is its address according to the proxy, `connected_since` is in seconds since 1970, and `pending` is how
+    many bytes wait until it reads them.
     """
 
     id: str
