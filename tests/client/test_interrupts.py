@@ -25,7 +25,7 @@ INTERRUPTS: Final = int(os.environ.get("INTERRUPTS", "1500"))
 """Interrupts at random moments, in each way; more: INTERRUPTS=30000 pytest tests/client/test_interrupts.py"""
 
 EVERY: Final = 1 if INTERRUPTS >= 30_000 else 7
-"""Of so many instructions of a call, one is interrupted."""
+"""One in this many instructions of a call is interrupted."""
 
 CLIENT: Final = (*realtimed.client.__path__, *realtimed.rpc.__path__)
 
@@ -50,7 +50,7 @@ def descriptors() -> int:
 
 
 def interrupted_at(instruction: int, call: Callable[[], object]) -> bool:
-    """Make a call and raise `Interrupted` before the instruction of that number. Return whether there are so many.
+    """Make a call and raise `Interrupted` before the instruction of that number. Return whether there is one.
 
     Instructions of the client's own modules are counted, and of nothing else.
     """

@@ -36,8 +36,8 @@ from tests.kit.stack import (
     APP,
     ROOT,
     Daemon,
-    MissingComponentError,
     PhpFpm,
+    find_php,
     running_caddy,
     running_php_fpm,
     runtime_directory,
@@ -116,13 +116,6 @@ class Php:
     def run(self, code: str) -> Any:
         self.begin(code)
         return self.result()
-
-
-def find_php() -> str:
-    found = shutil.which("php")
-    if found is None:
-        raise MissingComponentError("PHP is not installed: apt-get install php-cli php-fpm")
-    return found
 
 
 @contextmanager
@@ -1061,7 +1054,7 @@ def test_a_signal_handler_that_throws_leaves_no_answer_to_the_next_call(listener
 
 
 def repacked(php: Php, packed: bytes, piece: int) -> bytes:
-    """Let PHP read a value in pieces of so many bytes, and write it again."""
+    """Let PHP read a value in pieces of `piece` bytes, and write it again."""
     return base64.b64decode(
         php.run(
             f"$pieces = str_split({literal(packed)}, {piece});"

@@ -80,7 +80,7 @@ def descriptors() -> int:
 
 
 def until(true: Callable[[], bool]) -> None:
-    """Ask again and again."""
+    """Wait until `true` returns True; fail after `PATIENCE`."""
     deadline = time.monotonic() + PATIENCE
     while not true():
         assert time.monotonic() < deadline

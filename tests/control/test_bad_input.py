@@ -1,7 +1,7 @@
-"""What peers do wrong, against the real daemon: each gets its error, and nobody else notices.
+"""What peers do wrong, against the real daemon: each gets its error, and no other peer notices.
 
-Every test has a witness: a client and a publisher that were there before and have to be served as before. And each has
-a budget of the daemon's processor time, which is more than that of one bad input only where there are many.
+Every test has witnesses: a client and a publisher that connected before and have to be served as before. Each test also
+has a budget of the daemon's processor time, larger than that of one bad input only where a test sends many.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 
 
 def untroubled(daemon: Daemon, sent: int = LARGEST) -> AbstractAsyncContextManager[None]:
-    """Fail if so many bytes disturb anybody, or take more processor time than they may."""
+    """Fail if `sent` bytes disturb another peer, or take more processor time than they may."""
     return undisturbed(daemon, budget=allowed(sent))
 
 

@@ -1,4 +1,4 @@
-"""What connections of the control socket can make a daemon hold, against its resident memory; nobody else notices."""
+"""Connections of the control socket that make a daemon hold much: its resident memory is bounded, no peer notices."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tests.kit.stack import Daemon
 from tests.load.attackers import MIB, Bystander, Growth, connect, text_frame
 
 PATIENCE = 60
-"""Seconds that a socket may take over anything; a test that needs so long has failed."""
+"""Seconds until a socket gives up: then the test has failed."""
 
 SLACK = 64 * MIB
-"""What a daemon may take beyond the limits that are set."""
+"""Bytes that a daemon may take beyond its limits."""
 
 NOTICED = 0.05
 """Seconds that a bystander's pings may take."""
