@@ -18,7 +18,8 @@ from realtimed.config.settings import Config
 from realtimed.control.commands import Context
 from realtimed.control.idempotency import Answered
 from realtimed.control.server import serve_publisher
-from realtimed.control.service import WAITING_LIMIT, Service, shed_largest
+from realtimed.control.service import WAITING_LIMIT, Service
+from realtimed.control.shedding import shed_largest
 from realtimed.errors import ConfigurationError
 from realtimed.hub.channel import Subscriber
 from realtimed.hub.history import History, Retention

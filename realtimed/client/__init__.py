@@ -1,1 +1,1 @@
-"""The Python clients of the control socket. They know `rpc`, `errors`, `text`, and the results in `hub.publication`."""
+"""The Python clients of the control socket. They know `rpc`, `errors`, `text` and `hub.position`."""

@@ -1,4 +1,4 @@
-"""The client for programs that await: it runs under trio and under asyncio."""
+"""The client for programs that await, under trio and under asyncio."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class AsyncClient:
         async with AsyncClient() as client:
             await client.broadcast("news", "hello")
 
-    Many tasks may use one client: they take turns. A call that is cancelled, by a timeout of the caller's for instance,
-    closes the connection, and the next one opens another: it cannot get the answer of the first. What a cancelled call
-    asked for may have been carried out. Not for several threads.
+    Many tasks may use one client: they take turns. A call that is cancelled, by the caller's timeout for instance,
+    closes the connection, and the next call opens another: it cannot get the answer of the first. The daemon may have
+    carried out what the cancelled call asked for. Only one thread may use a client.
     """
 
     def __init__(self, socket: str | os.PathLike[str] | None = None, *, timeout: float = DEFAULT_TIMEOUT) -> None:
@@ -56,8 +56,8 @@ class AsyncClient:
         return self._line.path
 
     async def aclose(self) -> None:
-        """Close the connection, once a call of another task that is under way has ended."""
-        with anyio.CancelScope(shield=True):  # no longer than that call's timeout
+        """Close the connection. If a call of another task is under way, wait until it has ended."""
+        with anyio.CancelScope(shield=True):  # no longer than the timeout of that call
             async with self._turn:
                 self._line.close()
 
@@ -120,7 +120,7 @@ class AsyncClient:
     async def subscribe(
         self, *channels: str, since: Mapping[str, Position] | None = None, last: int | None = None
     ) -> AsyncIterator[AsyncSubscription]:
-        """Watch channels as a client does, on a connection of its own; see `Client.subscribe` for `since` and `last`.
+        """Subscribe to channels like a client, on a new connection; see `Client.subscribe` for `since` and `last`.
 
         async with client.subscribe("news", "sport") as subscription:
             async for message in subscription:
@@ -183,12 +183,12 @@ class AsyncSubscription:
 
     @property
     def recovered(self) -> dict[str, bool]:
-        """Of each channel with a `since`: whether everything after it comes, in order; if not, none of it does."""
+        """For each channel with a `since`: True if all messages after it come, in order; False if none of them does."""
         return self._feed.recovered
 
     @property
     def seen(self) -> dict[str, Position]:
-        """How far each channel has been received, as a later `since`."""
+        """The position of the last message received from each channel, for a later `since`."""
         return dict(self._feed.seen)
 
     def __aiter__(self) -> Self:
@@ -198,7 +198,7 @@ class AsyncSubscription:
         return await self.receive()
 
     async def receive(self) -> ChannelMessage:
-        """Return the next message. Waits for ever, unless the caller sets a timeout around it."""
+        """Return the next message. Waits without limit, unless the caller sets a timeout around it."""
         while True:
             message = await _run(self._feed.receive(Deadline(math.inf)))
             if message is not None:
@@ -206,7 +206,7 @@ class AsyncSubscription:
 
 
 async def _run(steps: Steps[_T]) -> _T:
-    """Take steps until the result is there, letting other tasks run while they wait."""
+    """Take steps until they return a result, and let other tasks run while they wait."""
     with closing(steps):
         while True:
             try:

@@ -24,7 +24,7 @@ __all__ = ["Client", "Subscription", "broadcast"]
 _T = TypeVar("_T")
 
 _LONGEST_POLL: Final = 86_400.0
-"""Seconds of one poll(2), which counts milliseconds in an int. Who waits longer asks again."""
+"""Seconds of one poll(2), which counts milliseconds in an int. A longer wait takes several."""
 
 
 class Client:
@@ -33,26 +33,26 @@ class Client:
         with Client() as client:
             client.broadcast("news", "hello")
 
-    `socket` is the path of the control socket; without it REALTIME_SOCKET says, and else it is /run/realtime.sock.
-    `timeout` is how many seconds a call may take in all: for the connection and the answer.
+    `socket` is the path of the control socket; the default is REALTIME_SOCKET, or else /run/realtime.sock. `timeout` is
+    how many seconds a call may take in all: for the connection and the answer.
 
-    The connection is opened by the first call and kept for the next ones; after the daemon was restarted another is
-    opened. Without a key a request is never sent twice: when it is not certain that nothing of it has arrived, the call
-    raises an error. After `close` the next call opens a connection again.
+    The first call opens a connection, which is kept for the next calls. After a restart of the daemon, or after
+    `close`, the next call opens another. Without a key a request is never sent twice: if part of it may have arrived,
+    the call raises an error.
 
-    A client may be used by many threads at a time, and within a call of its own: by signal handlers, finalizers, or the
-    `pairs` of `broadcast_each`. Nobody waits for another: as many connections are open as calls are under way, and
-    eight at most are kept. A call that an exception ends, from a signal handler for instance, closes its connection: no
-    other call gets its answer, but what it asked for may have been carried out. After a fork the child opens
-    connections of its own.
+    Many threads may use a client at a time. So may signal handlers, finalizers, and the `pairs` of `broadcast_each` in
+    the middle of a call. No call waits for another: as many connections are open as calls are under way, and eight at
+    most are kept. A call that an exception interrupts, from a signal handler for instance, closes its connection. No
+    other call gets its answer, but the daemon may have carried out what it asked for. After a fork the child opens its
+    own connections.
 
-    Every method may raise, all of them children of `RealtimeError`:
+    Every method may raise these children of `RealtimeError`:
 
     - `NoDaemonError`: nothing answers at the socket; nothing was sent.
     - `RefusedError`: the daemon said no, and why. Nothing was done.
-    - `RequestTimeoutError`: no answer in time. What was asked may still be carried out.
-    - `ProtocolError`: the connection broke before the answer came, or what came is none. What was asked may have been
-      carried out, or not.
+    - `RequestTimeoutError`: no answer in time. The daemon may still carry the request out.
+    - `ProtocolError`: the connection broke before the answer came, or the answer is not one. The daemon may have
+      carried the request out, or not.
     """
 
     def __init__(self, socket: str | os.PathLike[str] | None = None, *, timeout: float = DEFAULT_TIMEOUT) -> None:
@@ -76,32 +76,32 @@ class Client:
         return self._line.path
 
     def close(self) -> None:
-        """Close the connections that are kept. A call that is under way closes its own when it ends."""
+        """Close the connections that are kept. A call that is under way closes its connection when it ends."""
         self._line.close()
 
     def broadcast(self, channel: str, message: str | bytes, *, key: str | None = None, retry: bool = False) -> Receipt:
-        """Send `message` to all clients that watch `channel`: a str as text, bytes as binary.
+        """Send `message` to all clients that are subscribed to `channel`: a str as text, bytes as binary.
 
-        A `key` of 1 to 200 characters makes the broadcast safe to repeat (``docs/protocol.md``, 6.7): of all that have
-        this key and this channel the daemon carries out the first, whatever the messages of the others are, and answers
-        the others with its receipt, `repeated`. So when the daemon hangs up before it answers, the call itself repeats
-        it, on another connection, until the timeout; and after an error the caller may repeat it, in another process
+        A `key` of 1 to 200 characters makes the broadcast safe to repeat (``docs/protocol.md``, 6.7). Of all broadcasts
+        with this key and this channel the daemon carries out the first. It answers the others with the receipt of the
+        first, `repeated`, whatever their messages are. So when the daemon hangs up before it answers, the call repeats
+        itself, on another connection, until the timeout. After an error the caller may repeat it, in another process
         too, as long as the daemon knows the key (``retry-window``, 300 s).
 
-        `retry=True` is for this call alone: the same with a key that is made up, or with `key` if there is one.
+        `retry=True` has the same effect for this call alone, with a generated key, or with `key` if there is one.
 
-        A daemon that is killed forgets its keys. If it had carried out the broadcast before, the next one does so
-        again, in another epoch and not `repeated`: in this one case clients may have the message twice.
+        A daemon that is killed forgets its keys. If it had carried out the broadcast, the next daemon does so again, in
+        another epoch and not `repeated`. Only in this case may clients get the message twice.
         """
         return self._call(calls.broadcast(channel, message, key, retry=retry))
 
     def broadcast_many(
         self, channels: Iterable[str], message: str | bytes, *, key: str | None = None, retry: bool = False
     ) -> list[Receipt]:
-        """Send `message` to all clients that watch any of `channels`; return a receipt for each channel, in order.
+        """Send `message` to all clients that are subscribed to any of `channels`; return a receipt for each, in order.
 
-        A client that watches several of them gets it once for each. If one channel is refused, nothing is sent, and so
-        it is if there are more than 5,000. `key` and `retry` are as for `broadcast`; a key is one for this list of
+        A client that is subscribed to several of them gets it once for each. If one channel is refused, or there are
+        more than 5,000, nothing is sent. `key` and `retry` are as for `broadcast`; a key belongs to this list of
         channels, in this order.
         """
         return self._call(calls.broadcast_many(channels, message, key, retry=retry))
@@ -109,30 +109,31 @@ class Client:
     def broadcast_each(self, pairs: Iterable[tuple[str, str | bytes]]) -> list[Receipt | RefusedError]:
         """Send many messages, each a pair of channel and message, as fast as the daemon takes them.
 
-        Requests go out without waiting for each other's answers. Returns, for each pair and in order, its receipt, or
-        the `RefusedError` that says why this one was not sent; a refusal does not stop the others:
+        Requests are sent without waiting for answers. Returns, for each pair and in order, its receipt, or the
+        `RefusedError` that says why it was not sent; a refusal does not stop the others:
 
             for outcome in client.broadcast_each(pairs):
                 if isinstance(outcome, RefusedError): ...
 
-        The timeout is for the time until the next answer, not for them all. An error of the connection, or one that
-        `pairs` itself raises, ends the whole; of the broadcasts that have been sent by then some may not be carried
-        out. A note on the exception says how many had been answered (see `BaseException.add_note`).
+        The timeout applies to each answer, not to all together. An error of the connection, or one that `pairs` raises,
+        ends the call; some broadcasts that have been sent by then may not be carried out. A note on the exception says
+        how many had been answered (see `BaseException.add_note`).
         """
         return _run(self._line.broadcast_each(pairs, Deadline(self._timeout)))
 
     def history(self, channel: str, count: int = calls.HISTORY_SHOWN) -> History:
-        """Return the last `count` messages of `channel` that the daemon keeps, and where the channel is.
+        """Return the last `count` messages of `channel` that the daemon keeps, and the position of the channel.
 
-        What is kept is bounded in number, age and bytes (``docs/protocol.md``, 1.4). `count` is 0 or more.
+        The daemon keeps messages within limits of number, age and bytes (``docs/protocol.md``, 1.4). `count` is 0 or
+        more.
         """
         return self._call(calls.history(channel, count))
 
     def channels(self, prefix: str = "", *, limit: int | None = None) -> dict[str, ChannelInfo]:
         """Return the channels that have subscribers and whose names begin with `prefix`, `limit` of them at most.
 
-        However many there are, they come page by page; the timeout is for each page. What comes or goes meanwhile may
-        be among them or not.
+        They come page by page, and the timeout applies to each page. A channel that comes or goes meanwhile may be
+        among them or not.
         """
         return dict(self._pages(calls.channels(prefix, limit)))
 
@@ -143,9 +144,9 @@ class Client:
     def clients(
         self, *, channel: str | None = None, address: str | None = None, limit: int | None = None
     ) -> list[ClientInfo]:
-        """Return who is connected, the first to come first: all, or those on a channel or from an address.
+        """Return the connected clients, the first to come first: all, or those on a channel or from an address.
 
-        `limit` is how many at most. They come page by page, as `channels` do.
+        `limit` is how many at most. They come page by page, like `channels`.
         """
         return self._pages(calls.clients(channel, address, limit))
 
@@ -156,13 +157,13 @@ class Client:
     def disconnect(self, client_id: str, code: int = calls.NOT_ALLOWED, reason: str | None = None) -> bool:
         """Close a client's WebSocket with a close code (RFC 6455 section 7.4) and a reason.
 
-        Returns whether there was such a client. `client_id` is that of `clients`. The code is 1000, 1001 or 3000 to
-        4999; the default, 4403, tells it not to come back by itself.
+        Returns whether there was such a client. `client_id` is an `id` from `clients`. The code is 1000, 1001 or 3000
+        to 4999; the default, 4403, tells the client not to come back by itself.
         """
         return self._call(calls.disconnect(client_id, code, reason))
 
     def stats(self) -> dict[str, Any]:
-        """Return the daemon's counters, which ``docs/protocol.md`` explains."""
+        """Return the daemon's counters; ``docs/protocol.md`` explains them."""
         return self._call(calls.stats())
 
     def info(self) -> dict[str, Any]:
@@ -170,25 +171,25 @@ class Client:
         return self._call(calls.info())
 
     def ping(self) -> None:
-        """Return if the daemon answers, and raise if not."""
+        """Return if the daemon answers; raise if it does not."""
         self._call(calls.ping())
 
     @contextmanager
     def subscribe(
         self, *channels: str, since: Mapping[str, Position] | None = None, last: int | None = None
     ) -> Iterator[Subscription]:
-        """Watch channels as a client does, on a connection of its own.
+        """Subscribe to channels like a client, on a new connection.
 
         with client.subscribe("news", "sport") as subscription:
             for message in subscription:
                 print(message.channel, message.message)
 
-        `since` has positions of some of these channels, from an earlier subscription's `seen` for example. For each
-        the daemon sends all messages that came after it, before any newer one, or none of them if it no longer has
-        them all: see `Subscription.recovered`.
+        `since` has positions in some of these channels, from an earlier subscription's `seen` for example. For each
+        position the daemon sends all messages that came after it, before any newer one. If it no longer keeps all of
+        them, it sends none: see `Subscription.recovered`.
 
-        Each of the other channels begins with the newest `last` messages that the daemon keeps, or as many as there
-        are.
+        Each of the other channels begins with the newest `last` messages that the daemon keeps, or fewer if it does not
+        keep that many.
         """
         feed = Feed(self.socket)
         try:
@@ -199,15 +200,15 @@ class Client:
 
     @contextmanager
     def watch(self, *patterns: str) -> Iterator[Subscription]:
-        """See what is published on all channels that match any of `patterns`, in which ``*`` stands for any characters:
+        """Receive all messages of channels that match any of `patterns`, in which ``*`` stands for any characters:
 
         with client.watch("chat:*") as subscription:
             for message in subscription:
                 print(message.channel, message.message)
 
-        Unlike `subscribe` it makes no channel exist and counts as nobody's recipient; what is published on a channel
-        without subscribers is seen as well. There are no `positions`. For debugging and supervision: a daemon has
-        room for a few watchers only.
+        Unlike `subscribe` it makes no channel exist and does not count as a recipient, and it receives messages of
+        channels without subscribers too. There are no `positions`. It is for debugging and supervision: a daemon allows
+        only a few watchers.
         """  # noqa: D400
         feed = Feed(self.socket)
         try:
@@ -225,22 +226,22 @@ class Client:
         return pages.found
 
     def after_fork(self) -> None:
-        """Forget the parent's connections. A forked child need not call it: none of them is used there."""
+        """Forget the parent's connections. A forked child need not call this: it uses none of them."""
         self._line.close()
 
 
 class Subscription:
     """The messages of some channels as they come: iterate over it, or call `receive`.
 
-    `positions` says, for each channel, which message was its newest when the subscription began: every later one
-    comes, with the offsets that follow. What was missed after a `since` comes before, with lower offsets, if
-    `recovered` says so, and so do the `last` messages that were asked for. When the daemon hangs up, because it stops
-    or because the messages were read too slowly, `NoDaemonError` is raised: the iteration does not just end. Not for
-    several threads at a time.
+    `positions` says, for each channel, which message was its newest when the subscription began. Every later message
+    comes, with the offsets that follow. Messages that were missed after a `since` come before them, with lower offsets,
+    if `recovered` says so; the `last` messages come before them too. When the daemon hangs up, because it stops or
+    because the messages were read too slowly, `NoDaemonError` is raised: the iteration does not just end. Only one
+    thread at a time may use a subscription.
 
-    An exception from a signal handler loses no message while one is waited for, only one that is just being returned.
-    If it comes while messages are read, the next `receive` raises `ProtocolError`, since some may be lost; `seen` says
-    from where to subscribe again.
+    An exception from a signal handler loses no message while one is awaited, only one that is being returned. If it
+    comes while messages are read, some may be lost, and the next `receive` raises `ProtocolError`; `seen` says from
+    where to subscribe again.
     """
 
     def __init__(self, feed: Feed) -> None:
@@ -253,12 +254,12 @@ class Subscription:
 
     @property
     def recovered(self) -> dict[str, bool]:
-        """Of each channel with a `since`: whether everything after it comes, in order; if not, none of it does."""
+        """For each channel with a `since`: True if all messages after it come, in order; False if none of them does."""
         return self._feed.recovered
 
     @property
     def seen(self) -> dict[str, Position]:
-        """How far each channel has been received, as a later `since`."""
+        """The position of the last message received from each channel, for a later `since`."""
         return dict(self._feed.seen)
 
     def __iter__(self) -> Self:
@@ -271,12 +272,12 @@ class Subscription:
         return message
 
     def receive(self, timeout: float | None = None) -> ChannelMessage | None:
-        """Return the next message, or None if none has come after `timeout` seconds. Without it, wait for ever."""
+        """Return the next message, or None if none has come after `timeout` seconds; without it, wait without limit."""
         return _run(self._feed.receive(Deadline(math.inf if timeout is None else timeout)))
 
 
 def _run(steps: Steps[_T]) -> _T:
-    """Take steps until the result is there, blocking while they wait."""
+    """Take steps until they return a result, and block while they wait."""
     with closing(steps):
         while True:
             try:
@@ -296,7 +297,7 @@ def _block(wait: Wait) -> None:
         poll = select.poll()
         poll.register(wait.sock, select.POLLIN | (select.POLLOUT if wait.writable else 0))
         poll.poll(math.ceil(seconds * 1000))
-    else:  # eventlet has taken it away, and put a select of its own in place that lets others go on
+    else:  # eventlet has removed it, and its select lets other greenlets go on
         select.select([wait.sock], [wait.sock] if wait.writable else [], [], seconds)
 
 
@@ -311,9 +312,9 @@ def broadcast(
     retry: bool = False,
     socket: str | os.PathLike[str] | None = None,
 ) -> Receipt:
-    """Send `message` to all clients that watch `channel`, and return once the daemon has taken it.
+    """Send `message` to all clients that are subscribed to `channel`; return once the daemon has accepted it.
 
-    `key` and `retry` are as for `Client.broadcast`, `socket` as for `Client`, and so are the errors. The connection is
+    `key`, `retry` and the errors are those of `Client.broadcast`, and `socket` is that of `Client`. The connection is
     kept for the next call; threads that call at the same time have one each (see `Client`).
     """
     path = socket_path(socket)

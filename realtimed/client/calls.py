@@ -1,28 +1,25 @@
-"""What can be asked of the daemon. No I/O: both clients share it. `results` reads the answers.
+"""The calls that clients make, one function for each command of the daemon. No I/O. `results` reads the answers.
 
-A `Call` is one question with the reader of its answer; a `Batch` is any number of them on their way through one
-connection. Answers find their calls by id, in whatever order they come.
+A `Call` is one question with the reader of its answer. `Pages` are the calls that fetch a list.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import realtimed.client.results as results
 from realtimed.client.results import ChannelInfo, ChannelMessage, ClientInfo, History, Position, Receipt, Subscribed
 from realtimed.errors import ProtocolError, RefusedError
-from realtimed.rpc.wire import ID_LIMIT, Response, encode_request
+from realtimed.rpc.defaults import HISTORY_SHOWN, NOT_ALLOWED
+from realtimed.rpc.wire import encode_request
 from realtimed.text import quoted
 
 __all__ = [
     "HISTORY_SHOWN",
-    "IN_FLIGHT",
     "NOT_ALLOWED",
-    "Batch",
     "Call",
     "ChannelInfo",
     "ChannelMessage",
@@ -42,7 +39,6 @@ __all__ = [
     "history",
     "info",
     "ping",
-    "request_ids",
     "stats",
     "subscribe",
     "watch",
@@ -50,39 +46,27 @@ __all__ = [
 
 _T = TypeVar("_T")
 
-IN_FLIGHT: Final = 512
-"""Calls of a batch that may await their answers at a time. More would not be faster: it hides the round trip."""
-
-HISTORY_SHOWN: Final = 100
-"""How many messages of a channel's history are asked for unless the caller says."""
-
 _PAGE: Final = 1000
-"""Members of a page of clients or channels that are asked for. The daemon may send fewer."""
+"""Clients or channels that a call asks for in one page. The daemon may send fewer."""
 
 _COUNT_LIMIT: Final = 2**32
-"""No history is that long; larger numbers are a mistake, and those of 64 bits and more cannot be sent."""
+"""No history is this long. Larger numbers are a mistake, and those of more than 64 bits cannot be sent."""
 
 LIST_BYTES: Final = 256 * 2**20
-"""Bytes of memory that a list of clients or channels may take that comes page by page."""
+"""Bytes of memory that a list of clients or channels may take, with all its pages."""
 
 _PAGE_BYTES: Final = 64 * 2**10
-"""How many of them count for a page, which may be empty: so the pages have an end."""
+"""Bytes of that limit which a page takes even if it is empty, so that the pages have an end."""
 
 _KEY_BYTES: Final = 16
-"""Random bytes of a key that is made up: as many as a UUID has."""
-
-_CHUNK: Final = 64 * 2**10
-"""Bytes of requests that are put together before they are sent; the last request may exceed it."""
-
-NOT_ALLOWED: Final = 4403
-"""The close code for a client that is told to go: it should not come back by itself."""
+"""Random bytes of a generated key: as many as a UUID has."""
 
 
 class Call(NamedTuple, Generic[_T]):
-    """A method with its parameters; `read` turns the result into what the caller gets, or raises `ProtocolError`.
+    """A method with its parameters. `read` turns the daemon's result into the caller's, or raises `ProtocolError`.
 
-    A call is `repeatable` if the daemon does no more for a second one like it than to answer again. An `older` call
-    asks for less, in a way that a daemon understands which refuses the parameters of this one.
+    A call is `repeatable` if the daemon only answers again when it comes a second time. The `older` call asks for less,
+    with parameters that an older daemon understands when it refuses those of this call.
     """
 
     method: str
@@ -92,11 +76,11 @@ class Call(NamedTuple, Generic[_T]):
     older: Call[_T] | None = None
 
     def in_place_of(self, outcome: _T | RefusedError) -> Call[_T] | None:
-        """Return the call to make after this one came to `outcome`, if there is one: the daemon may be an older one."""
+        """Return the older call, if there is one and `outcome` shows that the daemon is older than this client."""
         return self.older if isinstance(outcome, RefusedError) and outcome.code == "invalid_params" else None
 
     def encode(self, id: int) -> bytes:
-        """Return the request. Raises `RefusedError` for a str that cannot be sent, as the daemon would."""
+        """Return the request. Raises `RefusedError`, as the daemon would, for a str or a number that cannot be sent."""
         try:
             return encode_request(id, self.method, self.params)
         except UnicodeEncodeError as error:
@@ -113,7 +97,7 @@ class Call(NamedTuple, Generic[_T]):
 
 
 def broadcast(channel: str, message: str | bytes, key: str | None = None, *, retry: bool = False) -> Call[Receipt]:
-    """Send `message` to all who watch `channel`; with a key, or one made up if `retry`, it is repeatable."""
+    """Send `message` to all subscribers of `channel`. With `key`, or `retry`, which generates one, it is repeatable."""
     keys = _keys(key, retry=retry)
     return Call("broadcast", (_text("channel", channel), _message(message), *keys), results.receipt, bool(keys))
 
@@ -121,7 +105,7 @@ def broadcast(channel: str, message: str | bytes, key: str | None = None, *, ret
 def broadcast_many(
     channels: Iterable[str], message: str | bytes, key: str | None = None, *, retry: bool = False
 ) -> Call[list[Receipt]]:
-    """Send `message` to all who watch any of `channels`; `key` and `retry` are as for `broadcast`."""
+    """Send `message` to all subscribers of any of `channels`; `key` and `retry` are as for `broadcast`."""
     if isinstance(channels, str):
         raise TypeError(f"channels must be several names; to send to one, use broadcast({quoted(channels)}, …)")
     names = [_text("channel", channel) for channel in channels]
@@ -166,7 +150,7 @@ def history(channel: str, count: int) -> Call[History]:
 
 
 def clients(channel: str | None, address: str | None, limit: int | None = None) -> Pages[ClientInfo]:
-    """Ask who is connected: of all, or of those on a channel or from an address, no more than `limit`."""
+    """Ask for the connected clients: all, or those on a channel or from an address, but no more than `limit`."""
 
     def read(result: object) -> list[ClientInfo]:
         return [results.client_info(each) for each in results.array(results.mapping(result).get("clients"))]
@@ -175,7 +159,7 @@ def clients(channel: str | None, address: str | None, limit: int | None = None) 
 
 
 def count_clients(channel: str | None, address: str | None) -> Call[int]:
-    """Ask how many clients there are, of all or of those on a channel or from an address."""
+    """Ask how many clients are connected: of all, or of those on a channel or from an address."""
     return Call("clients", ({**_client_filters(channel, address), "count": True},), _number)
 
 
@@ -191,9 +175,9 @@ def disconnect(client_id: str, code: int, reason: str | None) -> Call[bool]:
 
 
 def subscribe(channel: str, since: Position | None = None, last: int | None = None) -> Call[Subscribed]:
-    """Have the messages of `channel` sent to this connection, those after `since` included if they are kept.
+    """Subscribe this connection to `channel`. Messages after `since` come first, if the daemon keeps all of them.
 
-    Without `since`, the `last` ones that are kept are sent first.
+    Without `since`, the newest `last` messages that the daemon keeps come first.
     """
     place: tuple[object, ...] = () if since is None else ({"epoch": _text("epoch", since[0]), "offset": since[1]},)
     if last is not None:
@@ -214,7 +198,7 @@ def subscribe(channel: str, since: Position | None = None, last: int | None = No
 
 
 def watch(pattern: str) -> Call[bool]:
-    """Have the messages of all channels that match `pattern` sent to this connection."""
+    """Watch all channels that match `pattern` on this connection."""
 
     def read(result: object) -> bool:
         return results.flag(result, "watched")
@@ -234,19 +218,23 @@ def info() -> Call[dict[str, Any]]:
 
 
 def ping() -> Call[str]:
-    """Ask for a sign of life."""
+    """Ask whether the daemon answers."""
     return Call("ping", (), _pong)
 
 
 class Pages(Generic[_T]):
-    """The calls that ask for a list page by page, and what they have `found`.
+    """The calls that ask for a list page by page, and the members that they have `found`.
 
         while (call := pages.next()) is not None:
             pages.take(…the result of the call…)
 
-    What is there all the time is found once; what comes or goes between two pages may be missing. `found` takes
-    `LIST_BYTES` of memory at most.
+    A member that exists all the time is found once; one that comes or goes between two pages may be missing. `found`
+    takes `LIST_BYTES` of memory at most.
     """
+
+    # Invariants: `_wanted` is how many more members the caller wants, None for all. `_after` is the place behind which
+    # the next page begins, None for the first; `_asked` is how many members the last call asked for. `_size` is how
+    # many bytes of `LIST_BYTES` are taken.
 
     def __init__(
         self,
@@ -261,7 +249,7 @@ class Pages(Generic[_T]):
         self.found: list[_T] = []
         self._method = method
         self._filters = filters
-        self._left = limit
+        self._wanted = limit
         self._read = read
         self._narrower = narrower
         self._after: int | None = None
@@ -270,22 +258,23 @@ class Pages(Generic[_T]):
         self._over = False
 
     def next(self) -> Call[tuple[list[_T], int | None]] | None:
-        """Return the call for the next page, or None if there is no more to ask for."""
-        if self._over or self._left == 0:
+        """Return the call for the next page, or None if there are no more pages."""
+        if self._over or self._wanted == 0:
             return None
-        self._asked = _PAGE if self._left is None else min(_PAGE, self._left)
+        self._asked = _PAGE if self._wanted is None else min(_PAGE, self._wanted)
         place = {} if self._after is None else {"after": self._after}
         return Call(self._method, ({**self._filters, "limit": self._asked, **place},), self._page)
 
     def take(self, page: tuple[list[_T], int | None]) -> None:
-        """Take a page, which is the result of the call that was returned last."""
+        """Take a page: the result of the last call."""
         found, self._after = page
         self.found += found
         self._over = self._after is None
-        if self._left is not None:
-            self._left = max(self._left - len(found), 0)
+        if self._wanted is not None:
+            self._wanted = max(self._wanted - len(found), 0)
 
     def _page(self, result: object) -> tuple[list[_T], int | None]:
+        """Read the members of a page, and the place where the next page begins: None after the last."""
         after = results.mapping(result).get("next")
         if after is not None and not results.is_count(after):
             raise ProtocolError(f"the daemon's answer has no usable 'next': {quoted(after)}")
@@ -303,79 +292,7 @@ class Pages(Generic[_T]):
         return page, after
 
 
-class Batch(Generic[_T]):
-    """Calls that go out one behind the other, and what became of each.
-
-    `outcomes` has a place for every call that was taken from `calls`, in their order: the result, or the refusal.
-    A place is None until its answer has come, and no more than `in_flight` places are at a time.
-    """
-
-    # Invariant: `_awaited` maps the id of each unanswered request to its place, and to what reads its answer.
-
-    def __init__(self, calls: Iterable[Call[_T]], ids: Iterator[int], in_flight: int = IN_FLIGHT) -> None:
-        if in_flight < 1:
-            raise ValueError(f"in_flight must be 1 or more, not {in_flight}")
-        self.outcomes: list[_T | RefusedError | None] = []
-        self._calls = iter(calls)
-        self._ids = ids
-        self._in_flight = in_flight
-        self._exhausted = False
-        self._awaited: dict[int, tuple[int, Callable[[object], _T]]] = {}
-
-    @property
-    def done(self) -> bool:
-        """Whether every call has its outcome."""
-        return self._exhausted and not self._awaited
-
-    @property
-    def unanswered(self) -> int:
-        """How many calls have no outcome yet."""
-        return len(self._awaited)
-
-    def requests(self) -> bytes:
-        """Return the next requests to send; nothing while enough are in flight, or when there are no more calls."""
-        if self._exhausted or len(self._awaited) > self._in_flight // 2:
-            return b""  # half may come back before more go out: fewer and larger writes
-        chunk = bytearray()
-        while len(self._awaited) < self._in_flight and len(chunk) < _CHUNK:
-            call = next(self._calls, None)
-            if call is None:
-                self._exhausted = True
-                break
-            id = next(self._ids)
-            try:
-                chunk += call.encode(id)
-            except RefusedError as error:
-                self.outcomes.append(error)
-                continue
-            self._awaited[id] = len(self.outcomes), call.read
-            self.outcomes.append(None)
-        return bytes(chunk)
-
-    def answer(self, response: Response) -> None:
-        """Take an answer. Raises `ProtocolError` if it is to no call of this batch, or makes no sense."""
-        if response.id is None:
-            raise results.goodbye(response.error)
-        if response.id not in self._awaited:
-            raise ProtocolError(f"the daemon answered request {response.id}, which awaits no answer")
-        place, read = self._awaited.pop(response.id)
-        self.outcomes[place] = read(response.result) if response.error is None else results.refusal(response.error)
-
-    def results(self) -> list[_T | RefusedError]:
-        """Return the outcomes of a batch that is done."""
-        return [outcome for outcome in self.outcomes if outcome is not None]
-
-
-def request_ids() -> Iterator[int]:
-    """Return the ids for the requests of one client: 0, 1, 2, and so on, and after the largest one 0 again.
-
-    Calls of any thread, and calls within a call, may take the next one at any moment: no Python code makes it that
-    could be interrupted.
-    """
-    return map(ID_LIMIT.__rmod__, itertools.count())
-
-
-# What is checked before it is sent, since the error would be less clear later.
+# Checks before a call is made, as the error would be less clear later.
 
 
 def _text(name: str, value: object) -> str:
@@ -398,17 +315,17 @@ def _message(value: object) -> str | bytes:
 
 
 def _keys(key: object, *, retry: bool) -> tuple[str, ...]:
-    """Return the key as the parameter that it is, or none."""
+    """Return the parameters for the key: one or none."""
     if key is not None:
         return (_text("key", key),)
     return (os.urandom(_KEY_BYTES).hex(),) if retry else ()
 
 
-# What several results need.
+# Readers of results that are only used here.
 
 
 def _size(value: object) -> int:
-    """Return how many bytes of memory a member of a list takes, with all that is in it."""
+    """Return how many bytes of memory a member of a list takes, with all its fields."""
     inner = sum(map(_size, value)) if isinstance(value, (tuple, list)) else 0
     return sys.getsizeof(value) + inner
 

@@ -1,9 +1,9 @@
 """A client's connection to the daemon, for callers that block and callers that await alike.
 
-The socket never blocks. What may have to wait is written as *steps*: a generator that yields a `Wait` whenever it can
-go no further, and returns the result in the end. `Client` waits with poll(2), `AsyncClient` with its event loop; all
-else, deadlines included, is here and the same for both. Closing the generator in the middle, which is what an
-interrupt or a cancellation comes to, closes the connection: one on which an answer is owed is never used again.
+The socket never blocks. A function that may have to wait is written as *steps*: a generator that yields a `Wait`
+whenever it cannot go on, and returns its result in the end. `Client` waits with poll(2), `AsyncClient` with its event
+loop. All else, deadlines included, is here and the same for both. An interrupt or a cancellation closes the generator
+in the middle, and with it the connection: one on which an answer is owed is never used again.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 import weakref
 from collections.abc import Generator
 from contextlib import suppress
+from enum import Enum, auto
 from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 from realtimed.errors import NoDaemonError, ProtocolError, RequestTimeoutError
@@ -31,6 +32,7 @@ __all__ = [
     "VALUES_LIMIT",
     "Connection",
     "Deadline",
+    "State",
     "Steps",
     "Wait",
     "check_timeout",
@@ -45,31 +47,30 @@ DEFAULT_TIMEOUT: Final = 5.0
 """Seconds a call may take in all, from the connection to the answer."""
 
 ANSWER_LIMIT: Final = 64 * 2**20
-"""Bytes of one answer or notification. The daemon's own are half as long at most."""
+"""Bytes of one answer or notification. Those of the daemon have at most half as many."""
 
 VALUES_LIMIT: Final = 2 * 2**20
-"""MessagePack values in one answer: each may take a byte on the way and 72 in memory."""
+"""MessagePack values in one answer. Each may take one byte to send and 72 in memory."""
 
 _READ_BYTES: Final = 256 * 2**10
 
 _TAKEN_AT_ONCE: Final = 512
-"""Messages that are taken out of what was received before others may have their turn, and the deadline: a millisecond
-or two."""
+"""Messages that are decoded before other tasks have their turn and the deadline is checked: one or two milliseconds."""
 
 _FEW: Final = 64
-"""Connections that ended without being closed, as interrupted calls leave them, and are not worth a search."""
+"""Connections that are registered between two searches for those that interrupted calls left behind."""
 
 _RETRY_SECONDS: Final = 0.01
-"""How long to wait before knocking again at a daemon whose queue of new connections is full."""
+"""Seconds until the next attempt to connect to a daemon whose queue of new connections is full."""
 
 _REPEAT_SECONDS: Final = 0.05
-"""How long to wait, after a connection broke, before a call is repeated on another: it may be a restart."""
+"""Seconds until a call is repeated on another connection after one broke: the daemon may be restarting."""
 
 
 class Wait(NamedTuple):
     """Wait until `sock` can be read, or written if `writable`, but no longer than `seconds`.
 
-    Without a socket it is the time alone that has to pass.
+    Without a socket, wait for `seconds`.
     """
 
     sock: socket.socket | None
@@ -88,12 +89,12 @@ class Deadline:
         self._at = time.monotonic() + seconds
 
     @property
-    def left(self) -> float:
+    def remaining(self) -> float:
         """Seconds until then, or 0."""
         return max(0.0, self._at - time.monotonic())
 
     def renew(self) -> None:
-        """Begin anew."""
+        """Put the moment off: it is `seconds` from now."""
         self._at = time.monotonic() + self.seconds
 
 
@@ -112,59 +113,79 @@ def check_timeout(timeout: float) -> float:
     return timeout
 
 
+class State(Enum):
+    """What a connection is good for."""
+
+    IDLE = auto()
+    """No answer is owed on it, so the next call may use it."""
+    BUSY = auto()
+    """A call uses it."""
+    DEAF = auto()
+    """The daemon takes no more bytes. What it sent before may still be there to read."""
+    HUNG_UP = auto()
+    """The daemon has hung up, or has died. Nothing more comes."""
+    SPOILED = auto()
+    """The daemon has sent what is not its protocol, or its last words. Nothing more is read."""
+
+
 class Connection:
     """A connected socket, and the decoder of what comes in.
 
-    `pid` is the process that opened it. A child of a fork has the socket too, and closes it: both would read the same
-    answers.
+    `pid` is the process that opened it. A forked child inherits the socket and closes its copy: otherwise both would
+    read the same answers.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.pid = os.getpid()
-        self.ended = False
-        """Nothing more comes: the daemon has hung up, or has sent what is not its protocol."""
-        self.hung_up = False
-        """The daemon has hung up, or has died."""
-        self.deaf = False
-        """The daemon takes no more bytes. What it sent before may still be there to read."""
+        self.state = State.BUSY
         self._decoder = Decoder(ANSWER_LIMIT, VALUES_LIMIT)
         _register(self)
 
     @property
-    def clean(self) -> bool:
-        """Whether it is open, as far as is known, and no more has been received than the messages that were taken."""
-        return not (self.ended or self._decoder.mid_message or self._decoder.pending)
+    def ended(self) -> bool:
+        """Whether nothing more comes."""
+        return self.state is State.HUNG_UP or self.state is State.SPOILED
+
+    def occupy(self) -> None:
+        """Become `BUSY`, if idle."""
+        if self.state is State.IDLE:
+            self.state = State.BUSY
+
+    def rest(self) -> None:
+        """Become `IDLE` after the last answer of a call, unless the daemon has ended the connection or said more."""
+        if self.state is State.BUSY and not self._decoder.mid_message and not self._decoder.pending:
+            self.state = State.IDLE
 
     def close(self) -> None:
-        """Close the connection; in a child of a fork, only its own copy."""
+        """Close the connection; in a forked child, only the child's copy."""
         if self.pid == os.getpid():
             with suppress(OSError):  # the daemon may have gone first
-                self.sock.shutdown(socket.SHUT_RDWR)  # a child that was forked meanwhile would keep it open
+                self.sock.shutdown(socket.SHUT_RDWR)  # otherwise a child forked meanwhile would keep it open
         self.sock.close()
         _opened.pop(id(self), None)
 
     def send(self, data: memoryview) -> int:
-        """Send what the socket takes at once and return how much that was. After an error `deaf` is set."""
+        """Send what the socket takes now and return how many bytes that was: none if the daemon takes no more."""
         try:
             return self.sock.send(data)
         except BlockingIOError:
             return 0
-        except OSError:  # a send that fails has taken nothing; one that is cut short returns its count
-            self.deaf = True
+        except OSError:  # a failed send has taken nothing; a partial one returns its count
+            self.state = State.DEAF
             return 0
 
     def begin(self, data: memoryview) -> int | None:
-        """Send as `send` does, on a connection kept from before; return None if it is of no use and took nothing."""
-        if self._is_idle():
-            sent = self.send(data)
-            if not self.deaf:
-                return sent
-        return None
+        """Begin a call on an idle connection: send as `send` does. Returns None if it is of no use and took nothing."""
+        if not self._is_silent():
+            return None
+        self.occupy()
+        sent = self.send(data)
+        return sent if self.state is State.BUSY else None
 
-    def _is_idle(self) -> bool:
-        """Whether this connection is ours and open, and nothing lies in it to be read."""
-        if self.pid != os.getpid() or not self.clean:
+    def _is_silent(self) -> bool:
+        """Return whether this connection belongs to this process, is open, and holds nothing to read."""
+        if self.pid != os.getpid():
             return False
         try:
             self.sock.recv(1, socket.MSG_PEEK)
@@ -178,10 +199,10 @@ class Connection:
         """Return what to wait for until `receive` may have something, or `writable` until more may be sent."""
         if self._decoder.pending:
             return Wait(None, writable=False, seconds=0)
-        return Wait(self.sock, writable, deadline.left)
+        return Wait(self.sock, writable, deadline.remaining)
 
     def receive(self) -> list[Message]:
-        """Return some of the messages that have come. When they were the last ones, `ended` is set.
+        """Return some of the messages that have come. `state` says whether more may come.
 
         Raises `ProtocolError` for bytes that are not the protocol, if no message came before them.
         """
@@ -193,7 +214,7 @@ class Connection:
             except OSError:  # reset: the daemon ended with commands unread
                 data = b""
             if not data:
-                self.ended = self.hung_up = True
+                self.state = State.HUNG_UP
                 return []
             self._decoder.receive(data)
         messages: list[Message] = []
@@ -204,7 +225,7 @@ class Connection:
                     break  # a part of a long one has been looked at
                 messages.append(message)
         except ProtocolError as error:
-            self.ended = True
+            self.state = State.SPOILED
             if not messages:
                 raise ProtocolError(f"the daemon sent what is not its protocol: {error}") from None
         return messages
@@ -220,7 +241,7 @@ The references have no callbacks, in which an exception from a signal handler wo
 
 
 def _register(connection: Connection) -> None:
-    """Remember that a connection is open, and from time to time forget those that ended without being closed."""
+    """Remember that a connection is open. From time to time forget those that ended without being closed."""
     _opened[id(connection)] = weakref.ref(connection)
     if len(_opened) % _FEW == 0:
         for number, reference in _opened.copy().items():
@@ -254,13 +275,13 @@ def connect(path: str, deadline: Deadline) -> Steps[Connection]:
             try:
                 sock.connect(path)
             except BlockingIOError:
-                # The daemon's queue of new connections is full, and the kernel tells nobody when there is room.
-                if not deadline.left:
+                # The daemon's queue of new connections is full, and the kernel does not tell when it no longer is.
+                if not deadline.remaining:
                     raise RequestTimeoutError(
                         f"the daemon at {path} did not accept the connection within {deadline.seconds:g} s;"
                         " nothing was sent"
                     ) from None
-                yield Wait(None, writable=False, seconds=min(_RETRY_SECONDS, deadline.left))
+                yield Wait(None, writable=False, seconds=min(_RETRY_SECONDS, deadline.remaining))
             except OSError as error:
                 raise NoDaemonError(_why_not(path, error)) from error
             else:
@@ -273,14 +294,14 @@ def connect(path: str, deadline: Deadline) -> Steps[Connection]:
 
 
 def connect_again(path: str, deadline: Deadline, broken: str) -> Steps[Connection]:
-    """Open a connection in place of one that broke, as `broken` says; wait for a daemon until the deadline.
+    """Open a connection in place of one that broke; wait for a daemon until the deadline. `broken` says why it broke.
 
-    Raises `ProtocolError` then: what was asked on the first connection may have been carried out.
+    Raises `ProtocolError` at the deadline: what was asked on the first connection may have been carried out.
     """
     why = "the connection broke each time"
     while True:
-        yield Wait(None, writable=False, seconds=min(_REPEAT_SECONDS, deadline.left))
-        if not deadline.left:
+        yield Wait(None, writable=False, seconds=min(_REPEAT_SECONDS, deadline.remaining))
+        if not deadline.remaining:
             raise ProtocolError(f"{broken}. It could not be repeated within {deadline.seconds:g} s: {why}")
         try:
             return (yield from connect(path, deadline))
@@ -289,7 +310,7 @@ def connect_again(path: str, deadline: Deadline, broken: str) -> Steps[Connectio
 
 
 def _why_not(path: str, error: OSError) -> str:
-    """Say why nothing could be reached at `path`, and what to look at."""
+    """Return why nothing could be reached at `path`, and what to look at."""
     if error.errno == errno.ENOENT:
         return (
             f"no daemon at {path}: there is no such file. Is realtimed running, and is this its --socket?"

@@ -1,4 +1,4 @@
-"""The messages of some channels, on a connection of their own, for callers that block and callers that await alike."""
+"""The messages of some channels, on a connection of their own, for callers that block and callers that await."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Final, TypeVar
 
-from realtimed.client.calls import Batch, Call, ChannelMessage, Position, request_ids, subscribe, watch
+from realtimed.client.batch import Batch, request_ids
+from realtimed.client.calls import Call, ChannelMessage, Position, subscribe, watch
 from realtimed.client.connection import Connection, Deadline, Steps, connect
 from realtimed.client.line import exchange
 from realtimed.client.results import goodbye, published
@@ -21,20 +22,20 @@ __all__ = ["EARLY_LIMIT", "Feed"]
 _T = TypeVar("_T")
 
 EARLY_LIMIT: Final = 256 * 2**20
-"""Bytes of memory for messages that come before all channels have been subscribed to. A daemon that keeps 64 MiB of
-history by default may send that much for many channels at once, and a character of text takes up to four bytes."""
+"""Bytes of memory for early messages: those that come before all channels have been subscribed to. A daemon keeps
+64 MiB of history by default and may send all of it for many channels; a character of text takes up to four bytes."""
 
 _MESSAGE_BYTES: Final = 100
-"""About how many of them a message takes beside its channel and its text."""
+"""About how many bytes of memory a message takes beside its channel and its text."""
 
 
 class Feed:
     """The messages of some channels, on a connection of their own."""
 
     # Invariants: once open, `positions` and `seen` have every channel, and `recovered` those that had a `since`.
-    # `_arrived` has what was received and not returned, `_arrived_bytes` of it before the feed was open. While bytes
-    # are on their way from the socket to there, `_torn` is set: if it still is when the next receive begins, some may
-    # have been lost.
+    # `_arrived` has the messages that were received and not returned; the early ones took `_early_bytes`. `_torn` is
+    # set while messages are on their way from the socket to `_arrived`: if it is still set when the next receive
+    # begins, some may have been lost. `_last_words` is the error to raise when all messages before it were returned.
 
     def __init__(self, path: str) -> None:
         self.positions: dict[str, Position] = {}
@@ -44,7 +45,7 @@ class Feed:
         self._connection: Connection | None = None
         self._subscribed: frozenset[str] | None = None
         self._arrived: deque[ChannelMessage] = deque()
-        self._arrived_bytes = 0
+        self._early_bytes = 0
         self._last_words: str | None = None
         self._torn = False
 
@@ -55,10 +56,10 @@ class Feed:
         since: Mapping[str, Position] | None = None,
         last: int | None = None,
     ) -> Steps[None]:
-        """Connect and subscribe. Raises `RealtimeError`; if one channel is refused, that of the refusal.
+        """Connect and subscribe. Raises `RealtimeError`: a `RefusedError` if a channel is refused.
 
-        Channels that are not in `since` begin with their `last` messages. `deadline` is put off whenever an answer has
-        come. Whatever comes of it, `close` has to follow.
+        Channels that are not in `since` begin with their `last` messages. Each answer puts off `deadline`. The caller
+        has to call `close` afterwards, whatever happens.
         """
         if not channels:
             raise ValueError("subscribe needs at least one channel")
@@ -72,7 +73,7 @@ class Feed:
         subscribed = yield from self._ask(asked, deadline)
         for name, (position, recovered, following) in zip(names, subscribed, strict=True):
             self.positions[name] = position
-            # What was missed, and the last messages, are still to be received.
+            # Messages that were missed, or the last ones, are still to come.
             self.seen[name] = position._replace(offset=max(position.offset - following, 0))
             if recovered is not None:
                 self.recovered[name] = recovered
@@ -80,7 +81,7 @@ class Feed:
                 self.seen[name] = Position(*since[name])
 
     def open_watching(self, patterns: Sequence[str], deadline: Deadline) -> Steps[None]:
-        """Connect and watch by pattern: as `open`, without positions."""
+        """Connect and watch by pattern: like `open`, without positions."""
         if not patterns:
             raise ValueError("watch needs at least one pattern")
         yield from self._ask([watch(pattern) for pattern in dict.fromkeys(patterns)], deadline)
@@ -96,7 +97,7 @@ class Feed:
             older = [call.in_place_of(outcome) for call, outcome in zip(asked, outcomes, strict=True)]
             if not any(older):
                 break
-            # All again: to subscribe twice changes nothing.
+            # All calls again: to subscribe twice changes nothing.
             asked = [former or call for former, call in zip(older, asked, strict=True)]
         results: list[_T] = []
         for outcome in outcomes:
@@ -122,16 +123,16 @@ class Feed:
                 )
             yield connection.wait(deadline)
             self._take(connection)
-            if not self._arrived and not deadline.left:
+            if not self._arrived and not deadline.remaining:
                 return None
         message = self._arrived[0]
         if message.channel in self.seen:
             self.seen[message.channel] = self.seen[message.channel]._replace(offset=message.offset)
-        self._arrived.popleft()  # last of all: after an interrupt before it, the message is not lost
+        self._arrived.popleft()  # last: an interrupt before it loses no message
         return message
 
     def _checked(self) -> Connection:
-        """Return the connection, if messages can be received on it."""
+        """Return the connection if messages can be received on it; raise `RealtimeError` if not."""
         if self._connection is None:
             raise ValueError("this feed is not open")
         if self._connection.pid != os.getpid():
@@ -147,7 +148,7 @@ class Feed:
         return self._connection
 
     def _take(self, connection: Connection) -> None:
-        """Take what has come in. What is wrong with it is said when all before it has been returned."""
+        """Receive messages. An error among them becomes the `_last_words`."""
         self._torn = True
         try:
             for arrived in connection.receive():
@@ -163,6 +164,7 @@ class Feed:
         self._torn = False
 
     def _hear(self, notification: Notification) -> ChannelMessage | None:
+        """Keep a message until it is returned. Ignores notifications of unknown kinds."""
         message = published(notification)
         if message is not None:
             if self._subscribed is not None and message.channel not in self._subscribed:
@@ -173,11 +175,11 @@ class Feed:
         return message
 
     def _hear_early(self, notification: Notification) -> None:
-        """Hear a message before all calls are answered, which is when nobody takes them away."""
+        """Keep an early message, within `EARLY_LIMIT`: until all calls are answered, none is returned."""
         message = self._hear(notification)
         if message is not None:
-            self._arrived_bytes += _MESSAGE_BYTES + sys.getsizeof(message.channel) + sys.getsizeof(message.message)
-        if self._arrived_bytes > EARLY_LIMIT:
+            self._early_bytes += _MESSAGE_BYTES + sys.getsizeof(message.channel) + sys.getsizeof(message.message)
+        if self._early_bytes > EARLY_LIMIT:
             raise ProtocolError(
                 f"messages of more than {EARLY_LIMIT} bytes, the limit, came before all channels had been subscribed"
                 " to; subscribe to fewer of them at a time"

@@ -1,11 +1,11 @@
-"""A client's way to the daemon: the connections that it keeps, and calls on them. No I/O but that of `connection`.
+"""A client's line to the daemon: the connections that it keeps, and calls on them. All I/O is in `connection`.
 
-Exceptions may come between any two instructions: Ctrl-C, a soft time limit, an alarm, all of them raised by signal
-handlers. And calls may be made within a call of the same thread, by signal handlers and finalizers. So there is no
-lock, which would stay locked, or would be waited for by its own holder. A call *takes* a connection off a list, which
-is one instruction, and gives it back when no answer is owed on it any more; one that finds none opens another. Between
-the two nobody else knows of the connection. If the call breaks off, it closes it; if it cannot do even that, the
-connection ends with the last reference to it.
+A signal handler may raise an exception between any two instructions: Ctrl-C, a soft time limit, an alarm. Signal
+handlers and finalizers may also make calls in the middle of a call of the same thread. So there is no lock: it could
+stay locked, or its holder could wait for it. Instead a call *takes* a connection off a list, which is one instruction,
+and gives it back when no answer is owed on it. If the list is empty, it opens another. In between no other call can
+reach the connection. A call that is interrupted closes its connection. If it cannot do even that, the connection ends
+with the last reference to it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, TypeVar
 
-from realtimed.client.calls import Batch, Call, Receipt, broadcast, request_ids
-from realtimed.client.connection import Connection, Deadline, Steps, connect, connect_again
+from realtimed.client.batch import Batch, request_ids
+from realtimed.client.calls import Call, Receipt, broadcast
+from realtimed.client.connection import Connection, Deadline, State, Steps, connect, connect_again
 from realtimed.errors import ProtocolError, RealtimeError, RefusedError, RequestTimeoutError
 from realtimed.rpc.wire import Notification, Oversized, Request, Response
 
@@ -23,13 +24,13 @@ __all__ = ["KEPT", "Line", "exchange"]
 _T = TypeVar("_T")
 
 KEPT: Final = 8
-"""Connections that are kept for the next calls. More are open only while as many calls are under way."""
+"""Connections that are kept for the next calls. More are open only while more calls are under way."""
 
 
 class Line:
-    """The connections of one client, which are kept from call to call; when none is free, another is opened."""
+    """The connections of one client. They are kept from call to call; if all are in use, another is opened."""
 
-    # Invariant: what is in `_kept` is in no call's hands, and owes no answer.
+    # Invariant: the connections in `_kept` are idle, and no call has any of them.
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -37,7 +38,7 @@ class Line:
         self._kept: list[Connection] = []
 
     def close(self) -> None:
-        """Close the connections that are kept. One that a call is using is closed when that call ends.
+        """Close the connections that are kept. One that a call uses is closed when that call ends.
 
         The next call opens another.
         """
@@ -59,11 +60,11 @@ class Line:
     def broadcast_each(
         self, pairs: Iterable[tuple[str, str | bytes]], deadline: Deadline
     ) -> Steps[list[Receipt | RefusedError]]:
-        """Make many broadcasts. `deadline` is put off whenever `pairs` has yielded or an answer has come."""
+        """Make many broadcasts. Each pair that `pairs` yields and each answer puts off `deadline`."""
 
         def each() -> Iterator[Call[Receipt]]:
             for channel, message in pairs:
-                deadline.renew()  # what the caller's own code takes is not for the daemon to answer for
+                deadline.renew()  # the time that the caller's code takes does not count
                 yield broadcast(channel, message)
             deadline.renew()
 
@@ -80,39 +81,37 @@ class Line:
         if batch.done:
             return batch.results()  # all were refused before they were sent
         kept = self._kept
-        # The daemon may have been restarted since the last call. A connection that takes not a byte of the requests
-        # is replaced: they are sent again, but cannot arrive twice. Once a byte has left there is no such certainty,
-        # and no second try but for what is repeatable.
+        # The daemon may have been restarted since the last call. If a connection takes not one byte of the requests,
+        # they are sent on another: they cannot arrive twice. Once a byte has been taken this is no longer certain, and
+        # only a repeatable call is tried again.
         connection, sent = _take(kept, unsent)
         unsent = unsent[sent:]
         if connection is None:
             connection = yield from connect(self.path, deadline)
         while True:
-            reusable = False
             try:
-                reusable = yield from exchange(connection, self.path, batch, unsent, deadline, _disregard)
+                yield from exchange(connection, self.path, batch, unsent, deadline, _disregard)
+                return batch.results()
             except ProtocolError as error:
-                if not (repeatable and connection.hung_up):
+                if not (repeatable and connection.state is State.HUNG_UP):
                     raise
                 broken = str(error)
-            else:
-                return batch.results()
             finally:
-                if reusable:
-                    self._give_back(connection, kept)
-                else:
-                    connection.close()
+                self._give_back(connection, kept)
             connection = yield from connect_again(self.path, deadline, broken)
             unsent = requests
 
     def _give_back(self, connection: Connection, kept: list[Connection]) -> None:
-        """Keep a connection with the others, in the list that was current when it was taken."""
+        """Keep a connection that is idle, in the list that was current when it was taken; close any other."""
+        if connection.state is not State.IDLE:
+            connection.close()
+            return
         kept.append(connection)
         _close_all_but(KEPT if kept is self._kept else 0, kept)  # `close` may have been called meanwhile
 
 
 def _take(kept: list[Connection], data: memoryview) -> tuple[Connection | None, int]:
-    """Take a connection that is still good, and begin to send `data` on it; return how many bytes it took."""
+    """Take a connection that still works, and begin to send `data` on it; return how many bytes it took."""
     while True:
         try:
             connection = kept.pop()
@@ -125,7 +124,7 @@ def _take(kept: list[Connection], data: memoryview) -> tuple[Connection | None, 
 
 
 def _close_all_but(number: int, kept: list[Connection]) -> None:
-    """Close the connections that have been kept longest, until there are no more than `number`."""
+    """Close the connections that have been kept longest, until no more than `number` are kept."""
     while len(kept) > number:
         try:
             connection = kept.pop(0)
@@ -135,7 +134,7 @@ def _close_all_but(number: int, kept: list[Connection]) -> None:
 
 
 def _disregard(notification: Notification) -> None:
-    """Nothing has been subscribed to on this connection."""
+    """Ignore a message: nothing has been subscribed to on this connection."""
 
 
 def exchange(
@@ -145,17 +144,17 @@ def exchange(
     unsent: memoryview,
     deadline: Deadline,
     heard: Callable[[Notification], None],
-) -> Steps[bool]:
+) -> Steps[None]:
     """Send the requests of `batch`, beginning with `unsent`, and take answers until it is done.
 
-    Returns whether the connection may be used again: not if it has ended, nor if a request was refused before it was
-    sent in full.
+    The connection is idle then, unless it has ended, or a request was refused before it was sent in full.
 
-    Answers are read while requests are written, so that a daemon that stops reading because its own answers are not
-    read can go on. `heard` is called for notifications that come in between.
+    Answers are read while requests are written, because a daemon stops reading when its answers are not read. `heard`
+    is called for notifications that come in between.
     """
+    connection.occupy()
     while True:
-        while not connection.deaf:
+        while connection.state is State.BUSY:
             if not unsent:
                 unsent = memoryview(batch.requests())
             sent = connection.send(unsent) if unsent else 0
@@ -163,8 +162,10 @@ def exchange(
                 break
             unsent = unsent[sent:]
         if batch.done:
-            return not unsent and connection.clean
-        yield connection.wait(deadline, writable=bool(unsent) and not connection.deaf)
+            if not unsent:
+                connection.rest()
+            return
+        yield connection.wait(deadline, writable=bool(unsent) and connection.state is State.BUSY)
         unanswered = batch.unanswered
         _take_answers(connection, batch, heard)
         if connection.ended and not batch.done:
@@ -173,7 +174,7 @@ def exchange(
             )
         if batch.unanswered < unanswered:
             deadline.renew()
-        elif not deadline.left:
+        elif not deadline.remaining:
             raise RequestTimeoutError(
                 f"the daemon at {path} did not answer within {deadline.seconds:g} s; what was asked may still be"
                 " carried out"
@@ -186,7 +187,7 @@ def _take_answers(connection: Connection, batch: Batch[Any], heard: Callable[[No
             case Notification():
                 heard(message)
             case Response() if batch.done:
-                connection.ended = True  # last words, behind answers that count nevertheless
+                connection.state = State.SPOILED  # last words, behind answers that count nevertheless
             case Response():
                 batch.answer(message)
             case Request() | Oversized():

@@ -1,8 +1,8 @@
-"""What the daemon's answers come to, and how they are read. No I/O.
+"""The results of calls, and how they are read from the daemon's answers. No I/O.
 
-Nothing in an answer is taken on trust: every field has its type, numbers that count are not negative, and text is
-Unicode. A newer daemon may say more than is known here; what is said less, or otherwise, is a `ProtocolError`. What
-the daemon says in words stands in errors on one line, escaped and cut.
+Nothing in an answer is trusted: the type of every field is checked, counts are not negative, and text is Unicode. A
+newer daemon may add fields, which are ignored; a field that is missing or wrong is a `ProtocolError`. Errors show the
+daemon's words on one line, escaped and cut.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ __all__ = [
 ]
 
 _SAID: Final = 1000
-"""Characters of the daemon's own words that an error shows."""
+"""Characters of the daemon's words that an error shows."""
 
 _CODE: Final = 64
 """Characters of a refusal's code."""
 
 
 class Subscribed(NamedTuple):
-    """What `subscribe` comes to: where the channel is, and what follows.
+    """The result of a subscription: the position of the channel, and which earlier messages follow.
 
-    `recovered` says whether all after a position follows, and is None if none was given. `last` is how many of the last
-    messages follow that were asked for.
+    `recovered` says whether all messages after the given position follow; None if no position was given. `last` is how
+    many of the last messages follow; 0 if none were asked for.
     """
 
     position: Position
@@ -61,7 +61,7 @@ class Subscribed(NamedTuple):
 
 
 class ChannelInfo(NamedTuple):
-    """A channel, its number of subscribers, the offset of its newest message, and how many messages are kept."""
+    """A channel: its number of subscribers, the position of its newest message, and how many messages are kept."""
 
     subscribers: int
     epoch: str
@@ -72,8 +72,8 @@ class ChannelInfo(NamedTuple):
 class ClientInfo(NamedTuple):
     """A connected client.
 
-    `address` is what the proxy says of it, `connected_since` is in seconds since 1970, and `pending` is how many bytes
-    wait for it because it reads slowly.
+    `address` is its address according to the proxy, `connected_since` is in seconds since 1970, and `pending` is how
+    many bytes wait until it reads them.
     """
 
     id: str
@@ -117,7 +117,7 @@ def receipt(result: object) -> Receipt:
 
 
 def position(result: object) -> Position:
-    """Read where a channel is."""
+    """Read the position of a channel."""
     return Position(text(result, "epoch"), count(result, "offset"))
 
 
@@ -150,7 +150,7 @@ def kept(channel: str, entry: object) -> ChannelMessage:
 
 
 def published(notification: Notification) -> ChannelMessage | None:
-    """Return the message that a notification brings; None for a kind of notification that is not known here."""
+    """Return the message in a notification; None for an unknown kind of notification."""
     if notification.method != "message":
         return None
     match notification.params:
@@ -160,7 +160,7 @@ def published(notification: Notification) -> ChannelMessage | None:
 
 
 def _time(more: list[Any]) -> float | None:
-    """Read the time of publication, in seconds since 1970, out of what the daemon says behind a message."""
+    """Read the time of publication, in seconds since 1970, from the fields behind a message."""
     if not more:
         return None
     milliseconds: int = field(more[0], "time", lambda found: type(found) is int)
@@ -177,7 +177,7 @@ def refusal(error: object) -> RefusedError:
 
 
 def goodbye(error: object) -> ProtocolError:
-    """Return what to raise for an error that belongs to no request, the daemon's last words on a connection."""
+    """Return the exception for an error that belongs to no request: the daemon's last words on a connection."""
     return ProtocolError(f"the daemon ended the connection: {refusal(error)}")
 
 
@@ -208,13 +208,13 @@ def count(value: object, name: str) -> int:
 
 
 def flag(value: object, name: str) -> bool:
-    """Return whether the map `value` says so under `name`."""
+    """Return the truth value that the map `value` has under `name`."""
     found: bool = field(value, name, lambda found: isinstance(found, bool))
     return found
 
 
 def field(value: object, name: str, fits: Callable[[object], bool]) -> Any:
-    """Return what the map `value` has under `name`, if that `fits`."""
+    """Return what the map `value` has under `name`, if it `fits`. Raises `ProtocolError` otherwise."""
     found = value.get(name) if isinstance(value, dict) else None
     if not fits(found):
         raise _unusable(value, name)
@@ -222,7 +222,7 @@ def field(value: object, name: str, fits: Callable[[object], bool]) -> Any:
 
 
 def is_count(value: object) -> TypeGuard[int]:
-    """Whether this is a number from 0; True and False are none."""
+    """Return whether this is a whole number from 0; True and False are not."""
     return type(value) is int and value >= 0
 
 
@@ -239,7 +239,7 @@ def _is_message(value: object) -> TypeGuard[str | bytes]:
 
 
 def _is_text(value: object) -> TypeGuard[str]:
-    """Whether this is a str of Unicode. One that was not UTF-8 has lone surrogates, which nobody can write or send."""
+    """Return whether this is a str of Unicode. One that was not UTF-8 has lone surrogates, which cannot be encoded."""
     if not isinstance(value, str):
         return False
     if not value.isascii():

@@ -1,23 +1,24 @@
-"""Commands that are carried out in steps, and answers that are made a piece at a time. Pure: no socket, no trio."""
+"""What is said on the control socket: a message is carried out as a command, and its result becomes an answer in bytes.
+
+With `realtimed.rpc.wire` this is the only user of msgpack.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from time import thread_time
-from typing import Final
+from typing import Final, NoReturn
 
 import msgpack
 
-from realtimed.control.commands import COMMANDS
-from realtimed.control.listing import Steps, Whole
-from realtimed.control.service import ANSWER_LIMIT
+from realtimed.control.commands import COMMANDS, Caller, Context, carry_out
+from realtimed.control.steps import Steps, Whole, Work
 from realtimed.errors import RefusedError
-from realtimed.rpc.wire import Notification, Request
+from realtimed.rpc.wire import Message, Notification, Oversized, Request, Response, encode_response
 
-__all__ = ["Work"]
+__all__ = ["LongAnswer", "encode_refusal", "execute", "forbid", "work_on"]
 
 _PIECE_BYTES: Final = 64 * 2**10
-"""Bytes from which on a piece is closed: large enough to be sent with few calls."""
+"""Bytes at which a piece of an answer is closed: large enough to be sent with few calls."""
 
 _PIECE_COST: Final = 60
 """Bytes that a piece takes beside its own."""
@@ -25,72 +26,59 @@ _PIECE_COST: Final = 60
 _RESPONSE: Final = 1
 
 
-class Work:
-    """The `steps` of a command that are being taken, and the answer in the making, of at most `limit` bytes of memory.
+def execute(context: Context, caller: Caller, message: Message) -> object:
+    """Carry out the command in a message and return its result, or the `Steps` to it. Raises `RefusedError`."""
+    if isinstance(message, (Notification, Request)):
+        return carry_out(context, message.method, message.params, caller)
+    match message:
+        case Oversized(_, limit, "values"):
+            raise RefusedError(
+                "message_too_large",
+                f"the command has more than {limit} MessagePack values; that is the limit. Send several commands,"
+                " each with fewer channels",
+            )
+        case Oversized(_, limit):
+            raise RefusedError(
+                "message_too_large",
+                f"the command has more than {limit} bytes; the limit of a message, max-message, is"
+                f" {context.hub.max_message} bytes",
+            )
+        case Response():
+            raise RefusedError("invalid_params", "the daemon has asked nothing: this is a response")
 
-    When the last step has been taken, `pieces` are the answer: none to a notification.
+
+def forbid(reason: str, _: Message) -> NoReturn:
+    """Refuse any command of a publisher that is not let in."""
+    raise RefusedError("not_allowed", reason)
+
+
+def encode_refusal(message: Message, error: RefusedError) -> bytes:
+    """Return the answer to a command that was refused: none to a notification."""
+    if isinstance(message, (Request, Oversized)) and message.id is not None:
+        return encode_response(message.id, {"code": error.code, "message": error.message}, None)
+    return b""
+
+
+def work_on(message: Request | Notification, steps: Steps, limit: int) -> tuple[Work, LongAnswer | None]:
+    """Return a command whose steps are to be taken, and its answer of at most `limit` bytes: none to a notification."""
+    answer = LongAnswer(message.id) if isinstance(message, Request) else None
+    command = COMMANDS[message.method]
+    return Work(steps, answer, limit, publishes=command.publishes, shorter=command.shorter), answer
+
+
+class LongAnswer:
+    """The answer to the request `id`, which is made of elements added one after the other, and what surrounds them.
+
+    It is made in pieces, so that it can grow without being copied.
     """
 
-    def __init__(self, message: Request | Notification, steps: Steps, limit: int) -> None:
-        self.message = message
-        self.pieces: list[bytes] = []
-        self._command = COMMANDS[message.method]
-        self._steps = steps
-        self._limit = limit
-        self._answer = _LongAnswer(message.id) if isinstance(message, Request) else None
-
-    @property
-    def publishes(self) -> bool:
-        """Whether all steps have to be taken, whatever becomes of who wants the answer."""
-        return self._command.publishes
-
-    @property
-    def size(self) -> int:
-        """How many bytes of memory the answer takes so far."""
-        return self._answer.size if self._answer is not None else 0
-
-    def go_on(self, until: float) -> bool:
-        """Take steps, one at least, until it is `until` by `thread_time`; return whether they are through.
-
-        Raises `RefusedError` as the steps do, and with the code ``answer_too_large``.
-        """
-        while True:
-            try:
-                elements = next(self._steps)
-            except StopIteration as end:
-                if self._answer is not None:
-                    self.pieces = self._answer.finish(end.value)
-                return True
-            if elements is None:
-                return False
-            if self._answer is not None:
-                self._answer.add(elements)
-                if self._answer.size > self._limit and self._command.shorter:
-                    raise RefusedError(
-                        "answer_too_large",
-                        f"the answer has more than {self._limit} bytes, the limit (a quarter of max-answers-total, and"
-                        f" {ANSWER_LIMIT} at most); {self._command.shorter}",
-                    )
-            if thread_time() > until:
-                return False
-
-    def close(self) -> None:
-        """Take no more steps."""
-        self._steps.close()
-
-
-class _LongAnswer:
-    """The answer to the request `id`, of which elements are added one after the other, and then what is around them.
-
-    `size` is how many bytes of memory its pieces take.
-    """
-
-    # Invariant: `_pieces`, and behind them `_open`, have the encoded elements, `_count` of them. The head of the answer
+    # Invariant: `pieces`, and behind them `_open`, have the encoded elements, `_count` of them. The head of the answer
     # says how many there are, so it is made last.
 
     def __init__(self, id: int) -> None:
+        self.pieces: list[bytes] = []
+        """The answer, in order, once it is finished."""
         self._id = id
-        self._pieces: list[bytes] = []
         self._open = bytearray()
         self._closed_size = 0
         self._count = 0
@@ -102,24 +90,25 @@ class _LongAnswer:
         return self._closed_size + len(self._open)
 
     def add(self, elements: Sequence[object]) -> None:
-        """Add elements of a list."""
+        """Add elements of a list or a map."""
         self._count += len(elements)
         for element in elements:
             self._open += self._packer.pack(element)
             self._close_piece(_PIECE_BYTES)
 
-    def finish(self, whole: Whole) -> list[bytes]:
-        """Return the pieces of the answer, in order."""
+    def finish(self, whole: Whole) -> None:
+        """Add what surrounds the elements."""
         self._close_piece(1)
-        return [self._head(whole), *self._pieces]
+        self.pieces.insert(0, self._head(whole))
 
     def _close_piece(self, least: int) -> None:
         if len(self._open) >= least:
-            self._pieces.append(bytes(self._open))
+            self.pieces.append(bytes(self._open))
             self._closed_size += len(self._open) + _PIECE_COST
             self._open.clear()
 
     def _head(self, whole: Whole) -> bytes:
+        """Return all that comes before the elements: the array of the response, and the map around them."""
         pack = self._packer.pack
         head = bytearray(self._packer.pack_array_header(4))
         head += pack(_RESPONSE) + pack(self._id) + pack(None)

@@ -1,7 +1,8 @@
-"""The commands of the control socket: one table of their names, their parameters in words, and what carries them out.
+"""The commands of the control socket: one table of their names, their parameters in words, and their functions.
 
-They know no connection and no bytes, and may be called by whoever has a `Context`. A command that sends messages to the
-one who gave it needs a `Caller` to send them to; all others do without. What may take long is done in `Steps`.
+A new command is a function here and a row in `COMMANDS`. Commands know no connection and no bytes: any code that has a
+`Context` may call them. Only a command that sends messages to its caller needs a `Caller`. A command that may take long
+returns `Steps`.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from realtimed.control.forms import WITH_TIME
 from realtimed.control.idempotency import Answered, checked_key
-from realtimed.control.listing import Client, Steps, Whole, list_channels, list_clients
+from realtimed.control.listing import Client, list_channels, list_clients
+from realtimed.control.steps import Steps, Whole
 from realtimed.errors import RefusedError
 from realtimed.hub.channel import Subscriber
 from realtimed.hub.hub import Hub, Joined
 from realtimed.hub.names import check_channel_name
 from realtimed.hub.position import Position, Receipt
 from realtimed.hub.publication import encode_message
+from realtimed.rpc.defaults import HISTORY_SHOWN
 from realtimed.text import quoted
 
 __all__ = ["CHANNELS_LIMIT", "COMMANDS", "Caller", "Command", "Context", "carry_out", "shown"]
@@ -26,17 +29,15 @@ __all__ = ["CHANNELS_LIMIT", "COMMANDS", "Caller", "Command", "Context", "carry_
 CHANNELS_LIMIT: Final = 5000
 """Channels that one ``broadcast_many`` may name."""
 
-_HISTORY_SHOWN: Final = 100
-
 _STEP: Final = 64
-"""Channels that are published on in one step: a fraction of a millisecond."""
+"""Channels that one step publishes on: a fraction of a millisecond."""
 
 _PAGES: Final = (
     'ask for a page of it with {"limit": …, "after": …}, for how many there are with {"count": true}, or for'
 )
 
 Caller: TypeAlias = Subscriber
-"""Whoever gave a command, and may be sent messages for it."""
+"""The subscriber that gave a command, and gets the messages it asks for."""
 
 
 @dataclass
@@ -57,10 +58,11 @@ _Run: TypeAlias = Callable[[Context, Caller | None, list[object]], object]
 class Command(NamedTuple):
     """A command: its parameters in words, and a function that returns its result, or the steps to it.
 
-    The function returns `NotImplemented` for parameters that the command does not take, and raises `RefusedError` for
-    what it cannot do; steps raise it before anything is done. What has steps and `publishes` has to take all of them,
-    whatever becomes of who wants the result; of all others one at a time should be carried out, as they may take
-    memory in proportion to what there is. `shorter` says how to ask for less, if the result may be large.
+    The function returns `NotImplemented` for parameters that the command does not take, and raises `RefusedError` if it
+    cannot do what was asked. Steps raise it before anything is done. Once begun, a command with steps that `publishes`
+    has to take all of them, even if its caller has gone. Only one of the other commands with steps should be under way
+    at a time, as it may take memory in proportion to the number of clients or channels. `shorter` says how to ask for
+    less, if the result may be large.
     """
 
     params: str
@@ -74,7 +76,7 @@ def carry_out(context: Context, method: str, params: list[object], caller: Calle
 
     Raises `RefusedError`; then nothing was done.
     """
-    if method == "broadcast" and len(params) == 2:  # first, and without matching of patterns
+    if method == "broadcast" and len(params) == 2:  # the most frequent command, so without the table
         return context.hub.publish(params[0], params[1])
     command = COMMANDS.get(method)
     if command is None:
@@ -86,7 +88,7 @@ def carry_out(context: Context, method: str, params: list[object], caller: Calle
 
 
 def shown(result: object) -> Any:
-    """Return a result as it is said over the socket."""
+    """Return a result in the form in which it is sent."""
     if isinstance(result, Receipt):
         return {"recipients": result.recipients, "epoch": result.epoch, "offset": result.offset}
     if isinstance(result, Joined):
@@ -98,14 +100,14 @@ def shown(result: object) -> Any:
 
 @dataclass
 class _Options:
-    """What the last parameter of a command may ask for: times of publication, and the last messages that are kept."""
+    """What the last parameter of a command may ask for: times of publication, and the `last` messages of a channel."""
 
     time: bool = False
     last: int | None = None
 
 
 def _options(given: Mapping[object, object], *known: str) -> _Options:
-    """Read the options that are `known` to a command. Raises `RefusedError` for others, and for what they cannot be."""
+    """Read the options that a command has. Raises `RefusedError` for other options and for wrong values."""
     options = _Options()
     for name, value in given.items():
         if name not in known:
@@ -157,7 +159,7 @@ def _broadcast_many(context: Context, _: Caller | None, params: list[object]) ->
 def _publish_on_all(
     context: Context, channels: list[object], content: object, payload: bytes, key: object = None
 ) -> Steps:
-    """Publish on all channels, or on none if one of them is wrong, unless that was done with the same key before."""
+    """Publish on all channels, or on none if one name is wrong. With a known `key`, only repeat the receipts."""
     for start in range(0, len(channels), _STEP):
         for channel in channels[start : start + _STEP]:
             check_channel_name(channel)
@@ -167,7 +169,7 @@ def _publish_on_all(
             yield [shown(context.hub.publish(each, content, payload)) for each in channels[start : start + _STEP]]
         return Whole({})
     names, key, answered = tuple(map(str, channels)), checked_key(key), context.answered
-    while answered.is_under_way(names, key):  # for another connection; that takes a few turns
+    while answered.is_under_way(names, key):  # on another connection, for a few turns of the event loop
         yield None
     receipts = answered.known(names, key)
     if receipts is not None:
@@ -213,7 +215,7 @@ def _clients(context: Context, _: Caller | None, params: list[object]) -> object
 def _history(context: Context, _: Caller | None, params: list[object]) -> object:
     match params:
         case [channel]:
-            count = _HISTORY_SHOWN
+            count = HISTORY_SHOWN
         case [channel, int(count)] if _is_count(count):
             pass
         case [channel, int(count), {**given}] if _is_count(count):
@@ -258,7 +260,7 @@ def _subscribe(context: Context, caller: Caller | None, params: list[object]) ->
         case [channel, None, {**given}]:
             options = _options(given, "time", "last")
         case [channel, {"epoch": str(epoch), "offset": int(offset)}, {**given}] if _is_count(offset):
-            options = _options(given, "time")  # what comes is what came after the position
+            options = _options(given, "time")  # not "last": what was missed since the position comes instead
             since = Position(epoch, offset)
         case _:
             return NotImplemented
@@ -297,7 +299,7 @@ def _unwatch(context: Context, caller: Caller | None, params: list[object]) -> o
 
 
 def _tell_time(context: Context, caller: Caller, options: _Options) -> None:
-    """Send `caller` the time of all publications from now on, if it has asked for that."""
+    """From now on send `caller` the times of publications, if it has asked for them."""
     if options.time:
         context.hub.change_form(caller, WITH_TIME)
 
@@ -321,7 +323,7 @@ def _info(context: Context, _: Caller | None, params: list[object]) -> object:
 
 
 def _is_count(value: int) -> bool:
-    """Return whether this is a whole number from 0, and no truth value, which is an int as well."""
+    """Return whether this is a whole number from 0; True and False are not."""
     return type(value) is int and value >= 0
 
 

@@ -1,6 +1,6 @@
-"""How a connection of the control socket gets publications: as notifications, with the time of publication or without.
+"""The two forms in which connections of the control socket get publications: with the time of publication or without.
 
-Pure: it knows no connection, no socket and no task.
+Pure: no connection, no socket, no task.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class _WithTime:
 
 
 WITHOUT_TIME: Final[WireFormat] = _WithoutTime()
-"""What a connection gets unless it asks for more."""
+"""The form for a connection that has not asked for times."""
 
 WITH_TIME: Final[WireFormat] = _WithTime()
+"""The form for a connection that has asked for times."""

@@ -1,7 +1,7 @@
-"""What broadcasts with an idempotency key were answered, so that one who asks again gets the same answer.
+"""The receipts of broadcasts that had an idempotency key. A broadcast that repeats a key gets the same receipts.
 
-A publisher whose connection broke before the answer came does not know whether its message went out. With a key it may
-just try again: the first command that arrives is carried out, and those that repeat its key are only answered.
+A publisher whose connection broke before the answer came does not know whether its message was published. With a key it
+may try again: the daemon carries out the first command, and only answers those that repeat its key.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from realtimed.hub.position import Receipt
 __all__ = ["KEY_LIMIT", "Answered", "Channels", "checked_key"]
 
 KEY_LIMIT: Final = 200
-"""Characters of a key: enough for any identifier, and a bound for what is remembered of it."""
+"""Characters of a key: enough for any identifier, and a bound on the memory that a key takes."""
 
 _REMEMBERED: Final = 100_000
-"""Keys that are remembered at most. Beyond that the oldest is forgotten before its time."""
+"""Keys that are remembered at most. Beyond that the oldest is forgotten, however young it is."""
 
 _FORGOTTEN_AT_ONCE: Final = 8000
-"""Keys forgotten for one new key: some milliseconds. They take more memory than any new key does."""
+"""Keys that may be forgotten when a new one comes: some milliseconds. They take more memory than any new key does."""
 
 _KEY_COST: Final = 470
-"""Bytes that a key takes beside its text and its names: its places in the table, tuples, a list, a float."""
+"""Bytes that a key takes beside its text and its channels' names: its place in the table, tuples, a list, a float."""
 
 _RECEIPT_COST: Final = 170
 """Bytes that a receipt takes, its epoch and offset included."""
@@ -35,7 +35,7 @@ _PLACE_COST: Final = 16
 """Bytes that a channel and its receipt take as elements of a tuple and a list."""
 
 Channels: TypeAlias = str | tuple[str, ...]
-"""A channel, or a list of channels, which is another thing even if it has only one."""
+"""A channel, or a list of channels. A list of one channel has keys of its own."""
 
 
 class _Entry(NamedTuple):
@@ -50,8 +50,8 @@ class Answered:
     Beyond the limit the oldest are forgotten first, but never the newest. `clock` returns seconds.
     """
 
-    # Invariants: `_entries`, by channels and key, is in the order of time. `bytes` is the sum of their costs, and
-    # `_under_way` has the channels and keys of commands that have begun to publish and not ended.
+    # Invariants: `_entries`, by channels and key, is in the order of time. `bytes` is the sum of the entries' costs.
+    # `_under_way` has the channels and keys of commands that have begun to publish and have not ended.
 
     def __init__(self, age: float, clock: Callable[[], float], limit: int = 2**63) -> None:
         self.age = age
@@ -67,25 +67,25 @@ class Answered:
     def known(self, channels: Channels, key: object) -> Sequence[Receipt] | None:
         """Return the receipts of the command with these channels and this key, or None if it is new.
 
-        Raises `RefusedError` for what is no key.
+        Raises `RefusedError` if `key` is not a key.
         """
         entry = self._entries.get((channels, checked_key(key)))
         return entry.receipts if entry is not None and entry.time > self._clock() - self.age else None
 
     def is_under_way(self, channels: Channels, key: str) -> bool:
-        """Return whether a command with these channels and this key is just being carried out."""
+        """Return whether a command with these channels and this key is being carried out."""
         return (channels, key) in self._under_way
 
     def begin(self, channels: Channels, key: str) -> None:
-        """Note that a command is being carried out. `end` follows, whatever happens."""
+        """Record that a command is being carried out. The caller has to call `end` afterwards, whatever happens."""
         self._under_way.add((channels, key))
 
     def end(self, channels: Channels, key: str) -> None:
-        """Note that a command is no longer being carried out."""
+        """Record that a command is no longer being carried out."""
         self._under_way.discard((channels, key))
 
     def remember(self, channels: Channels, key: str, receipts: Sequence[Receipt]) -> None:
-        """Remember what a command was answered."""
+        """Remember the receipts of a command."""
         cost = _cost(channels, key, receipts)
         old = self._entries.pop((channels, key), None)
         self.bytes += cost - (old.cost if old is not None else 0)
@@ -93,7 +93,7 @@ class Answered:
         self.forget()
 
     def forget(self) -> bool:
-        """Forget some of what is too old or too much, but not the newest; return whether there may be more."""
+        """Forget some receipts that are too old or too many, but not the newest; return whether there may be more."""
         oldest = self._clock() - self.age
         for _ in range(_FORGOTTEN_AT_ONCE):
             if len(self._entries) < 2:
@@ -107,7 +107,7 @@ class Answered:
 
 
 def checked_key(key: object) -> str:
-    """Return what is a key, or raise `RefusedError`."""
+    """Return `key` if it is a key, or raise `RefusedError`."""
     if not isinstance(key, str) or not 1 <= len(key) <= KEY_LIMIT:
         raise RefusedError("invalid_params", f"an idempotency key is a str of 1 to {KEY_LIMIT} characters")
     return key

@@ -1,41 +1,42 @@
 """Lists of clients and of channels: filtered, counted, a page at a time. Pure: it knows neither trio nor a socket.
 
-A list is in the order in which its members came. All of it is walked over in steps, between which others have their
-turn. What is there from the first step of the first page to the last one of the last page is in it exactly once; what
-comes or goes meanwhile may be in it or not.
+A list is in the order in which its members came. It is made in steps, between which other tasks have their turn. A
+member that exists from the first step of the first page to the last step of the last page is listed exactly once. One
+that comes or goes meanwhile may be listed or not.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
+from realtimed.control.steps import Steps, Whole
 from realtimed.errors import RefusedError
 from realtimed.hub.channel import Channel
 from realtimed.hub.hub import Hub
 from realtimed.text import quoted
 
-__all__ = ["Client", "Steps", "Whole", "list_channels", "list_clients"]
+__all__ = ["Client", "list_channels", "list_clients"]
 
 _M = TypeVar("_M")
 
 _PAGE: Final = 1000
-"""Members of a page unless the caller says."""
+"""Members of a page, unless the caller asks for another number."""
 
 _PAGE_BYTES: Final = 2**20
-"""A page ends when its members take about as many bytes, so that it is no larger than any answer may be."""
+"""A page ends when its members take about this many bytes, so that it never exceeds the limit of an answer."""
 
 _STEP: Final = 256
 _DESCRIBED_STEP: Final = 16
-"""How many are looked at in one step, and how many are described: a fraction of a millisecond."""
+"""Members examined in one step, and elements described in one: a fraction of a millisecond."""
 
 _CHANNEL_BYTES: Final = 80
 _CLIENT_BYTES: Final = 160
-"""About what a member takes in an answer beside names."""
+"""About how many bytes a member takes in an answer beside its names."""
 
 
 class Client(Protocol):
@@ -43,40 +44,23 @@ class Client(Protocol):
 
     @property
     def rank(self) -> int:
-        """How many clients have been let in before it."""
+        """How many clients were let in before it."""
 
     @property
     def address(self) -> str:
-        """Who is there, as far as is known."""
+        """The address of the client, as far as it is known."""
 
     @property
     def channels(self) -> AbstractSet[Channel]:
-        """What it is subscribed to."""
+        """The channels that it is subscribed to."""
 
     def describe(self) -> dict[str, object]:
         """Return what the ``clients`` command shows."""
 
 
-class Whole(NamedTuple):
-    """What is around the elements of a result: a map that has them by `name` beside other `fields`.
-
-    With `pairs` they are a map themselves, each key followed by its value; otherwise a list. If `name` is "", they are
-    the whole result; if it is None there are none.
-    """
-
-    fields: Mapping[str, object]
-    name: str | None = ""
-    pairs: bool = False
-
-
-Steps: TypeAlias = Generator[Sequence[object] | None, None, Whole]
-"""A result in the making: yields some of its elements, or none, whenever others may have their turn; and None when it
-cannot go on before they have had it."""
-
-
 @dataclass
 class _Wanted:
-    """What the parameters ask for: everything at once, a page, or a number."""
+    """What the parameters ask for: a whole list, a page of it, or only its length."""
 
     limit: int = 2**63
     after: int = -1
@@ -86,7 +70,7 @@ class _Wanted:
 
 
 def _wanted(options: Mapping[object, object] | None, filters: Sequence[str]) -> _Wanted:
-    """Read the options of a list. Raises `RefusedError` for what they cannot be."""
+    """Read the options of a list. Raises `RefusedError` for unknown options and wrong values."""
     wanted = _Wanted()
     if options is None:
         return wanted
@@ -113,7 +97,7 @@ def _wanted(options: Mapping[object, object] | None, filters: Sequence[str]) -> 
 
 
 def list_channels(hub: Hub, prefix: str = "", options: Mapping[object, object] | None = None) -> Steps:
-    """List the channels that have subscribers: name and description of each, one behind the other."""
+    """List the channels that have subscribers. The elements are a name, its description, the next name, and so on."""
     wanted = _wanted(options, ["prefix"])
     prefix = wanted.filters.get("prefix", prefix)
 
@@ -135,7 +119,7 @@ def list_clients(hub: Hub, clients: Mapping[str, Client], options: Mapping[objec
     def fits(member: tuple[str, Client]) -> bool:
         id, client = member
         return (
-            clients.get(id) is client  # it has not left meanwhile
+            clients.get(id) is client  # it may have gone since the list began
             and (address is None or client.address == address)
             and (channel is None or hub.channels.get(channel) in client.channels)
         )
@@ -150,10 +134,10 @@ def list_clients(hub: Hub, clients: Mapping[str, Client], options: Mapping[objec
 
 @dataclass
 class _Listing(Generic[_M]):
-    """How members of a kind are listed, under the `name` that they have in a page.
+    """How members of one kind are listed; a page has them under `name`.
 
-    `number` grows from member to member, `fits` chooses them, and `describe` returns the elements for one of them and
-    about how many bytes they take.
+    `number` returns a member's place in the order, `fits` whether to list it, and `describe` its elements and about how
+    many bytes they take. With `pairs` the elements of a member are a key and its value.
     """
 
     name: str
@@ -163,12 +147,12 @@ class _Listing(Generic[_M]):
     pairs: bool = False
 
     def walk(self, members: list[_M], wanted: _Wanted) -> Steps:
-        """Walk over the members behind `wanted.after`. The list is used up."""
+        """List the members behind `wanted.after`. Changes the list of `members`."""
         if wanted.after >= 0 and not wanted.count:
             del members[: bisect_right(members, wanted.after, key=self.number)]
         found = last = size = 0
         elements: list[object] = []
-        for looked_at, member in enumerate(members, 1):
+        for examined, member in enumerate(members, 1):
             if self.fits(member):
                 if not wanted.count:
                     if found == wanted.limit or (wanted.paged and size > _PAGE_BYTES):
@@ -178,7 +162,7 @@ class _Listing(Generic[_M]):
                     size += bytes
                     last = self.number(member)
                 found += 1
-            if looked_at % _STEP == 0 or len(elements) >= _DESCRIBED_STEP:
+            if examined % _STEP == 0 or len(elements) >= _DESCRIBED_STEP:
                 yield elements
                 elements = []
         else:

@@ -1,1 +1,1 @@
-"""MessagePack-RPC, the language of the control socket, without I/O. It knows nothing else of realtimed."""
+"""What both ends of the control socket share, without I/O: MessagePack-RPC, the socket's path, defaults."""

@@ -1,4 +1,4 @@
-"""How a Unix socket's path is written, by those who listen at it and by those who connect to it alike."""
+"""How the path of a Unix socket is written, for the daemon that listens and the clients that connect."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from realtimed.text import quoted
 __all__ = ["DEFAULT", "LIMIT", "fault", "plain"]
 
 DEFAULT: Final = "/run/realtime.sock"
-"""Where the control socket is, unless a setting says otherwise."""
+"""The path of the control socket, unless a setting or the environment says otherwise."""
 
 LIMIT: Final = 107
 """Bytes of a Unix socket's path, without the closing zero byte (unix(7), sun_path)."""
@@ -21,7 +21,7 @@ _URL: Final = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 def plain(text: str) -> str:
-    """Return the path alone, of what may be written PATH, unix:PATH or, as a URL, unix:///PATH."""
+    """Return the path in `text`, which may be written PATH, unix:PATH or, as a URL, unix:///PATH."""
     path = text.removeprefix("unix:")
     return "/" + path.lstrip("/") if path.startswith("//") else path
 

@@ -1,6 +1,6 @@
-"""The walk over MessagePack values: where one ends, how many values are in it, and how deep they are nested.
+"""A walk over a MessagePack value finds where it ends, how many values it contains, and how deep they are nested.
 
-It reads the headers and nothing else, keeps one number for each level, and goes on where it stopped.
+The walk reads only headers and keeps one number for each level. It goes on where it stopped when more bytes come.
 
 Source: https://github.com/msgpack/msgpack/blob/master/spec.md
 """
@@ -13,14 +13,14 @@ from typing import Final
 __all__ = ["DEPTH_LIMIT", "TOO_DEEP", "Walker"]
 
 DEPTH_LIMIT: Final = 32
-"""How deep arrays and maps may be nested, the outermost among them. Empty ones count for nothing."""
+"""How deep arrays and maps may be nested, counting the outermost. Empty ones do not count."""
 
 TOO_DEEP: Final = (
     f"nested too deeply, or not MessagePack: arrays and maps of a command may be nested {DEPTH_LIMIT} deep"
 )
 
-# By the first byte of a value: how long it is, if that byte says it and there are no values in it, otherwise 0; or how
-# many bytes of length follow. Of the fixext, one byte is their type.
+# Tables by the first byte of a value. `_SIZES` has the length of a value that this byte alone determines and that
+# contains no other values, else 0; one byte of a fixext is its type. `_WIDTHS` has how many bytes of length follow.
 _FIXED: Final = {
     0xC0: 1, 0xC2: 1, 0xC3: 1,  # nil, false, true
     0xCA: 5, 0xCB: 9,  # float
@@ -49,18 +49,19 @@ _number: Final = partial(int.from_bytes, byteorder="big")
 
 
 class Walker:
-    """Walks over the headers of one MessagePack value without keeping it, to find where it ends and what is in it.
+    """Walks over the headers of one MessagePack value without keeping it, to find where it ends and what it contains.
 
-    `values` is how many values there are in it so far, itself among them, and `owed` how many more it has announced.
-    `size` is how many bytes it has at least: a value that is owed has a byte or more. `wrong` says what is wrong with
-    the value at which the walk stopped, if anything is. `done` is set when it has come to the end of the value.
+    `values` is how many values have come, counting the outermost, and `owed` how many more have been announced. `size`
+    is how many bytes the whole has at least: each value that is owed has one or more. `wrong` says what is wrong with
+    the value at which the walk stopped; "" if nothing is. `done` is set when the walk has reached the end.
     """
 
-    # Invariants: `_left` is how many values are to come in the innermost array or map that is not complete, and
-    # `_outer` has the same of those around it, so as many numbers as these are nested deep. `_payload` is the bytes to
-    # come of the value at hand, and `_cut` the beginning of a header that is not all there; not both.
+    # Invariants: `_missing` is how many values are still to come in the innermost incomplete array or map, and `_outer`
+    # has the same number for each array or map around it, outermost first. `_payload` is how many bytes are still to
+    # come of the last value, and `_cut` is the beginning of a header that has not come in full: at most one of them is
+    # set. `_passed` is how many bytes the walk has passed.
 
-    __slots__ = ("_cut", "_left", "_outer", "_passed", "_payload", "done", "owed", "size", "values", "wrong")
+    __slots__ = ("_cut", "_missing", "_outer", "_passed", "_payload", "done", "owed", "size", "values", "wrong")
 
     def __init__(self) -> None:
         self.values = 0
@@ -68,16 +69,16 @@ class Walker:
         self.size = 1
         self.wrong = ""
         self.done = False
-        self._left = 1
+        self._missing = 1
         self._outer: list[int] = []
         self._payload = 0
         self._cut = b""
         self._passed = 0
 
     def feed(self, data: bytes, at: int, budget: int) -> int:
-        """Walk over `data` from the place `at` on, over no more than `budget` values; return how far it came.
+        """Walk over `data` from index `at`, over no more than `budget` values; return the index where the walk stopped.
 
-        That is to the end of the value or of `data`, unless the budget was too small or something is wrong. Each value
+        It stops at the end of the value or of `data`, when the budget is spent, or when something is wrong. Each value
         takes 0.1 to 0.5 µs, however long it is.
         """
         began = at
@@ -87,10 +88,10 @@ class Walker:
             step = min(self._payload, len(data) - at)
             self._payload -= step
             at += step
-        if at < len(data) and self._left:
+        if at < len(data) and self._missing:
             at = self._walk(data, at, budget)
         self._passed += at - began
-        self.owed = owed = self._left + sum(self._outer)
+        self.owed = owed = self._missing + sum(self._outer)
         self.size = size = self._passed + self._payload
         if owed:
             self.size = size + owed
@@ -99,24 +100,24 @@ class Walker:
         return at
 
     def _mend(self, data: bytes, at: int) -> int:
-        """Put a header together that arrives in pieces, and take it in if this was the last; return how far it came."""
-        missing = _WIDTHS[self._cut[0]] + 1 - len(self._cut)
-        head, self._cut = self._cut + data[at : at + missing], b""
-        if at + missing > len(data):
+        """Add to a header that arrives in pieces, and walk over it if it is complete; return the index behind it."""
+        end = at + _WIDTHS[self._cut[0]] + 1 - len(self._cut)
+        head, self._cut = self._cut + data[at:end], b""
+        if end > len(data):
             self._cut = head
             return len(data)
         self._walk(head, 0, 1)
-        return at + missing
+        return end
 
     def _walk(self, data: bytes, at: int, budget: int) -> int:
-        # By hand, as all that has to be skipped passes here.
-        left, outer, end = self._left, self._outer, len(data)
+        # One long function without calls, as every byte that has to be skipped passes here.
+        missing, outer, end = self._missing, self._outer, len(data)
         values, stop = self.values, self.values + budget
-        while left and at < end and values < stop:
+        while missing and at < end and values < stop:
             first = data[at]
             if size := _SIZES[first]:
                 at += size
-                left -= 1
+                missing -= 1
             elif first == _NO_MEANING:
                 self.wrong = "not MessagePack: there is the byte 0xc1, which has no meaning"
                 break
@@ -129,19 +130,19 @@ class Walker:
                     break
                 count = first & 0x0F if not width else data[at + 1] if width == 1 else _number(data[at + 1 : behind])
                 at = behind
-                left -= 1
+                missing -= 1
                 if first not in _CONTAINERS:
                     at += count + (first in _EXTENSIONS)
                 elif count:
-                    outer.append(left)
-                    left = 2 * count if first in _MAPS else count
+                    outer.append(missing)
+                    missing = 2 * count if first in _MAPS else count
                     if len(outer) > DEPTH_LIMIT:
                         self.wrong = TOO_DEEP
                         stop = 0
             values += 1
-            while not left and outer:
-                left = outer.pop()
-        self._left, self.values = left, values
+            while not missing and outer:
+                missing = outer.pop()
+        self._missing, self.values = missing, values
         if at > end:
             self._payload = at - end
             at = end

@@ -6,16 +6,16 @@ The form is the published one for streams:
     response      [1, id, error, result]
     notification  [2, method, params]       (no answer)
 
-Nothing is built before all of a command is there and is known to be within its limits: bytes, values, depth. Where a
-command ends is found by a walk over the headers of its values, which allocates nothing, whatever they announce. Of
-whole commands msgpack's `skip` does that, of one that comes in pieces `Walker`, which goes on where it stopped.
+No object is built before a command has come in full and is known to be within its limits: bytes, values, depth. To
+find the end of a command, the decoder walks over the headers of its values, which allocates nothing, whatever they
+announce. msgpack's `skip` walks over commands that are whole. `Walker` walks over a command that comes in pieces.
 
-A command beyond a limit is not buffered: the decoder skips it as it arrives and reports it as `Oversized`, so that its
-sender can be told and the commands behind it are not lost. Only bytes that are not MessagePack, or not RPC, or nested
-too deeply, are a `ProtocolError`; after one, the decoder is of no further use and the connection has to end.
+A command beyond a limit is not buffered. The decoder skips it as it arrives and reports it as `Oversized`, so that its
+sender gets an error and the commands behind it are not lost. Bytes that are not MessagePack, or not RPC, or nested too
+deeply, are a `ProtocolError`. After one the decoder is of no further use, and the connection has to end.
 
-A str that is not UTF-8 arrives with its bad bytes as lone surrogates (PEP 383), to be refused by whoever wants text:
-a publisher in a language whose strings have no encoding gets an error for that command and keeps its connection.
+A str that is not UTF-8 arrives with its bad bytes as lone surrogates (PEP 383), and the command that needs text refuses
+it. So a publisher in a language whose strings have no encoding gets an error for one command and keeps its connection.
 
 Source: https://github.com/msgpack-rpc/msgpack-rpc/blob/master/spec.md
 """
@@ -54,29 +54,29 @@ _RESPONSE_HEAD: Final = b"\x94\x01"
 """How a response begins."""
 
 _HTTP_BEGINS: Final = frozenset(b"CDGHOPT")
-"""First letters of HTTP's methods, each of which is a number in MessagePack."""
+"""First letters of the methods of HTTP. In MessagePack each is a number."""
 
 ID_LIMIT: Final = 2**32
-"""Ids are 32-bit unsigned numbers; a client starts again at 0 when it reaches this one."""
+"""Ids are unsigned 32-bit numbers, below this one; the largest is followed by 0."""
 
 VALUES_LIMIT: Final = 8192
-"""MessagePack values in a command, the command itself among them: what a command with 5,000 channels needs, and more.
-An empty array takes a byte on the way and 56 in memory."""
+"""MessagePack values in a command, counting the command itself: more than a command with 5,000 channels needs. An empty
+array takes one byte to send and 56 in memory."""
 
 _REQUEST_BYTES: Final = 256
-"""Bytes that a packer for one request begins with. It takes more when it needs them."""
+"""Bytes that a packer for one request begins with. It grows when it needs more."""
 
 _HEAD: Final = 24
-"""Bytes of a command that hold its kind and its id, in whatever form these are written."""
+"""Bytes at the beginning of a command that hold its kind and its id, however these are encoded."""
 
 _SHORTEST: Final = 4
-"""Bytes of the shortest command there is: a notification without a name."""
+"""Bytes of the shortest command: a notification without a name."""
 
 _SMALL_FEED: Final = 4096
-"""Bytes up to which a feed leaves the memory of the unpacker that looked at it as small as it was."""
+"""Bytes that the scout's buffer holds at first. One that had to grow is not kept."""
 
 _WALKED_AT_ONCE: Final = 1024
-"""Values that are walked over in one go, before other tasks get their turn: a third of a millisecond."""
+"""Values that a walk passes before other tasks get their turn: a third of a millisecond."""
 
 
 class Request(NamedTuple):
@@ -118,7 +118,7 @@ Message: TypeAlias = Request | Response | Notification | Oversized
 _packer = msgpack.Packer()
 _unpack: Final = partial(
     msgpack.unpackb,
-    strict_map_key=False,  # a map with numbers as keys is MessagePack, if not what any method wants
+    strict_map_key=False,  # numbers as keys are MessagePack, though no method takes them
     unicode_errors="surrogateescape",
 )
 
@@ -126,7 +126,7 @@ _unpack: Final = partial(
 def encode_request(id: int, method: str, params: Sequence[object]) -> bytes:
     """Return a request ready to send. A str with lone surrogates raises `UnicodeEncodeError`.
 
-    Publishers may call this while they are in the middle of it, from a finalizer: each has a packer of its own.
+    A finalizer may call this in the middle of another call, so each call has a packer for itself.
     """
     return bytes(msgpack.Packer(buf_size=_REQUEST_BYTES).pack((_REQUEST, id, method, params)))
 
@@ -142,19 +142,20 @@ def encode_notification(method: str, params: Sequence[object]) -> bytes:
 
 
 class Decoder:
-    """Turns what a stream delivers, in pieces of any size, into messages.
+    """Turns the bytes of a stream, in pieces of any size, into messages.
 
-    `limit` is the largest command in bytes, with room for at least a kind and an id; `max_values` is how many values it
-    may have, None for any number. Both may change at any time and count for the command at hand. However the stream
-    is cut into pieces, the same messages come out of it, and the work is in proportion to its bytes. Only a command
-    that is wrong in several ways is called the one or the other, as it happens.
+    `limit` is the largest command in bytes, at least as many as a kind and an id take. `max_values` is how many values
+    a command may have, None for any number. Both may change at any time and apply to the command that is arriving.
+    However the stream is cut into pieces, the same messages come out, and the work is in proportion to the bytes. Only
+    for a command that is wrong in several ways does the error depend on the pieces.
     """
 
-    # Invariants: `_data` is what was received last, of which all before `_at` has been dealt with. If `_ahead` is not
-    # None, `_scout` has been fed what is behind that place, and its own count of bytes is so much behind ours; if it
-    # is None and there is a scout, nothing is left in that of what it was fed. In the middle of a command that is not
-    # whole, `_walker` is there and stands at `_at`; what it has walked over is in `_partial`, no more than `limit`
-    # bytes when they came, unless `_skipping`: then the command has been reported as oversized and is not kept.
+    # Invariants: `_data` is what was received last; all before `_at` has been decoded or walked over. `_scout` is the
+    # unpacker that finds the end of whole commands. If `_ahead` is not None, the scout has been fed `_data` from `_at`
+    # on, and `_ahead` is what to add to its count of bytes to get an index of `_data`. If `_ahead` is None, a scout
+    # holds no bytes. In the middle of a command that is not whole, `_walker` is set and stands at `_at`. What it has
+    # walked over is in `_partial`, no more than `limit` bytes as `limit` was when they came. While `_skipping`, the
+    # command has been reported as oversized, and `_partial` is empty.
 
     def __init__(self, limit: int, max_values: int | None = None) -> None:
         self.limit = limit
@@ -169,24 +170,23 @@ class Decoder:
 
     @property
     def mid_message(self) -> bool:
-        """Whether a message has begun and not ended, of all that was looked at."""
+        """Whether the walk has begun a message and not reached its end."""
         return self._walker is not None
 
     @property
     def held(self) -> int:
-        """How many bytes are held: of a command that is not whole, and of what was received and not looked at."""
+        """How many bytes are held: those of a command that is not whole, and those that are `pending`."""
         return len(self._partial) + self.pending
 
     @property
     def pending(self) -> int:
-        """How many bytes of what was received have not been looked at."""
+        """How many bytes have been received and not been decoded or walked over."""
         return len(self._data) - self._at
 
     def feed(self, data: bytes) -> list[Message]:
         """Take `data` from the stream and return all messages that are now complete, in order.
 
-        Raises `ProtocolError` when the bytes are not MessagePack-RPC; messages that came before the bad bytes are
-        then in the exception's `messages` attribute (see `BadBytesError`), for they are not to be lost.
+        Raises `BadBytesError`, with the messages before the bad bytes, when the bytes are not MessagePack-RPC.
         """
         messages: list[Message] = []
         self.receive(data)
@@ -200,7 +200,7 @@ class Decoder:
         return messages
 
     def receive(self, data: bytes) -> None:
-        """Take `data` from the stream. Take all that is in it with `next_message` before there is more."""
+        """Take `data` from the stream. The caller takes its messages with `next_message` before it gives more."""
         if self._at < len(self._data):
             data = self._data[self._at :] + data
             self._scout = None
@@ -209,9 +209,9 @@ class Decoder:
         self._ahead = None
 
     def next_message(self) -> Message | None:
-        """Return the next message of what was received. Each is built only when it is asked for.
+        """Return the next message that was received. It is built by this call, not before.
 
-        None means that there is none yet: if something is `pending`, ask again when other tasks have had their turn.
+        None means that there is none yet. If something is `pending`, ask again when other tasks have had their turn.
 
         Raises `ProtocolError` when the bytes are not MessagePack-RPC.
         """
@@ -222,7 +222,7 @@ class Decoder:
         if message is None and self._at < size:
             if walker is None:
                 walker = self._walker = Walker()
-                self._scout = self._ahead = None  # it would not follow
+                self._scout = self._ahead = None  # the walker passes bytes that the scout still has
             message = self._go_on(walker)
         if self._at == size:
             self._data = b""
@@ -230,12 +230,12 @@ class Decoder:
         return message
 
     def _take_whole(self) -> Message | None:
-        """Return the command that begins at `_at`, unless it is not whole, or not MessagePack."""
+        """Return the command that begins at `_at`; None if it is not whole, or not MessagePack."""
         began = self._at
         scout = self._scout
         if self._ahead is None:
             if scout is None:
-                # Its buffer has no limit of its own, and needs none: it holds what was received just now.
+                # Its buffer needs no limit: it holds what was received last.
                 scout = self._scout = msgpack.Unpacker(max_buffer_size=0, read_size=_SMALL_FEED)
             scout.feed(self._data[began:])
             self._ahead = began - scout.tell()
@@ -249,7 +249,7 @@ class Decoder:
         if end - began > self.limit:
             return _report(self._data[began : began + _HEAD], self.limit, "bytes")
         command = self._data[began:end]
-        # A value takes a byte at least, so few commands need be looked at again.
+        # A value takes at least one byte, so only few commands have to be walked over.
         if self.max_values is not None and len(command) > self.max_values:
             walker = Walker()
             walker.feed(command, 0, self.max_values + 1)
@@ -260,7 +260,7 @@ class Decoder:
         return _build(command)
 
     def _go_on(self, walker: Walker) -> Message | None:
-        """Walk on over a command that comes in pieces; return it with the last one, or a report if it is too much."""
+        """Walk on over a command that comes in pieces; return it after the last one, or a report if it is too large."""
         data, began = self._data, self._at
         end = self._at = walker.feed(data, began, _WALKED_AT_ONCE)
         done = walker.done
@@ -284,7 +284,7 @@ class Decoder:
         return _build(command)
 
     def _excess(self, walker: Walker, began: int) -> Oversized | None:
-        """Return a report if the command at hand is too much; the newest part of it begins at the place `began`."""
+        """Return a report if the arriving command is too large. Its newest piece begins at index `began` of `_data`."""
         if walker.size > self.limit:
             limit, unit = self.limit, "bytes"
         elif self.max_values is not None and walker.values + walker.owed > self.max_values:
@@ -307,15 +307,15 @@ def _build(command: bytes) -> Message:
     """Return the message of a whole command, or raise `ProtocolError`."""
     try:
         value = _unpack(command)
-    except (ValueError, TypeError) as error:  # no MessagePack, an unhashable key in a map, or nested beyond reason
+    except (ValueError, TypeError) as error:  # not MessagePack, an unhashable key in a map, or nested very deeply
         raise ProtocolError(f"not MessagePack, or nested too deeply: {quoted(command[:16])}") from error
     return _classify(value)
 
 
 def _classify(value: object) -> Message:
     """Check that a decoded value is RPC, or raise `ProtocolError`."""
-    # By hand, as every command passes here and matching patterns takes five times as long. `type(…) is int` leaves out
-    # bool, and the decoder makes no other subclasses.
+    # Not with `match`, which takes five times as long, as every command passes here. `type(…) is int` excludes bool,
+    # and the decoder makes no other subclasses.
     if type(value) is list and value and type(value[0]) is int:
         if len(value) == 3:
             kind, method, params = value
@@ -343,7 +343,7 @@ def _valid_id(id: object) -> bool:
 
 
 def _check_depth(values: Iterable[object], depth: int) -> None:
-    """Raise `ProtocolError` if what is in an array that is nested `depth` deep is nested too deeply."""
+    """Raise `ProtocolError` if `values`, the contents of an array at this depth, are nested too deeply."""
     while True:
         inner: list[object] = []
         for each in values:
@@ -360,7 +360,7 @@ def _check_depth(values: Iterable[object], depth: int) -> None:
 
 
 def _report(head: bytes, limit: int, unit: str) -> Oversized:
-    """Say which command, beginning with `head`, is oversized, or raise `ProtocolError` if it is no RPC."""
+    """Return a report of the command that begins with `head`, or raise `ProtocolError` if it is not RPC."""
     unpacker = msgpack.Unpacker(read_size=_HEAD)
     unpacker.feed(head)
     try:

@@ -20,7 +20,7 @@ import msgpack
 import pytest
 
 from realtimed import Client, ProtocolError, RefusedError, RequestTimeoutError
-from realtimed.client.connection import Connection, Deadline
+from realtimed.client.connection import Connection, Deadline, State
 from realtimed.rpc.wire import encode_notification
 from tests.kit.blocking import FLAVOURS, Opener
 from tests.kit.fake_daemon import Behaviour, FakeDaemon, Peer, receipt
@@ -337,7 +337,8 @@ def test_messages_are_taken_a_few_at_a_time_out_of_what_was_received() -> None:
         assert connection.wait(deadline).sock is ours
         taken = connection.receive()
         assert 0 < len(taken) <= 512
-        assert not connection.clean
+        connection.rest()
+        assert connection.state is State.BUSY, "more has been received"
         assert connection.wait(deadline) == (None, False, 0)
         while len(taken) < 2001:
             more = connection.receive()

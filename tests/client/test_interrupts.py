@@ -50,7 +50,7 @@ def descriptors() -> int:
 
 
 def interrupted_at(instruction: int, call: Callable[[], object]) -> bool:
-    """Make a call and raise `Interrupted` before the instruction of that number. Return whether the call has that many.
+    """Make a call and raise `Interrupted` before the instruction of that number. Return whether there is one.
 
     Instructions of the client's own modules are counted, and of nothing else.
     """

@@ -14,7 +14,7 @@ from anyio.from_thread import start_blocking_portal
 import realtimed
 import realtimed.client.calls as calls
 from realtimed import AsyncClient, ChannelInfo, ChannelMessage, Client, NoDaemonError, Position, Receipt, RefusedError
-from realtimed.client.calls import Batch
+from realtimed.client.batch import Batch, request_ids
 from realtimed.rpc.wire import Decoder, Request, Response
 from tests.kit.blocking import Opener, daemon_in_thread, offsets, untimed
 from tests.kit.clients import closing, subscribe, websocket
@@ -228,7 +228,7 @@ def test_a_closed_client_opens_again(daemon: Daemon, connect: Opener) -> None:
 
 
 def test_a_batch_has_a_bounded_number_in_flight_and_keeps_the_order() -> None:
-    batch = Batch((calls.broadcast("news", str(number)) for number in range(100)), calls.request_ids(), in_flight=10)
+    batch = Batch((calls.broadcast("news", str(number)) for number in range(100)), request_ids(), in_flight=10)
     decoder = Decoder(2**20)
     order = []
     waiting: list[Request] = []

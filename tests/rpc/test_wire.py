@@ -51,7 +51,7 @@ def encoded(message: Message) -> bytes:
 
 
 def pieces(data: bytes, sizes: Sequence[int]) -> Iterator[bytes]:
-    """Cut `data` into pieces of `sizes`, and what is left into one more."""
+    """Cut `data` into pieces of `sizes`, and the rest into one more."""
     stream = io.BytesIO(data)
     for size in sizes:
         yield stream.read(size)

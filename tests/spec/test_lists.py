@@ -12,7 +12,7 @@ import trio
 
 from realtimed.control.commands import COMMANDS, Context, carry_out
 from realtimed.control.idempotency import Answered
-from realtimed.control.listing import Steps, Whole
+from realtimed.control.steps import Steps, Whole
 from realtimed.errors import RefusedError
 from realtimed.hub.hub import Hub
 from tests.kit.clients import Publisher, publisher, subscribe, websocket
