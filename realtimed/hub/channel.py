@@ -1,4 +1,4 @@
-"""A channel, and who is subscribed to it."""
+"""A channel and its subscribers."""
 
 from __future__ import annotations
 
@@ -37,25 +37,24 @@ class Subscriber(Protocol):
 
 
 class Roster(list[Subscriber]):
-    """Who gets the same bytes, in an order that stays as it is whoever comes or goes: a list that nobody changes.
+    """An immutable list of subscribers that get the same bytes.
 
-    It knows the descriptors of its members as well, so that a round need not look at ten thousand of them, which
-    between two rounds have all left the processor's caches. One that is `watched` is told when they change.
+    It keeps the descriptors of its members, if its owner reports their changes: then a round need not look at ten
+    thousand subscribers, all of which have left the processor's caches since the round before.
     """
 
-    __slots__ = ("_known",)
+    __slots__ = ("_descriptors",)
 
-    # Invariant: `_known` is None if nobody tells when descriptors change; otherwise it has those of the first members,
-    # as they are now.
+    # Invariant: `_descriptors` has the current descriptors of the first members; None if nobody reports changes.
 
-    def __init__(self, members: Iterable[Subscriber], *, watched: bool = False) -> None:
+    def __init__(self, members: Iterable[Subscriber], *, changes_reported: bool = False) -> None:
         super().__init__(members)
-        self._known = array("i") if watched else None
+        self._descriptors = array("i") if changes_reported else None
 
     def descriptors(self, start: int, stop: int) -> array[int]:
-        """Return `fd` of the members from `start` up to `stop`. The result is only to be read."""
-        known = self._known
-        if known and not start and stop == len(known):  # as it mostly is
+        """Return `fd` of the members from `start` up to `stop`. Do not change the result."""
+        known = self._descriptors
+        if known and not start and stop == len(known):  # the usual case
             return known
         if known is None or start > len(known):
             return array("i", [each.fd for each in self[start:stop]])
@@ -64,30 +63,32 @@ class Roster(list[Subscriber]):
         return known[start:stop]
 
     def descriptor_changed(self) -> None:
-        """Take note that a member has another descriptor now."""
-        if self._known:
-            self._known = array("i")
+        """Forget the descriptors, as one has changed."""
+        if self._descriptors:
+            self._descriptors = array("i")
 
     def retire(self) -> None:
-        """Take note that nobody will tell when descriptors change: a round may need the roster a little longer."""
-        self._known = None
+        """Keep no descriptors any more: a round may still use the roster, but nobody reports changes to it."""
+        self._descriptors = None
 
 
 class Channel:
-    """A channel that somebody is subscribed to, or that has a history.
+    """A channel with subscribers or a history.
 
-    `offset` is that of the newest publication, 0 before the first; `epoch` is different for every time that offsets
-    began at 1. `number` is higher than that of every channel that was there before.
+    `offset` is that of the newest publication, 0 before the first. `epoch` is another one each time that offsets begin
+    at 1. `number` is higher than that of every earlier channel.
     """
 
     __slots__ = ("_audience", "_rosters", "count", "epoch", "name", "number", "offset", "plural", "ring", "subscribers")
 
-    # Invariants: `count` is the number of members of all sets in `subscribers`; none of these sets is empty. The
-    # channel is in a subscriber's `channels` exactly if the subscriber is in the set of its form. A roster in
-    # `_rosters` has the members of the set of that form; with the next change of the set it is thrown away.
-    # `_audience`, unless it is empty, has the roster of every form. `plural` is how many of the subscribers have other
-    # channels as well. `ring` is None if no history is kept of this channel; otherwise its newest entry, if it has
-    # any, is the publication with `offset`.
+    # Invariants:
+    # - `subscribers` has a set for each form, none of them empty; `count` is the number of all members. The channel is
+    #   in a subscriber's `channels` if and only if the subscriber is in the set of its form.
+    # - `plural` is how many of the subscribers have other channels as well.
+    # - A roster in `_rosters` has the members of the set of its form; it is thrown away when the set changes.
+    #   `_audience` has the roster of every form, or is empty.
+    # - `ring` is None if no history is kept of this channel. Otherwise its newest publication, if it has one, is the
+    #   one with `offset`.
 
     def __init__(self, name: str, epoch: str, ring: Ring | None, number: int = 0) -> None:
         self.name = name
@@ -111,16 +112,16 @@ class Channel:
         }
 
     def audience(self) -> tuple[tuple[WireFormat, Roster], ...]:
-        """Return who is subscribed now, by the form of what they get."""
+        """Return a roster of the subscribers of each form."""
         if not self._audience:
             for form, members in self.subscribers.items():
                 if form not in self._rosters:
-                    self._rosters[form] = Roster(members, watched=True)
+                    self._rosters[form] = Roster(members, changes_reported=True)
             self._audience = tuple(self._rosters.items())
         return self._audience
 
     def change_form(self, subscriber: Subscriber, form: WireFormat) -> None:
-        """Move one of the subscribers to those who get `form`."""
+        """Move a subscriber from the set of its form to that of `form`."""
         former = self.subscribers[subscriber.form]
         former.remove(subscriber)
         if not former:
@@ -130,14 +131,14 @@ class Channel:
         self.members_changed(form)
 
     def members_changed(self, form: WireFormat) -> None:
-        """Take note that there is somebody more or less who gets `form`."""
+        """Throw the roster of `form` away, as its set has changed."""
         self._audience = ()
         roster = self._rosters.pop(form, None)
         if roster is not None:
             roster.retire()
 
     def descriptor_changed(self, form: WireFormat) -> None:
-        """Take note that one of those who get `form` has another descriptor now."""
+        """Report to the roster of `form` that a member has another descriptor now."""
         roster = self._rosters.get(form)
         if roster is not None:
             roster.descriptor_changed()

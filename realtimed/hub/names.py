@@ -1,11 +1,11 @@
-"""Channels' names, and patterns for them: ``*`` stands for any characters or none, everything else for itself.
+"""Names of channels, and patterns for them: ``*`` stands for any characters or none, everything else for itself.
 
-This is the only matcher there is: the tables ``[[channels]]`` of the configuration, `watch` and filters use it.
+This is the only matcher: the tables ``[[channels]]`` of the configuration, `watch` and filters use it.
 
-A pattern is cut at its stars into pieces. The first piece has to begin the name and the last one has to end it; of the
-others, each is looked for behind the one before. The leftmost place is always right, as it leaves the most for the
-pieces that follow, so nothing is ever tried twice. A name has at most 200 characters, and a pattern with more of
-its own cannot match: 99 pieces on the longest name take about 10 µs.
+A pattern is cut at its stars into pieces. The first piece has to begin the name, and the last one has to end it. Each
+of the others is looked for behind the one before, and its leftmost place is always right, as it leaves the most for the
+following pieces: nothing is tried twice. A name has at most 200 characters, and a pattern with more of its own cannot
+match: 99 pieces on the longest name take about 10 µs.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ def check_pattern(pattern: object) -> str:
 class Pattern:
     """One pattern, ready to be matched with names.
 
-    `head` is what a name has to begin with, and `tail` what it has to end with. In a pattern without a star `head`
-    is all of it, and `tail` is None.
+    A matching name begins with `head` and ends with `tail`. In a pattern without a star `head` is the whole pattern,
+    and `tail` is None.
     """
 
     __slots__ = ("_least", "_middle", "head", "tail", "text")
 
-    # Invariant: `_least` is how many characters the pieces have together. No piece in `_middle` is empty.
+    # Invariant: `_least` is the number of characters of all pieces. No piece in `_middle` is empty.
 
     def __init__(self, text: str) -> None:
         pieces = text.split("*")
@@ -65,7 +65,7 @@ class Pattern:
         self._least = len(text) - text.count("*")
 
     def matches(self, name: str) -> bool:
-        """Return whether the whole of `name` is what this pattern stands for."""
+        """Return whether the pattern matches the whole of `name`."""
         tail = self.tail
         if tail is None:
             return name == self.head
@@ -81,7 +81,7 @@ class Pattern:
 
 
 class _Marked:
-    """A pattern, and the bits that it gives to the names it matches."""
+    """A pattern, and the bits of the names that it matches."""
 
     __slots__ = ("bits", "pattern")
 
@@ -90,8 +90,8 @@ class _Marked:
         self.bits = 0
 
 
-class _Shelf:
-    """Patterns by what names have to begin or end with, of which there are several lengths."""
+class _Affixes:
+    """Patterns by the beginning, or the end, of the names that they match; `lengths` counts these by their lengths."""
 
     __slots__ = ("groups", "lengths")
 
@@ -114,32 +114,32 @@ class _Shelf:
 
 
 class Marks:
-    """Patterns that give bits to the names that they match: all that a name gets is found without trying all of them.
+    """Patterns, each with bits, and the bits of a name: those of all patterns that match it.
 
-    Patterns are kept by what a name has to begin with, or else by what it has to end with. Only those with a star at
-    both ends have to be tried for every name.
+    Patterns are found by the beginning of a name, or else by its end. Only patterns with a star at both ends have to be
+    tried for every name.
     """
 
     # Invariants: every pattern in `_marked` has at least one bit. It is in `_exact` if it has no star, else in
-    # `_heads` if names have to begin with something, else in `_tails`, if only under "".
+    # `_heads` if it has a head, else in `_tails`, under "" if it has no tail either.
 
     def __init__(self) -> None:
         self._marked: dict[str, _Marked] = {}
         self._exact: dict[str, _Marked] = {}
-        self._heads = _Shelf()
-        self._tails = _Shelf()
+        self._heads = _Affixes()
+        self._tails = _Affixes()
 
     def __len__(self) -> int:
-        """Return how many patterns there are."""
+        """Return the number of patterns."""
         return len(self._marked)
 
     @property
     def lookups(self) -> int:
-        """How many groups of patterns the beginning of a search has to look up: about 0.1 µs each."""
+        """The number of groups of patterns that `search` looks up: about 0.1 µs each."""
         return len(self._heads.lengths) + len(self._tails.lengths)
 
     def add(self, text: str, bits: int) -> None:
-        """Let names that match a pattern have these bits as well."""
+        """Add bits to a pattern."""
         marked = self._marked.get(text)
         if marked is None:
             marked = self._marked[text] = _Marked(text)
@@ -153,7 +153,7 @@ class Marks:
         marked.bits |= bits
 
     def remove(self, text: str, bits: int) -> None:
-        """Let a pattern no longer give these bits; forget it when none are left."""
+        """Remove bits from a pattern; forget it when it has none."""
         marked = self._marked[text]
         marked.bits &= ~bits
         if marked.bits:
@@ -168,7 +168,7 @@ class Marks:
             self._tails.remove(pattern.tail, text)
 
     def search(self, name: str) -> Search:
-        """Begin to look for the bits of a name. A search is of no use once patterns have changed."""
+        """Begin to look for the bits of a name. A change of the patterns ends the use of a search."""
         candidates: list[_Marked] = []
         for length in self._heads.lengths:
             group = self._heads.groups.get(name[:length])
@@ -183,7 +183,7 @@ class Marks:
 
 
 class Search:
-    """The search for the bits of one name, in steps. `bits` has what has been found so far."""
+    """The search for the bits of one name, in steps. `bits` are those found so far."""
 
     __slots__ = ("_at", "_candidates", "_name", "bits")
 
@@ -194,7 +194,7 @@ class Search:
         self.bits = bits
 
     def step(self, budget: int) -> int:
-        """Try patterns worth `budget`, and return what is left of it: nothing, or less, unless the search is over.
+        """Try patterns worth `budget`, and return the rest of it: 0 or less, unless the search is over.
 
         A pattern costs 4, and 1 for each of its characters: at most 0.1 µs each.
         """

@@ -1,4 +1,4 @@
-"""Where a publication stands, for the hub and for the clients of the control socket."""
+"""Positions of publications, for the hub and for the clients of the control socket."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ __all__ = ["Position", "Receipt"]
 
 
 class Position(NamedTuple):
-    """A place in a channel's sequence of publications: behind the one with this offset.
+    """A position in a channel: behind the publication with this offset.
 
-    `epoch` is different for every time that the channel's offsets began at 1.
+    `epoch` is another one each time that the channel's offsets begin at 1.
     """
 
     epoch: str
@@ -18,10 +18,10 @@ class Position(NamedTuple):
 
 
 class Receipt(NamedTuple):
-    """What a publisher learns: how many subscribers the message was queued for, and its place in the channel.
+    """The answer to a publisher: how many subscribers the message was queued for, and its position in the channel.
 
-    That does not say that it was read. With `repeated`, the message had been published before, with the same
-    idempotency key, and the receipt is that of the first time.
+    It does not say that they have read the message. If `repeated`, the message had been published before with the same
+    idempotency key, and this is the receipt of that time.
     """
 
     recipients: int

@@ -48,7 +48,7 @@ class Ending(Enum):
 
 
 class WireFormat(Protocol):
-    """How a publication looks to one kind of subscriber."""
+    """The format of one kind of subscriber."""
 
     def encode(self, publication: Publication) -> bytes:
         """Return the bytes that go out on the subscriber's socket."""
@@ -56,14 +56,14 @@ class WireFormat(Protocol):
 
 
 class Publication(msgspec.Struct, eq=False, gc=False):  # one for each publication: made in a fraction of the time
-    """One message on its way: what was said, where, and its place in the channel.
+    """One message on its way, and its position in the channel.
 
     `payload` is the message in bytes, UTF-8 if `text`. `offset` counts the channel's publications from 1. `time` is the
     wall clock at publication, in milliseconds since 1970: it may run backwards from one publication to the next.
     """
 
-    # Invariant: `_bytes` is this in the format `_form`, the first anyone needed; `_others` has the other formats. Most
-    # publications need one only, and a dictionary for each would cost as much as to encode it.
+    # Invariant: `_bytes` is the publication in the format `_form`, the first that a subscriber needed; `_others` has
+    # the other formats. Most publications need only one, and a dictionary for each would cost as much as encoding it.
 
     channel: str
     payload: bytes
@@ -80,7 +80,7 @@ class Publication(msgspec.Struct, eq=False, gc=False):  # one for each publicati
         return self.payload.decode() if self.text else self.payload
 
     def encoded(self, form: WireFormat) -> bytes:
-        """Return this publication in `form`, encoding it when the first subscriber needs it."""
+        """Return the publication in `form`; the first call for a format encodes it."""
         if self._form is form:
             return self._bytes
         if self._form is None:
@@ -103,7 +103,7 @@ def join_frames(publications: Sequence[Publication], form: WireFormat) -> bytes:
 
 
 def encode_message(message: object, limit: int) -> bytes:
-    """Return a message's bytes. Raises `RefusedError` for anything but valid text or bytes of at most `limit` bytes."""
+    """Return a message's bytes. Raises `RefusedError` unless it is valid text, or bytes, of at most `limit` bytes."""
     if isinstance(message, str):
         try:
             payload = message.encode()

@@ -1,10 +1,10 @@
-"""Frames on their way to clients that come back: a piece at a time, and many who missed the same share the bytes.
+"""Frames for clients that come back: made a piece at a time, and shared by clients that missed the same.
 
-A long replay is neither made nor sent in one go: its frames are made piece by piece, as their client reads.
+The frames of a long replay are made piece by piece, as the client reads.
 
-Everyone comes back at the same time when a network or a proxy fails, and has missed much the same. A piece may wait for
-its client to read; if each had frames of its own, five thousand clients would need five thousand times the memory. For
-the same reason a replay keeps no list of what it has still to send: it reads it from the channel's history, which
+When a network or a proxy fails, all clients come back at the same time and have missed much the same. A piece may wait
+for its client to read: with frames of its own for each, five thousand clients would need five thousand times the
+memory. For the same reason a replay has no list of what is to come. It reads from the channel's history, which
 retains what a replay may need (see `realtimed.hub.ring.Ring`).
 """
 
@@ -23,10 +23,10 @@ __all__ = ["Missed", "Pieces", "Replay", "Replays"]
 
 _PIECE_BYTES: Final = 32 * 2**10
 _PIECE_FRAMES: Final = 256
-"""With small messages, making so many frames takes a millisecond."""
+"""Making this many frames of small messages takes a millisecond."""
 
 _SHARED_FROM: Final = 2**10
-"""Bytes of a message from which on its frame is shared."""
+"""Bytes of the smallest message whose frame is shared."""
 
 _SHARED_COST: Final = 400
 """Bytes that a shared frame takes beside its own: a memoryview, a weak reference with its callback, a key."""
@@ -35,10 +35,10 @@ _Key = tuple[str, str, int, WireFormat]
 
 
 class Missed:
-    """Consecutive publications of a channel out of its history, `count` of them, the first with the offset `first`.
+    """Consecutive publications in a channel's history: `count` of them, the first with the offset `first`.
 
-    They are made when they are asked for: a long history of many is not made at once. As soon as anything else happens,
-    they are only there for a `Replay`.
+    They are made lazily: never all of a long history at once. They are only valid until anything else happens, unless
+    a `Replay` was begun.
     """
 
     __slots__ = ("channel", "count", "epoch", "first", "ring")
@@ -63,26 +63,26 @@ class Missed:
         return Publication(self.channel, bytes(payload), isinstance(payload, bytes), offset, time)
 
     def payloads(self) -> list[Kept]:
-        """Return all payloads, oldest first, as they are kept: they stay however long that takes."""
-        return self.ring.payloads[self._places()] if self.ring is not None else []
+        """Return all payloads, oldest first, as they are kept. They stay valid."""
+        return self.ring.payloads[self._slots()] if self.ring is not None else []
 
     def times(self) -> Sequence[int]:
         """Return all times of publication, in milliseconds since 1970, in the order of `payloads`."""
-        return self.ring.published[self._places()] if self.ring is not None else ()
+        return self.ring.published[self._slots()] if self.ring is not None else ()
 
-    def _places(self) -> slice:
-        """Return where these publications are in the columns of their ring."""
+    def _slots(self) -> slice:
+        """Return the slots of these publications in the columns of their ring."""
         assert self.ring is not None, "there are none without a ring"
         start = self.first - self.ring.first + self.ring.dropped
         return slice(start, start + self.count)
 
 
 class Pieces:
-    """Frames, taken in pieces. They end when the last has been taken, or with `close`."""
+    """Frames to be taken in pieces. They end with the last one, or with `close`."""
 
     __slots__ = ("_frames", "_next", "_replay")
 
-    # Invariant: `_next` is the next frame, made already, or None if there is none.
+    # Invariant: `_next` is the next frame, which is made in advance, or None if there is none.
 
     def __init__(self, frames: Iterable[Frame]) -> None:
         self._replay = frames if isinstance(frames, Replay) else None
@@ -90,12 +90,12 @@ class Pieces:
         self._next = next(self._frames, None)
 
     def more(self) -> bool:
-        """Return whether there are any left."""
+        """Return whether there are more frames."""
         return self._next is not None
 
     @property
     def retained(self) -> int:
-        """How many bytes of memory may be kept for this alone."""
+        """Bytes of memory that may be kept for this alone."""
         return self._replay.retained if self._replay is not None else 0
 
     def __iter__(self) -> Iterator[Frame]:
@@ -115,7 +115,7 @@ class Pieces:
         return piece
 
     def close(self) -> None:
-        """Take no more."""
+        """Drop all frames that have not been taken."""
         self._next = None
         self._frames = iter(())
         if self._replay is not None:
@@ -123,14 +123,14 @@ class Pieces:
 
 
 class Replay(Iterator[Frame]):
-    """Frames that answer a client, and then what it has missed. It ends with the last of them, or with `close`.
+    """The frames of an answer, and then those of what the client has missed. It ends with the last, or with `close`.
 
-    What is to come stays as it is, whatever the history drops meanwhile.
+    The history may drop publications meanwhile: the replay is still complete.
     """
 
     __slots__ = ("_answers", "_end", "_form", "_missed", "_next", "_replays")
 
-    # Invariant: while `_next` is below `_end`, this is a reader of its ring.
+    # Invariant: while `_next`, the offset of the next frame, is below `_end`, this is a reader of its ring.
 
     def __init__(self, replays: Replays, answers: Iterable[Frame], missed: Missed, form: WireFormat) -> None:
         self._replays = replays
@@ -156,11 +156,11 @@ class Replay(Iterator[Frame]):
 
     @property
     def retained(self) -> int:
-        """How many bytes are retained by this and others that read the same history."""
+        """Bytes that are retained for this and all others that read the same history."""
         return self._missed.ring.retained if self._missed.ring is not None and self._next < self._end else 0
 
     def close(self) -> None:
-        """Let go of what is still to come."""
+        """End the replay, and release what was retained for it."""
         self._end = self._next
         self._answers = iter(())
         if self._missed.ring is not None:
@@ -170,33 +170,32 @@ class Replay(Iterator[Frame]):
 class Replays:
     """All replays: the frames that they share, and what the history retains for them."""
 
-    # Invariants: `_frames` finds each shared frame that somebody waits for, by the epoch and offset of its publication
-    # and by its format. A shared frame is a memoryview, since there are no weak references to bytes. `shared` is what
-    # they take together.
+    # Invariants: `_frames` has each shared frame that a client waits for, by channel, epoch, offset and format. Shared
+    # frames are memoryviews, since there are no weak references to bytes. `shared` is the memory of all of them.
 
     def __init__(self, history: History) -> None:
         self.history = history
         self.freed: Callable[[], object] = lambda: None
-        """Called when fewer bytes are taken than before. It returns at once."""
+        """Called when memory has been released. It returns at once."""
         self.shared = 0
         self._frames: dict[_Key, ref[memoryview]] = {}
 
     @property
     def bytes(self) -> int:
-        """How many bytes of memory all replays together take, beside what waits for each client alone."""
+        """Bytes of memory that all replays together take, beside what waits for each client alone."""
         return self.shared + self.history.retained
 
     def close(self, replay: Replay, ring: Ring) -> None:
-        """Retain nothing of a ring for a replay any more."""
+        """Release what was retained of a ring for a replay."""
         self.history.end_reading(ring, replay)
         self.freed()
 
     def replay(self, answers: Sequence[Frame], missed: Missed, form: WireFormat) -> Iterable[Frame]:
-        """Return the answers, and behind them the frames of what was missed; those that are shared are memoryviews."""
+        """Return the answers, and behind them the frames of what was missed; the shared ones are memoryviews."""
         return Replay(self, answers, missed, form) if missed else answers
 
     def frame(self, epoch: str, publication: Publication, form: WireFormat) -> Frame:
-        """Return the frame of a publication in this epoch."""
+        """Return the frame of a publication of this epoch."""
         if len(publication.payload) < _SHARED_FROM:
             return publication.encoded(form)
         key = publication.channel, epoch, publication.offset, form
@@ -210,7 +209,7 @@ class Replays:
         return frame
 
     def _drop(self, key: _Key, size: int, _: object) -> None:
-        """Account for a frame that nobody waits for any more."""
+        """Forget a shared frame that no client waits for any more."""
         self.shared -= size
         del self._frames[key]
         self.freed()

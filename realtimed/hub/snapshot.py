@@ -1,17 +1,17 @@
 r"""The history as bytes, to be handed from a daemon that stops to the one that takes its place.
 
     realtimed-history 2\n
-    for each channel: 4 bytes of length (big-endian), and so many bytes of MessagePack:
+    for each channel: 4 bytes of length (big-endian), then this number of bytes of MessagePack:
         [name, epoch, offset, [[age in seconds, payload, is text, published], …]]
     4 bytes of zeros; 8 bytes: when this was written, seconds since 1970 as an IEEE 754 double, big-endian;
     4 bytes: CRC-32 of everything before
 
 The entries are the oldest first, and the last one has `offset`. `published` is in milliseconds since 1970. It does not
-follow from the age: ages are by a clock that nobody sets. Version 1 has no `published`, and is read as well; there the
-best that can be said is that it was that age before the snapshot was written.
+follow from the age: ages are by a clock that nobody sets. Version 1 has no `published`, and can be read as well; there
+the best guess is the time of the snapshot minus the age.
 
-A snapshot is only true as long as nothing is published after it: whoever reads one removes it before serving, so that
-after a crash there is none, and channels begin anew in other epochs.
+A snapshot is true only as long as nothing is published after it. So a daemon removes it before it serves: after a
+crash there is none, and channels begin in other epochs.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ __all__ = ["MAGIC_BYTES", "Saved", "SavedChannel", "SnapshotError", "check_magic
 _MAGIC: Final = b"realtimed-history 2\n"
 _MAGIC_1: Final = b"realtimed-history 1\n"
 MAGIC_BYTES: Final = len(_MAGIC)
-"""How many bytes of a snapshot tell that it is one."""
+"""Bytes at the beginning of a snapshot that show that it is one."""
 
 _EPOCH: Final = re.compile(r"[0-9A-Za-z]{1,64}")
 
 _LAST_OFFSET: Final = 2**53
-"""JavaScript cannot count any further."""
+"""JavaScript counts no further."""
 
 _LAST_TIME: Final = 2**53
-"""How many milliseconds from 1970 a time may be: JavaScript cannot tell any further ones apart."""
+"""Milliseconds that a time may be from 1970: JavaScript cannot tell greater ones apart."""
 
 _NOT_WHAT: Final = "it is not what its first line says"
 
@@ -53,9 +53,10 @@ _TIME: Final = struct.Struct("!d")
 
 
 class SavedChannel(NamedTuple):
-    """A channel's history without the hub: the last of the entries has `offset`.
+    """A channel and its history, as in the snapshot.
 
-    Each is (age in seconds, payload, is text, time of publication in milliseconds since 1970).
+    Each entry is (age in seconds, payload, is text, time of publication in milliseconds since 1970). The last one has
+    `offset`.
     """
 
     name: str
@@ -69,7 +70,7 @@ _decode = msgspec.msgpack.Decoder(SavedChannel).decode
 
 
 class _Channel1(NamedTuple):
-    """A channel as version 1 has it."""
+    """A channel in version 1."""
 
     name: str
     epoch: str
@@ -94,14 +95,14 @@ def dump(hub: Hub, now: float) -> Iterator[bytes]:
 
 
 class Saved(NamedTuple):
-    """What a snapshot holds, and how many seconds `later` it is now."""
+    """The channels of a snapshot, and how many seconds `later` it is now."""
 
     channels: list[SavedChannel]
     later: float
 
 
 def read(data: bytes, now: float) -> Saved:
-    """Return what a snapshot holds. Raises `SnapshotError` for anything that no hub can have saved."""
+    """Return the content of a snapshot. Raises `SnapshotError` for anything that no hub can have saved."""
     check_magic(data)
     body, checksum = data[: -_LENGTH.size], data[-_LENGTH.size :]
     if _LENGTH.pack(zlib.crc32(body)) != checksum:
@@ -120,7 +121,7 @@ def read(data: bytes, now: float) -> Saved:
                 raise SnapshotError(f"{_NOT_WHAT}: the channel {quoted(channel.name)} is in it twice")
             channels[channel.name] = channel
             at += size
-        [written] = _TIME.unpack(body[at + _LENGTH.size :])  # it is the last of it, and all that is left
+        [written] = _TIME.unpack(body[at + _LENGTH.size :])  # nothing but the time may follow
     except (msgspec.DecodeError, struct.error) as error:
         raise SnapshotError(f"{_NOT_WHAT}: {error}") from error
     if not math.isfinite(written):
@@ -129,13 +130,13 @@ def read(data: bytes, now: float) -> Saved:
 
 
 def _with_times(channel: _Channel1, written: float) -> SavedChannel:
-    """Return a channel of version 1 with times of publication: its ages before the moment it was `written`."""
+    """Return a channel of version 1 with times of publication: when it was `written`, minus the ages."""
     entries = [(age, payload, is_text, _milliseconds(written - age)) for age, payload, is_text in channel.entries]
     return SavedChannel(channel.name, channel.epoch, channel.offset, entries)
 
 
 def _milliseconds(seconds: float) -> int:
-    """Return seconds as whole milliseconds; 0 for what is beyond all calendars, or no number."""
+    """Return seconds as whole milliseconds; 0 for what is beyond all calendars, or not a number."""
     return round(seconds * 1000) if abs(seconds) <= _LAST_TIME / 1000 else 0
 
 

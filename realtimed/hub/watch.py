@@ -1,10 +1,10 @@
-"""Watching channels by pattern: who sees publications pass without being a subscriber.
+"""Watching channels by pattern: connections that see publications pass, and are not subscribers.
 
-A watcher changes nothing for anybody else: it makes no channel exist and counts as nobody's recipient. While nobody
-watches, a round and a publication to nobody cost one look at an empty dict more, and no other publication anything.
+A watcher changes nothing for others: no channel exists because of it, and it does not count as a recipient. Without
+watchers, a round and a publication to nobody cost one look at an empty dict more, and other publications nothing.
 
-`Watchers.show` queues what a round has, and `Watchers.step` works the queue off in slices that are short whatever is
-watched. What waits in the queue holds publishers up like what waits for a round.
+`Watchers.show` queues the publications of a round, and `Watchers.step` works the queue off in slices that are short
+whatever the patterns are. What is queued holds publishers back like what waits for a round.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from realtimed.hub.publication import Publication, WireFormat
 __all__ = ["Watcher", "Watchers"]
 
 _LIMIT: Final = 16
-"""Watchers at a time: each takes a write for every slice."""
+"""Watchers at a time: each costs one write a slice."""
 
 _SLICE: Final = 5000
-"""What one step may cost, in units of about 0.1 µs."""
+"""The budget of one step, in units of about 0.1 µs."""
 
 _SHOWN_COST: Final = 25
-"""What a publication costs in these units, whoever sees it."""
+"""The cost of a publication in these units, whether it is watched or not."""
 
 _WRITTEN_COST: Final = 3
 _BYTES_A_UNIT: Final = 256
-"""What a publication costs for each watcher that sees it: so much, and one unit more for so many bytes."""
+"""The cost of a publication for each watcher that sees it: `_WRITTEN_COST`, and a unit for each `_BYTES_A_UNIT`."""
 
 _QUEUED_BYTES: Final = 256
-"""What a publication takes in the queue beside its message."""
+"""Memory of a publication in the queue beside its message."""
 
 _NAMES_KNOWN: Final = 4096
-"""Names of channels for which it is known who watches them: about 1 MB if all of them are as long as may be."""
+"""Names of channels whose watchers are remembered: about 1 MB if all names have the greatest length."""
 
 
 class Watcher(Protocol):
@@ -51,7 +51,7 @@ class Watcher(Protocol):
 
 
 class _Watching:
-    """One watcher: the bit that stands for it, its patterns, and the number of the first publication it may see."""
+    """One watcher: its bit, its patterns, and the number of the first publication that it may see."""
 
     __slots__ = ("bit", "first", "patterns")
 
@@ -62,16 +62,18 @@ class _Watching:
 
 
 class Watchers:
-    """Who watches which patterns, and what is still to be shown to them.
+    """All watchers with their patterns, and the queue of what is still to be shown to them.
 
     `max_patterns` may change at any time: it is the limit for what is added from then on.
     """
 
-    # Invariants: `members` has those who watch something, each with a bit of its own; in `_marks` every pattern has
-    # the bits of those who watch it, but for the changes in `_changes`, which wait for the end of `_search`: that is
-    # the one for the name of the first publication in `_queue`, as far as it has come. `_known` has the bits of some
-    # names, as they follow from `_marks`. The first in the queue is publication number `_begin`; `queued_bytes` is the
-    # memory that all of them take. The queue is empty if nobody watches.
+    # Invariants:
+    # - `members` has every watcher that has a pattern, each with a bit of its own.
+    # - In `_marks` every pattern has the bits of its watchers, except for the changes in `_changes`, which wait for the
+    #   end of `_search`. That is the search for the name of the first publication in `_queue`, as far as it has come.
+    # - `_known` has the bits of some names, as they follow from `_marks`.
+    # - The first in the queue is publication number `_begin`. `queued_bytes` is the memory of the queue, which is empty
+    #   if there are no watchers.
 
     def __init__(self, *, max_patterns: int) -> None:
         self.max_patterns = max_patterns
@@ -96,9 +98,9 @@ class Watchers:
         return not self._queue
 
     def add(self, watcher: Watcher, pattern: object) -> None:
-        """Let `watcher` see what is published on matching channels from now on.
+        """Show `watcher` what is published on matching channels from now on.
 
-        One that watches something already sees with another pattern what is queued, too.
+        If it has other patterns already, it also sees what is queued.
 
         Raises `RefusedError` with the code ``invalid_channel``, ``too_many_channels`` or ``too_many_watchers``.
         """
@@ -119,9 +121,9 @@ class Watchers:
         self._change(self._marks.add, pattern, watching.bit)
 
     def remove(self, watcher: Watcher, pattern: object) -> bool:
-        """Let `watcher` no longer see what only `pattern` matches. Returns whether it did watch it.
+        """Remove a pattern from a watcher. Returns whether the watcher had it.
 
-        Raises `RefusedError` with the code ``invalid_channel`` if it cannot be a pattern.
+        Raises `RefusedError` with the code ``invalid_channel`` if `pattern` cannot be one.
         """
         pattern = check_pattern(pattern)
         watching = self.members.get(watcher)
@@ -135,7 +137,7 @@ class Watchers:
         return True
 
     def leave(self, watcher: Watcher) -> None:
-        """Forget a watcher, if it is one."""
+        """Remove a watcher, if it is one."""
         watching = self.members.pop(watcher, None)
         if watching is None:
             return
@@ -145,16 +147,16 @@ class Watchers:
             self._clear()
 
     def show(self, publications: Iterable[Publication]) -> None:
-        """Queue publications for those who watch them; `step` has to be called until all have been shown."""
+        """Queue publications for watchers. Repeat `step` until all have been shown."""
         if not self.members:
             return
         for each in publications:
-            # A copy: what the original has been encoded to for subscribers need not wait as well.
+            # A copy: the formats that the original has for subscribers need not stay in memory as well.
             self._queue.append(Publication(each.channel, each.payload, each.text, each.offset, each.time))
             self.queued_bytes += len(each.payload) + _QUEUED_BYTES
 
     def step(self, budget: int = _SLICE) -> bool:
-        """Show some of what is queued, worth about `budget` units of 0.1 µs; return whether there is more.
+        """Show some of the queue, worth about `budget` units of 0.1 µs; return whether there is more.
 
         The order is kept for every watcher. The last publication of a step may be as large as a message can be.
         """
@@ -178,12 +180,12 @@ class Watchers:
         return bool(self._queue)
 
     def abandon(self) -> list[Watcher]:
-        """Give up what is queued, after a fault; return everyone who may have missed some of it."""
+        """Give up the queue, after a fault; return all watchers, which may have missed some of it."""
         self._clear()
         return list(self.members)
 
     def _look_for(self, name: str, budget: int) -> tuple[int | None, int]:
-        """Return who watches `name`, None if that is not known yet, and what is left of the budget."""
+        """Return the bits of those who watch `name`, None if they are not known yet, and the rest of the budget."""
         search = self._search
         if search is None:
             search = self._search = self._marks.search(name)
@@ -203,7 +205,7 @@ class Watchers:
         return bits, budget
 
     def _no_longer_watching(self, name: str, bits: int) -> int:
-        """Return those of the bits whose watchers have stopped watching a name while it was searched for."""
+        """Return those of `bits` whose watchers have stopped watching `name` during the search for it."""
         changed = 0
         for _, _, bit in self._changes:
             changed |= bit
@@ -214,11 +216,11 @@ class Watchers:
         )
 
     def _write(self, seen: Sequence[tuple[int, int, Publication]]) -> None:
-        """Hand each watcher what it watches of `seen`; those that see the same get the same bytes."""
+        """Write to each watcher what it watches of `seen`; watchers that see the same get the same bytes."""
         joined: dict[tuple[WireFormat, int], bytes] = {}
         for watcher, watching in list(self.members.items()):
             bit, first = watching.bit, watching.first
-            # Which of the publications it sees, as a number with a digit for each: a key that is made in no time.
+            # The publications it sees, as a number with a digit for each: a key that is quickly made.
             chosen = [bool(bits & bit) and number >= first for number, bits, _ in seen]
             if not any(chosen):
                 continue
@@ -235,9 +237,9 @@ class Watchers:
         return ~used & (used + 1)
 
     def _change(self, change: Callable[[str, int], None], pattern: str, bit: int) -> None:
-        """Add a pattern to `_marks` or remove it: now, or when the search that is under way has ended.
+        """Add a pattern to `_marks` or remove it: now, or at the end of the search that is under way.
 
-        Somebody who changes patterns all the time would otherwise keep every long search from its end.
+        Otherwise a watcher that changes its patterns all the time would keep every long search from ending.
         """
         self._changes.append((change, pattern, bit))
         if self._search is None:

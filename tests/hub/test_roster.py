@@ -34,7 +34,7 @@ ENDED_LINES = EndedLines()
 
 def test_a_roster_asks_each_member_once_and_again_when_one_has_changed() -> None:
     members = [Listener(fd=fd) for fd in range(100, 106)]
-    roster = Roster(members, watched=True)
+    roster = Roster(members, changes_reported=True)
     fds = [each.fd for each in members]
     assert roster.descriptors(0, 4).tolist() == fds[:4]
     members[1].fd = -1  # nobody has said so
