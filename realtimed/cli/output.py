@@ -1,7 +1,7 @@
 """How `realtimectl` prints.
 
-What comes from clients and publishers reaches the terminal only through `visible` or as JSON in ASCII, where no control
-character survives.
+Text from clients and publishers reaches the terminal only through `visible` or as JSON in ASCII: neither lets a control
+character through.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ __all__ = [
 
 
 def visible(value: object) -> str:
-    """Return `value` as text that is safe to print: on one line, and with no power over the terminal. None is "-"."""
+    """Return `value` as text that is safe to print: on one line, without control characters. None becomes "-"."""
     if value is None:
         return "-"
     return printable(ascii(value) if isinstance(value, bytes) else str(value))
 
 
 def some(names: Sequence[str], shown: int = 3) -> str:
-    """Return the first names, and how many more there are."""
+    """Return the first `shown` names, and how many more there are."""
     return " ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def date(seconds: float) -> str:
-    """Return a moment, in seconds since 1970, as local time; if it is beyond all calendars, as that number."""
+    """Return a time, in seconds since 1970, as local time; if no calendar reaches it, as the number."""
     try:
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
     except (OverflowError, ValueError, OSError):
@@ -54,13 +54,13 @@ def date(seconds: float) -> str:
 
 
 def moment(seconds: float) -> str:
-    """Return a moment as `date` does, with the milliseconds behind it."""
+    """Return a time as `date` does, with milliseconds."""
     milliseconds = round(seconds * 1000)
     return f"{date(milliseconds // 1000)}.{milliseconds % 1000:03}"
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print aligned columns, numbers to the right."""
+    """Print aligned columns, numbers on the right."""
     right = [bool(rows) and all(isinstance(row[at], int) for row in rows) for at in range(len(head))]
     cells = [head, *([visible(value) for value in row] for row in rows)]
     widths = [max(len(row[at]) for row in cells) for at in range(len(head))]
@@ -75,7 +75,7 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 
 def print_map(values: dict[str, Any], *, json: bool) -> None:
-    """Print names and values below each other; what is itself a map gets a line for each of its keys."""
+    """Print one name and value a line; a value that is a map gets a line for each of its keys."""
     if json:
         print_json(values)
         return
@@ -94,13 +94,13 @@ def print_map(values: dict[str, Any], *, json: bool) -> None:
 
 
 def line(message: ChannelMessage) -> str:
-    """Return a message as `tail` and `history` show it, behind its time of publication if the daemon tells that."""
+    """Return a message as `tail` and `history` show it, after its time of publication if the daemon sent one."""
     published = "" if message.time is None else f"{moment(message.time)} "
     return f"{published}{message.channel} {message.offset} {visible(message.message)}"
 
 
 def as_json(message: ChannelMessage) -> dict[str, object]:
-    """Return a message as `print_json` takes it: bytes in base64."""
+    """Return a message for `print_json`: bytes in base64."""
     content: dict[str, object] = {"message": message.message}
     if isinstance(message.message, bytes):
         content = {"base64": b64encode(message.message).decode()}
@@ -108,19 +108,19 @@ def as_json(message: ChannelMessage) -> dict[str, object]:
 
 
 def stop_printing() -> None:
-    """Let nothing more be printed: not even what Python has kept and would try to write when it ends."""
+    """Print nothing more, not even output that Python has buffered and would write when it exits."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def say_what_failed(program: str, what: str, error: OSError) -> None:
-    """Say that `what` cannot be read or written, and print nothing more."""
+    """Print on standard error that `what` cannot be read or written, and stop printing."""
     stop_printing()
-    with suppress(OSError):  # of what cannot be written either
+    with suppress(OSError):  # standard error cannot be written either
         typer.echo(f"{program}: {what}: {error.strerror or error}", err=True)
 
 
 def print_json(value: object) -> None:
     """Print a value as JSON on one line, in ASCII."""
-    from json import dumps  # noqa: PLC0415  (most calls need none)
+    from json import dumps  # noqa: PLC0415  (most commands do not need it)
 
     typer.echo(dumps(value))

@@ -1,4 +1,4 @@
-"""`realtimectl top`: what the daemon does in each second, from the difference between two of its statistics."""
+"""`realtimectl top`: what the daemon does each second, computed from two answers to `stats`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from realtimed.text import quoted
 __all__ = ["Sample", "difference", "show"]
 
 _LARGEST: Final = 2.0**64
-"""No counter is larger; with this bound no rate overflows."""
+"""No counter is larger. The bound keeps rates from overflowing."""
 
 _HEAD_EVERY = 20
-"""Lines between two heads of the plain form."""
+"""Lines between two headings when the output is not a terminal."""
 
 
 class Sample(NamedTuple):
-    """What the daemon did in `seconds`. Rates are per second; the others are as of the end."""
+    """What the daemon did within `seconds`.
+
+    Rates are per second and `loop_lag` is in seconds; other fields are as of the end.
+    """
 
     seconds: float
     connections: int
@@ -48,9 +51,9 @@ class Sample(NamedTuple):
 
 
 def difference(before: dict[str, Any], after: dict[str, Any]) -> Sample | None:
-    """Return what happened between two statistics of one daemon, or None if it was restarted in between.
+    """Return what happened between two answers to `stats`, or None if the daemon was restarted in between.
 
-    Raises `ProtocolError` if the daemon does not count what is needed: it is another version.
+    Raises `ProtocolError` if a counter is missing, because the daemon has another version, or is not a number.
     """
     seconds = _number(after, "uptime") - _number(before, "uptime")
     if seconds <= 0:
@@ -112,7 +115,7 @@ def _counted(statistics: Mapping[str, Any], name: str) -> object:
 
 
 def show(client: Client, *, interval: float, count: int | None, json: bool) -> None:
-    """Print a sample each `interval` seconds, `count` times or for ever."""
+    """Print a sample each `interval` seconds: `count` of them, or without end."""
     samples = _samples(client, interval, count)
     if json:
         for sample in samples:
@@ -141,7 +144,7 @@ _COLUMNS = (
     ("TIME", 8), ("CONNECTIONS", 11), ("CLOSED/S", 8), ("PUBLISHED/S", 11), ("DELIVERED/S", 11), ("SENDS/S", 9),
     ("BYTES/S", 8), ("BACKLOG", 8), ("LAG", 8),
 )  # fmt: skip
-"""Each with its width."""
+"""Headings and widths."""
 
 
 def _print_lines(samples: Iterable[Sample]) -> None:
@@ -164,14 +167,14 @@ def _print_lines(samples: Iterable[Sample]) -> None:
 
 
 def _show_live(client: Client, samples: Iterable[Sample]) -> None:
-    # Only now: no other command needs rich, and importing it takes longer than most of them run.
+    # Imported here, since no other command needs rich, which takes half as long to import as typer itself.
     from rich.console import Console, Group  # noqa: PLC0415
     from rich.live import Live  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
     version = visible(client.info().get("version"))
-    # Text, not markup: nothing that is shown can have a meaning for rich.
+    # As Text, nothing that the daemon says is taken for markup.
     title = Text(f"realtimed {version} at {visible(client.socket)} – Ctrl-C ends", style="bold")
     with Live(Text("measuring …"), console=Console(highlight=False), auto_refresh=False) as live:
         for sample in samples:
@@ -208,7 +211,7 @@ def _figures(sample: Sample) -> tuple[list[tuple[str, str]], list[tuple[str, str
 
 
 def _bytes(count: float) -> str:
-    """Return a number of bytes in four digits at most."""
+    """Return a number of bytes with at most four digits."""
     for unit in ("", "K", "M"):
         if count < 1000:
             return f"{count:.0f}{unit}" if not unit else f"{count:.1f}{unit}"

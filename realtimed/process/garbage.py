@@ -1,13 +1,13 @@
-"""When Python looks for garbage: often, at what is new, and never at everything.
+"""When Python collects garbage: often, among new objects, and never among all.
 
-An idle connection is about a hundred objects, and one that has ended frees them all at once, since it leaves no circles
-of references behind (there is a test for every way to end). So there is next to nothing to find, and to walk over ten
-thousand connections in search of it would take half a second.
+An idle connection is about a hundred objects. When it ends they are freed at once, since it leaves no reference cycles
+behind (there is a test for every way to end). So there is next to nothing to find, and a walk over ten thousand
+connections would take half a second.
 
-By itself the garbage collector looks at new objects when there are so many more of them than before. A daemon that has
-been running for a while makes as many as it frees: what a client's task waits in, for example, is made anew each time
-that something arrives. Uncounted, they became hundreds of thousands, until a burst of commands set off a collection
-that took a tenth of a second. So they are looked at as time goes by, sooner when it takes long.
+By itself the garbage collector examines new objects when their number has grown by a threshold. A daemon that has been
+running for a while creates as many as it frees: the objects in which a client's task waits, for example, are replaced
+each time that something arrives. Uncounted, they became hundreds of thousands, until a burst of commands started a
+collection that took a tenth of a second. So they are examined by time, and sooner if that takes long.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ import trio
 __all__ = ["calm", "look_often"]
 
 _NEVER: Final = 2**31 - 1
-"""How many looks at what is new make the collector look at older things by itself: the most it can be told. At four
-looks a second that is seventeen years; a million would be three days."""
+"""Collections of new objects before the collector examines older ones by itself: the highest threshold there is. At
+four collections a second that is seventeen years; a million would be three days."""
 
 _YOUNG: Final = 2_000
-"""How many more objects than before make the collector look by itself: a burst of handshakes does."""
+"""Growth in objects at which the collector examines new ones by itself, as in a burst of handshakes."""
 
 _LONGEST: Final = 0.25
 _SHORTEST: Final = 0.01
-"""Seconds between two looks, at most and at least."""
+"""Seconds between two collections, at most and at least."""
 
 _LOOK: Final = 0.001
-"""Seconds that a look is to take."""
+"""Seconds that a collection should take."""
 
 
 def calm() -> None:
-    """Let the collector, by itself, only look at the youngest objects; what exists now is for good."""
+    """Make the collector, by itself, examine only the youngest objects, and exempt those that exist now."""
     gc.freeze()
     gc.set_threshold(_YOUNG, _NEVER, _NEVER)
 
 
 async def look_often(clock: Callable[[], float] = time.perf_counter) -> None:
-    """Look at what is new, for ever. What is still in use is not looked at again.
+    """Collect among new objects, without end. Objects that survive are not examined again.
 
-    A second look at it, a little later, would find nothing more, and take a tenth of the time that a handshake takes.
+    A second examination a little later would find nothing more, and take a tenth of the time of a handshake.
     """
     pause = _LONGEST
     while True:
@@ -53,6 +53,6 @@ async def look_often(clock: Callable[[], float] = time.perf_counter) -> None:
         began = clock()
         gc.collect(0)
         took = clock() - began
-        # What comes at the same rate as before takes `_LOOK` the next time. A single slow look may be the machine's.
+        # At the same rate of new objects the next one takes `_LOOK`. A single slow one may be the machine's fault.
         wanted = pause * _LOOK / took if took else _LONGEST
         pause = min(max(wanted, pause / 4, _SHORTEST), _LONGEST)

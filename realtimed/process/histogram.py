@@ -1,4 +1,4 @@
-"""A histogram that costs a fraction of a microsecond an observation, to be read by whoever asks for figures."""
+"""A histogram that costs a fraction of a microsecond for each observation."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Final
 __all__ = ["SECONDS", "Histogram"]
 
 SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Upper bounds for times, from a tenth of a millisecond on."""
+"""Upper bounds for times in seconds, from a tenth of a millisecond on."""
 
 
 class Histogram:
-    """How often a value was at most each of `bounds`, which ascend, and the sum of all values."""
+    """For each of `bounds`, in ascending order, the number of values up to it; and the sum of all values."""
 
-    # Invariant: `_counts` has a place for each bound, and one more for what is above the last.
+    # Invariant: `_counts` has one count for each bound, and one for values above the last.
 
     def __init__(self, bounds: tuple[float, ...] = SECONDS) -> None:
         self.bounds = bounds
@@ -24,7 +24,7 @@ class Histogram:
         self._counts = [0] * (len(bounds) + 1)
 
     def observe(self, value: float) -> None:
-        """Take note of one value."""
+        """Record one value."""
         self.sum += value
         self._counts[bisect_left(self.bounds, value)] += 1
 
@@ -34,5 +34,5 @@ class Histogram:
         return sum(self._counts)
 
     def cumulative(self) -> Iterator[tuple[float, int]]:
-        """Yield each bound with the number of values at or below it, and infinity with that of all."""
+        """Yield each bound with the number of values up to it, and infinity with the number of all."""
         return zip((*self.bounds, float("inf")), accumulate(self._counts), strict=True)

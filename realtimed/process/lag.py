@@ -1,4 +1,4 @@
-"""How late the event loop is: the time a task that is due has to wait for those before it."""
+"""How late the event loop is: how long a task that is due waits for those before it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _PERIOD: Final = 1.0
 
 
 class LoopLag:
-    """Measures the lag once a second: `latest` is the last measurement in seconds, `times` has them all."""
+    """Measures the lag once a second: `latest` is the last measurement, `times` has all of them, in seconds."""
 
     def __init__(self) -> None:
         self.latest = 0.0
         self.times = Histogram()
 
     async def run(self) -> None:
-        """Measure for ever."""
+        """Measure, without end."""
         while True:
             due = trio.current_time() + _PERIOD
             await trio.sleep_until(due)

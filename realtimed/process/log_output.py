@@ -1,8 +1,8 @@
-"""Where the lines of the log go: a file descriptor that may be full, or closed, or that nobody reads.
+"""Writes the lines of the log to a file descriptor, which may be full, or closed, or have no reader.
 
-The daemon is one thread, and whoever holds up its log would hold up everyone. So a line is written only if that does
-not wait. What the reader does not take is kept, up to a bound; beyond it, and where a line cannot be written at all,
-lines are lost, and counted.
+The daemon is one thread: a write that waits would hold up every client. So a line is written only if that does not
+wait. Lines that the reader does not take are kept, up to a bound. Lines beyond it, and lines that cannot be written at
+all, are lost, and counted.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import Final
 __all__ = ["LogOutput", "open_standard_descriptors"]
 
 _AT_ONCE: Final = select.PIPE_BUF
-"""Bytes that a pipe, a socket or a terminal takes without waiting once poll(2) says that it is writable."""
+"""Bytes that a pipe, a socket or a terminal takes without waiting when poll(2) says that it is writable."""
 
 _KEPT: Final = 2**18
-"""Bytes of lines that are kept for a reader that is slow: some 2,000 lines."""
+"""Bytes of lines that are kept for a slow reader: some 2,000 lines."""
 
 
 class LogOutput:
     """The stream of a `logging.StreamHandler` that writes to the file descriptor `fd`."""
 
-    # Invariants: `_lines` is what is still to be written, in order; the first `_sent` bytes of its head are written.
-    # `_size` is the sum of the lengths of `_lines`. `_torn` says that what was written last is a part of a line whose
-    # rest is lost. `lost` counts lines that will never be written, `reported` those of them of which the log tells.
+    # Invariants: `_lines` has the lines still to be written, in order; of the first, `_sent` bytes are written.
+    # `_size` is the sum of their lengths. `_torn` says that the last write left a part of a line whose rest is lost.
+    # `lost` counts lines that will never be written, `reported` those that the log has told about.
 
     def __init__(self, fd: int) -> None:
         self.lost = 0
@@ -41,11 +41,11 @@ class LogOutput:
 
     @property
     def pending(self) -> int:
-        """Bytes of lines that wait for the reader, or a little more."""
+        """Bytes of lines that wait for the reader; bytes already written of the first line count too."""
         return self._size
 
     def write(self, text: str) -> None:
-        """Write a line, or keep it for later, or lose it. Returns at once, and raises nothing."""
+        """Write a line, keep it for later, or lose it. Returns at once, and raises nothing."""
         line = text.encode(errors="backslashreplace")
         if self._lines and self._size + len(line) > _KEPT:
             self.flush()
@@ -57,14 +57,14 @@ class LogOutput:
         self.flush()
 
     def flush(self) -> None:
-        """Write what is taken now."""
+        """Write as much as the reader takes now."""
         try:
             while self._lines and self._poll.poll(0):
                 self._write_some()
         except BlockingIOError:
-            pass  # somebody has made it non-blocking, for which poll(2) knows less well when there is room
+            pass  # another process made it non-blocking; then poll(2) may find it writable when it has too little room
         except OSError:
-            # A full disk, a reader that is gone: nothing of this will ever be read.
+            # The disk is full, or the reader is gone: these lines will never be read.
             self.lost += len(self._lines)
             self._torn = self._torn or self._sent > 0
             self._lines.clear()
@@ -85,11 +85,11 @@ class LogOutput:
 def open_standard_descriptors() -> None:
     """Open /dev/null in place of standard input, output and error where they are closed.
 
-    Otherwise the next sockets to be opened would take their places, and what is meant for a log go to a client.
+    Otherwise the next sockets would get their numbers, and lines of the log would go to a client.
     """
     for fd in range(3):
         try:
             os.fstat(fd)
         except OSError:
-            # All below it are open, so it is the lowest that is free, and the one to be taken: see open(2).
+            # All lower ones are open, so open(2) takes this one: the lowest that is free.
             os.open(os.devnull, os.O_RDWR)

@@ -1,6 +1,6 @@
-"""The log: one line an event, on standard error, as text, as JSON, or as the systemd journal likes it.
+"""The log: one line for each event, on standard error, as text, as JSON, or for the systemd journal.
 
-An event has a fixed name and named fields. Only here are they turned into text, so what a peer has sent reaches a log
+An event has a fixed name and named fields. Only this module turns them into text, so text from a peer reaches the log
 in one way: escaped, on one line, and bounded in length. All events are listed in ``docs/operations.md``.
 """
 
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 class Event:
-    """Something worth a line: a fixed name, and what is to be known about it. Costs little if nobody logs it."""
+    """One line of the log: a fixed name, and fields. Costs little if its level is not logged."""
 
     __slots__ = ("fields", "name")
 
@@ -62,7 +62,7 @@ class _TextFormatter(logging.Formatter):
 
 
 class _JournalFormatter(logging.Formatter):
-    """The journal takes every line for an entry of its own, with the level that stands before it, and has the time."""
+    """The journal takes each line as an entry, reads its level from the prefix, and knows the time."""
 
     def format(self, record: logging.LogRecord) -> str:
         level = _PRIORITIES.get(record.levelno, 6)
@@ -90,9 +90,9 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _traceback(record: logging.LogRecord) -> list[str]:
-    """Return the lines of the exception that is logged, if there is one.
+    """Return the lines of the logged exception, if there is one.
 
-    What it quotes may come from a peer: indented, no line of it looks like one of ours.
+    It may quote a peer. Its lines are indented, so none of them looks like an event.
     """
     if not record.exc_info:
         return []
@@ -118,27 +118,27 @@ def goes_to_journal(environ: Mapping[str, str], fd: int) -> bool:
 def configure(level: str, form: str | None) -> None:
     """Log to standard error from `level` on, in one of `FORMATS`.
 
-    Without a `form` it is ``journal`` if standard error is the journal, else ``text``. Whoever logs waits for nobody;
-    see `catch_up`.
+    Without a `form` it is ``journal`` if standard error is the journal, else ``text``. Logging never waits for the
+    reader: `catch_up` has to be called from time to time.
     """
     if form is None:
         form = "journal" if goes_to_journal(os.environ, _STANDARD_ERROR) else "text"
     handler = logging.StreamHandler(LogOutput(_STANDARD_ERROR))
     handler.setFormatter(FORMATS[form]())
     logging.basicConfig(level=level.upper(), handlers=[handler])
-    # What trio-websocket says of each frame is of no use to whoever debugs realtimed's configuration.
+    # trio-websocket logs every frame, which helps nobody to debug realtimed.
     logging.getLogger("trio-websocket").setLevel(logging.WARNING)
 
 
 def lines_lost() -> int:
-    """Return how many lines of the log were lost, since nobody took them in time, or they could not be written."""
+    """Return how many lines of the log were lost, because a reader was too slow or they could not be written."""
     return sum(output.lost for output in _outputs())
 
 
 def catch_up() -> bool:
-    """Write what a slow reader has made room for, and say how many lines were lost. To be called every now and then.
+    """Write the lines for which a slow reader has made room, and log how many were lost. Call it from time to time.
 
-    Returns whether there is still something to be written.
+    Returns whether lines are still waiting.
     """
     for output in _outputs():
         output.flush()
@@ -148,7 +148,7 @@ def catch_up() -> bool:
             if output.lost == lost:
                 output.reported = lost
             else:
-                output.lost = lost  # what says that lines are lost is not one of them
+                output.lost = lost  # a report that is lost itself does not count
     return any(output.pending for output in _outputs())
 
 

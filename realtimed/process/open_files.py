@@ -14,10 +14,10 @@ _FILES_KEPT: Final = 64
 """Open files that are not WebSockets: listeners, publishers, the log, Python's own."""
 
 _HANDSHAKES: Final = 16
-"""How many of these may be connections on their way to become WebSockets, or to hear that there are too many."""
+"""How many of these may be connections in their handshake, or waiting for a refusal."""
 
 _FEW: Final = 4000
-"""Below so many connections, a daemon whose limit nobody has chosen says how to have more."""
+"""Below this many connections, a daemon without `max-connections` logs how to allow more."""
 
 _ADVICE: Final = "raise LimitNOFILE or ulimit -n"
 
@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 
 
 def connection_limit(wanted: int | None) -> int:
-    """Raise the soft limit of open files as far as it goes; return how many WebSockets may be open.
+    """Raise the soft limit of open files to the hard limit, and return how many WebSockets may be open.
 
     That is `wanted`, or fewer if the limit of open files allows no more; without `wanted`, as many as it allows. A
-    limit that is in the way, or that is low while nobody has chosen one, is logged.
+    limit that is below `wanted`, or low without `wanted`, is logged.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
@@ -57,5 +57,5 @@ def connection_limit(wanted: int | None) -> int:
 
 
 def files_for_clients() -> int:
-    """Return how many open files the sockets of WebSockets may take, as the limit is now; the rest are for others."""
+    """Return how many open files WebSockets may take under the present limit; the rest is for other uses."""
     return max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _FILES_KEPT + _HANDSHAKES, 2)

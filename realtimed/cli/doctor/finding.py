@@ -1,4 +1,4 @@
-"""What `realtimectl doctor` looks at, and what comes of it."""
+"""What `realtimectl doctor` examines, and the result of one check."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ OK: Final = "ok"
 FAILED: Final = "failed"
 SKIPPED: Final = "skipped"
 WARNING: Final = "warning"
-"""What may be a fault or may be meant."""
+"""It may be a fault, or intended."""
 
 
 class Finding(NamedTuple):
-    """What came of one check: its status, what was seen, and what to do about a fault or a warning."""
+    """The result of one check: its status, what was seen, and what to do about a fault or a warning."""
 
     check: str
     status: str
@@ -27,8 +27,9 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Patient:
-    """What is to be examined. Without `php_user` and `caddy_user` it is seen who runs here.
+    """What to examine: the daemon behind `client`, and the `site` that serves it to pages of `origin`.
 
+    Without `php_user` and `caddy_user`, the users of the running processes count. `caddy` is the path of the program.
     `allowed_origins` is the variable ALLOWED_ORIGINS in doctor's own environment.
     """
 

@@ -1,6 +1,6 @@
-"""Entries of ALLOWED_ORIGINS that no browser ever sends: Caddy takes them, and they let nobody in.
+"""Entries of ALLOWED_ORIGINS that no browser ever sends: Caddy accepts them, and they let nobody in.
 
-What browsers send is the serialization of an origin: scheme, host and port as the URL standard writes them (HTML, 7.1.1
+A browser sends the serialization of an origin: scheme, host and port as the URL standard writes them (HTML, 7.1.1
 "Origins"; https://url.spec.whatwg.org/#host-parsing).
 """
 
@@ -20,7 +20,7 @@ NOBODY: Final = "none"
 """The word for requests without an Origin header."""
 
 ANYBODY: Final = "null"
-"""The origin of pages that have none. Every site can make its pages such, by putting them into a sandboxed frame."""
+"""The origin of pages that have none. Every site can give it to its pages, by putting them into a sandboxed frame."""
 
 _LONGEST: Final = 300
 """Characters of an origin: a host has 253 at most."""
@@ -35,7 +35,7 @@ _HOST: Final = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 
 
 class Mistake(NamedTuple):
-    """An entry that no browser sends, why, and what browsers send instead if that can be told."""
+    """An entry that no browser sends, the reason, and what browsers send instead if that is known."""
 
     entry: str
     why: str
@@ -81,7 +81,7 @@ def _mistake(entry: str) -> Mistake | None:
 
 
 def _of_another_scheme(entry: str, scheme: str, host: str) -> Mistake | None:
-    """Look at what applications and extensions of browsers send, such as chrome-extension://abc or capacitor://localhost."""
+    """Check an origin of an application or a browser extension, such as capacitor://localhost or chrome-extension://abc."""
     if scheme.lower() in ("ws", "wss"):
         page = ("https" if scheme.lower() == "wss" else "http") + entry[len(scheme) :]
         mistake = _mistake(page)
@@ -95,7 +95,7 @@ def _of_another_scheme(entry: str, scheme: str, host: str) -> Mistake | None:
 
 
 def _of_a_site(entry: str, scheme: str | None, host: str, port: str | None, rest: str) -> Mistake | None:
-    """Look at an origin of http, https or no scheme at all."""
+    """Check an origin with http, https or no scheme."""
     name = _as_browsers_write(host)
     number = _port(port)
     if name is None:
@@ -121,7 +121,7 @@ def _of_a_site(entry: str, scheme: str | None, host: str, port: str | None, rest
 
 
 def _port(text: str | None) -> int | None:
-    """Return a port, 0 if there is none, or None if it is no port."""
+    """Return the port in `text`, 0 if there is none, or None if it is not a port."""
     digits = (text or ":").removeprefix(":")
     if not digits:
         return 0
@@ -131,12 +131,12 @@ def _port(text: str | None) -> int | None:
 
 
 def _as_browsers_write(host: str) -> str | None:
-    """Return a host as it stands in an origin, or None if it is none."""
+    """Return a host as it stands in an origin, or None if it is not a host."""
     if host.startswith("["):
         return _ipv6(host[1:-1])
     name = host.lower()
     if not name.isascii():
-        import idna  # noqa: PLC0415  (hardly anybody needs it)
+        import idna  # noqa: PLC0415  (rarely needed)
 
         try:
             name = idna.encode(name, uts46=True).decode()

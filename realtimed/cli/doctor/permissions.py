@@ -1,4 +1,4 @@
-"""Who may open the sockets: PHP the control socket, Caddy those for WebSockets, and nobody else the first."""
+"""Checks of who may open the sockets: PHP the control socket, not everybody; Caddy the WebSocket sockets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["exposure", "php_access", "websocket_socket"]
 
 
 def exposure(patient: Patient, info: Mapping[str, Any] | None) -> Finding:
-    """See that not everybody on this machine may publish."""
+    """Check that not everybody on this machine may publish."""
     check = "control socket's mode"
     try:
         mode = stat.S_IMODE(Path(patient.client.socket).stat().st_mode)
@@ -32,7 +32,7 @@ def exposure(patient: Patient, info: Mapping[str, Any] | None) -> Finding:
 
 
 def php_access(patient: Patient, info: Mapping[str, Any] | None) -> Finding:
-    """See that PHP may open the control socket: as the user given, else in the pools that serve here, else as ours."""
+    """Check that PHP may open the control socket: as the user given, else as the pools that Caddy asks, else as we."""
     check = "PHP's access"
     path = Path(patient.client.socket)
     if patient.php_user is None:
@@ -59,10 +59,10 @@ def php_access(patient: Patient, info: Mapping[str, Any] | None) -> Finding:
 
 
 def _php_fault(path: Path, php: Credentials, info: Mapping[str, Any] | None) -> tuple[str, str] | None:
-    """Return what keeps PHP from being served at `path`, and what to do about it; or None."""
-    hindrance = _hindrance(path, php)
-    if hindrance is not None:
-        return hindrance, (
+    """Return why the daemon at `path` does not serve PHP, and what to do about it; or None if it does."""
+    seen = _obstacle(path, php)
+    if seen is not None:
+        return seen, (
             "Start realtimed with --socket-group and a group of PHP's user, in a directory that it may enter; or is"
             " PHP's user another one (--php-user)?"
         )
@@ -76,7 +76,7 @@ def _php_fault(path: Path, php: Credentials, info: Mapping[str, Any] | None) -> 
 
 
 def websocket_socket(patient: Patient, info: Mapping[str, Any] | None) -> Finding:
-    """See that Caddy may open every socket at which WebSockets come in."""
+    """Check that Caddy may open every Unix socket on which WebSockets are accepted."""
     check = "Caddy's access"
     if info is None:
         return Finding(check, SKIPPED, "the daemon did not say where its WebSocket sockets are")
@@ -93,12 +93,12 @@ def websocket_socket(patient: Patient, info: Mapping[str, Any] | None) -> Findin
             else "no Caddy is running here, and there is no user caddy",
             "Start Caddy, or say which user it runs as: --caddy-user NAME.",
         )
-    for path, hindrance in [(path, _hindrance(path, each)) for path in paths for each in everybody]:
-        if hindrance is not None:
+    for path, seen in [(path, _obstacle(path, each)) for path in paths for each in everybody]:
+        if seen is not None:
             return Finding(
                 check,
                 FAILED,
-                hindrance,
+                seen,
                 f"Put Caddy's user into the group of {path} (usermod --append --groups GROUP USER) and restart Caddy,"
                 " or start realtimed with another --socket-group.",
             )
@@ -106,7 +106,7 @@ def websocket_socket(patient: Patient, info: Mapping[str, Any] | None) -> Findin
 
 
 def _caddy_credentials(user: str | None, info: Mapping[str, Any]) -> list[Credentials]:
-    """Return what the Caddys before this daemon may do, those of `user` if it is given; if none runs, that user."""
+    """Return the credentials of the Caddys that lead to this daemon, or only of `user`'s; if none runs, the user's."""
     try:
         known = of_user(user or "caddy")
     except KeyError:
@@ -117,7 +117,7 @@ def _caddy_credentials(user: str | None, info: Mapping[str, Any]) -> list[Creden
     return running or ([known] if known is not None else [])
 
 
-def _hindrance(path: Path, who: Credentials) -> str | None:
+def _obstacle(path: Path, who: Credentials) -> str | None:
     try:
         return obstacle(path, who)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""A WebSocket client that blocks, for looking at a site as a browser's page of some origin does."""
+"""A blocking WebSocket client that connects to a site as a page of some origin would."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ __all__ = ["Probe", "site_of"]
 
 _SUBPROTOCOL: Final = "realtime.v1"
 _SHOWN: Final = 300
-"""Characters of a refusal's text that are kept."""
+"""Characters that are kept of the text of a refusal."""
 
 
 def site_of(address: str) -> str:
-    """Return the URL of what Caddy serves at a site address, such as ``:8080`` or ``example.com``.
+    """Return the URL of the site that Caddy serves at an address such as ``:8080`` or ``example.com``.
 
-    Raises `ValueError` for what is no such address.
+    Raises `ValueError` if Caddy would not take `address`.
     """
     match = re.fullmatch(r"(?:(https?)://)?(\[[^\]]*\]|[^:/@\s]*)(?::(\d+))?/?", address)
     if match is None:
@@ -46,9 +46,9 @@ def site_of(address: str) -> str:
 class Probe:
     """One WebSocket at the ``/ws`` of a site, opened with some ``Origin``.
 
-    After `open`, `status` is that of the answer: 101 if it is a WebSocket now; `text` is what came with a refusal.
-    All calls raise `OSError`, of which `TimeoutError` and `ssl.SSLError` are children, and `ProtocolError` when the
-    other side does not speak HTTP or WebSocket.
+    After `open`, `status` is that of the answer, 101 for a WebSocket, and `text` is the body of a refusal. All calls
+    raise `OSError` (`TimeoutError` and `ssl.SSLError` are subclasses), and `ProtocolError` if the other side does not
+    speak HTTP or WebSocket. `timeout` is in seconds, for all calls together.
     """
 
     def __init__(self, site: str, timeout: float) -> None:
@@ -75,7 +75,7 @@ class Probe:
             self._socket.close()
 
     def open(self, origin: str | None) -> int:
-        """Ask for a WebSocket; return the status of the answer."""
+        """Ask for a WebSocket, and return the status of the answer."""
         secure = self._site.scheme == "https"
         host, port = self._site.hostname or "localhost", self._site.port or (443 if secure else 80)
         self._socket = socket.create_connection((host, port), timeout=self._left())
@@ -97,7 +97,7 @@ class Probe:
             self._socket.sendall(self._connection.send(TextMessage(data=json.dumps(fields))))
 
     def receive(self, event: str) -> dict[str, Any]:
-        """Return the next message whose event is that, and pass over others."""
+        """Return the next message with this `event`, and skip others."""
         while True:
             while self._messages:
                 text = self._messages.pop(0)
@@ -113,7 +113,7 @@ class Probe:
                 self._note(each)
 
     def _note(self, event: Event) -> bool:
-        """Take in what came; return whether the answer to the handshake is complete."""
+        """Record an event, and return whether it completes the answer to the handshake."""
         match event:
             case AcceptConnection():
                 self.status = 101
@@ -132,7 +132,7 @@ class Probe:
         return False
 
     def _events(self) -> list[Event]:
-        """Wait for bytes, and return what they mean."""
+        """Wait for bytes, and return the events in them."""
         if self._socket is None:
             raise ProtocolError("this probe is not open")
         self._socket.settimeout(self._left())

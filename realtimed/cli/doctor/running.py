@@ -1,4 +1,4 @@
-"""What runs on this machine between PHP and the browser: Caddys that lead to a daemon, and pools of PHP-FPM."""
+"""Processes on this machine between PHP and the browser: Caddys that lead to a daemon, and pools of PHP-FPM."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Final, NamedTuple
 
 from realtimed.cli.doctor.access import Credentials, of_user
 
-__all__ = ["Pool", "Process", "before", "leading_to", "pools", "processes", "serving"]
+__all__ = ["Pool", "Process", "before", "configured_pools", "leading_to", "pools", "processes", "serving"]
 
 _FPM: Final = re.compile(r"php-fpm[0-9.]*|php[0-9.]*-fpm")
 _MASTER: Final = re.compile(r"php-fpm: master process \((.+?)\)\s*")
 _WORKER: Final = re.compile(r"php-fpm: pool (\S+)\s*")
 
 _FILES: Final = 200
-"""Files of PHP-FPM's configuration that are read."""
+"""At most this many files of PHP-FPM's configuration are read."""
 
 _DEFAULT_UPSTREAM: Final = "unix//run/realtime-ws.sock"
 _DEFAULT_FASTCGI: Final = "unix//run/php/php-fpm.sock"
@@ -28,7 +28,7 @@ _DEFAULT_FASTCGI: Final = "unix//run/php/php-fpm.sock"
 
 
 class Process(NamedTuple):
-    """A running process. `environ` is None if it is not for us to read; `title` is its command line."""
+    """A running process. `environ` is None if we may not read it; `title` is its command line."""
 
     pid: int
     parent: int
@@ -38,7 +38,7 @@ class Process(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """A pool of PHP-FPM: its name, where it listens, and what its workers may do."""
+    """A pool of PHP-FPM: its name, where it listens, and the credentials of its workers."""
 
     name: str
     listen: str
@@ -46,9 +46,9 @@ class Pool(NamedTuple):
 
 
 def processes(program: re.Pattern[str]) -> Iterator[Process]:
-    """Yield the processes whose program has such a name, with what they may do.
+    """Yield the running processes whose name matches `program`, with the credentials that they were started with.
 
-    A change of groups does not reach them until they are restarted.
+    A user's new group reaches a process only when it is restarted.
     """
     for directory in Path("/proc").iterdir():
         if not directory.name.isdigit():
@@ -60,7 +60,7 @@ def processes(program: re.Pattern[str]) -> Iterator[Process]:
             fields = dict(line.split(":", 1) for line in (directory / "status").read_text().splitlines() if ":" in line)
             title = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace").strip()
         except OSError:
-            continue  # it has ended meanwhile
+            continue  # the process has ended in the meantime
         uid, gid = int(fields["Uid"].split()[1]), int(fields["Gid"].split()[1])
         groups = frozenset([gid, *map(int, fields["Groups"].split())])
         who = Credentials(f"the running {name} (process {directory.name}, uid {uid})", uid, groups)
@@ -76,7 +76,7 @@ def _environ(directory: Path) -> Mapping[str, str] | None:
 
 
 def leading_to(websockets: Iterable[str]) -> list[Process]:
-    """Return the Caddys whose environment says that they lead to one of a daemon's `websockets`."""
+    """Return the Caddys that, by their environment, lead to one of a daemon's `websockets`."""
     upstreams = {each.replace("unix:", "unix/", 1) if each.startswith("unix:") else each for each in websockets}
     caddys = processes(re.compile("caddy"))
     return [each for each in caddys if each.environ is not None and _upstream(each.environ) in upstreams]
@@ -85,7 +85,8 @@ def leading_to(websockets: Iterable[str]) -> list[Process]:
 def before(websockets: Iterable[str]) -> list[Process]:
     """Return the Caddys that lead to one of a daemon's `websockets`.
 
-    If none is known to, those of which it is not known, and at last all: a Caddyfile of one's own knows no variables.
+    If none is known to, return those whose environment we may not read; if there are none, all: another Caddyfile may
+    not use the variables.
     """
     caddys = list(processes(re.compile("caddy")))
     return leading_to(websockets) or [each for each in caddys if each.environ is None] or caddys
@@ -96,7 +97,7 @@ def _upstream(environ: Mapping[str, str]) -> str:
 
 
 def pools() -> list[Pool]:
-    """Return the pools of the PHP-FPMs that run here."""
+    """Return the pools of all PHP-FPMs that run on this machine."""
     running = list(processes(_FPM))
     found = []
     for master in running:
@@ -108,7 +109,7 @@ def pools() -> list[Pool]:
             for each in running
             if each.parent == master.pid and (worker := _WORKER.fullmatch(each.title)) is not None
         }
-        configured = _configured(Path(match[1]))
+        configured = configured_pools(Path(match[1]))
         for name in {**configured, **workers}:
             listen, user, group = configured.get(name, ("", "", ""))
             who = workers.get(name) or _of_pool(user, group) or master.credentials
@@ -117,15 +118,15 @@ def pools() -> list[Pool]:
 
 
 def serving(found: Iterable[Pool], caddys: Iterable[Process]) -> list[Pool]:
-    """Return those of the pools that the Caddys ask, or all of them if that is not known."""
+    """Return the pools that the Caddys ask, or all of them if that is not known."""
     asked = {(each.environ or {}).get("PHP_FASTCGI", _DEFAULT_FASTCGI) for each in caddys}
     places = {Path(each.removeprefix("unix/")).resolve() for each in asked if each.startswith("unix/")}
     every = list(found)
     return [each for each in every if each.listen in asked or Path(each.listen).resolve() in places] or every
 
 
-def _configured(file: Path) -> dict[str, tuple[str, str, str]]:
-    """Return what PHP-FPM's configuration says of each pool: where it listens, its user and its group."""
+def configured_pools(file: Path) -> dict[str, tuple[str, str, str]]:
+    """Return each pool in PHP-FPM's configuration: where it listens, its user and its group."""
     sections: dict[str, dict[str, str]] = {}
     section = "global"
     files = [file]
@@ -153,7 +154,7 @@ def _configured(file: Path) -> dict[str, tuple[str, str, str]]:
 
 
 def _of_pool(user: str, group: str) -> Credentials | None:
-    """Return what a pool's workers will be allowed once there are some."""
+    """Return the credentials that a pool's workers will have once there are some."""
     try:
         who = of_user(pwd.getpwuid(int(user)).pw_name if user.isdigit() else user)
         own = {int(group) if group.isdigit() else grp.getgrnam(group).gr_gid} if group else set()
