@@ -12,6 +12,8 @@ from typing import Final, NamedTuple, TypeVar
 
 import trio
 
+from realtimed.broker.base import Broker
+from realtimed.broker.local import LocalBroker
 from realtimed.config.readers import Address
 from realtimed.config.reloading import Reloader
 from realtimed.config.settings import Config
@@ -82,6 +84,7 @@ class Daemon:
         self._handover = handover or Handover()
         self._manager = manager or ServiceManager({})
         self.hub = _make_hub(config)
+        self.broker: Broker = LocalBroker(self.hub)
         self.fan_out = FanOut(self.hub, self._give_up)
         self.sessions = _make_sessions(config, self.hub)
         self.backlogs = self.sessions.backlogs
@@ -92,8 +95,9 @@ class Daemon:
         )
         self.answered = Answered(config.retry_window, time.monotonic, config.max_keys_bytes)
         self.figures = figures = Figures(config, self.hub, self.sessions)
+        publish, sessions = self.broker.publish_one, self.sessions
         context = Context(
-            self.hub, self.sessions.members, self.sessions.disconnect, figures.stats, figures.info, self.answered
+            self.hub, publish, sessions.members, sessions.disconnect, figures.stats, figures.info, self.answered
         )
         settle, publish_now = self.fan_out.settle, self.fan_out.publish_now
         self.service = figures.service = Service(context, config, self.answers, self._room, publish_now, settle=settle)
@@ -102,7 +106,6 @@ class Daemon:
         self._stopping = trio.Event()
         self._drain: Drain | None = None
         self._everything = trio.CancelScope()
-        self._ready = trio.Event()
 
     def stop(self) -> None:
         """Begin to end the daemon: `serve` returns when all clients have been sent away and all sockets are closed."""
@@ -199,7 +202,7 @@ class Daemon:
         background.start_soon(drop_expired, partial(self.hub.history.expire, _EXPIRED_AT_ONCE), self.answered.forget)
         background.start_soon(retry_log)
         background.start_soon(self.socket_files.run)
-        background.start_soon(self._tell_manager)
+        background.start_soon(self._manager.watch, self._status)
         background.start_soon(signals.run)
         self._everything = background.cancel_scope
 
@@ -280,6 +283,7 @@ class Daemon:
         return self.client_files.obstacle or self.socket_files.obstacle
 
     async def _room(self) -> None:
+        await self.broker.room()
         await self.fan_out.room()
         await self.backlogs.room()
 
@@ -332,12 +336,6 @@ class Daemon:
             )
         )
         self._manager.ready(self._status())
-        self._ready.set()
-
-    async def _tell_manager(self) -> None:
-        """Feed the watchdog and keep the status up to date, once the daemon is ready."""
-        await self._ready.wait()
-        await self._manager.watch(self._status)
 
 
 class _Listeners(NamedTuple):

@@ -29,6 +29,13 @@ Answered: TypeAlias = Callable[[Sequence[Receipt]], object]
 class Broker(Protocol):
     """What publishers and subscribers need of a broker."""
 
+    @property
+    def publish_one(self) -> Callable[[object, object, bytes | None], Receipt]:
+        """A function that publishes one message in the same turn: channel, message, and its bytes if they are made.
+
+        It raises `RefusedError` as `publish` does. Only a broker that numbers publications itself has it.
+        """
+
     def publish(self, messages: Sequence[Message], answered: Answered) -> None:
         """Publish a batch, all of it or none, and call `answered` once: during this call, or later.
 

@@ -45,6 +45,8 @@ class Context:
     """What commands work on."""
 
     hub: Hub
+    publish: Callable[[object, object, bytes | None], Receipt]
+    """Publishes one message; see `realtimed.broker.base.Broker.publish_one`."""
     clients: Mapping[str, Client]
     disconnect: Callable[[str, int | None, str], bool]
     stats: Callable[[], dict[str, object]]
@@ -77,7 +79,7 @@ def carry_out(context: Context, method: str, params: list[object], caller: Calle
     Raises `RefusedError`; then nothing was done.
     """
     if method == "broadcast" and len(params) == 2:  # the most frequent command, so without the table
-        return context.hub.publish(params[0], params[1])
+        return context.publish(params[0], params[1], None)
     command = COMMANDS.get(method)
     if command is None:
         raise RefusedError("unknown_method", f"there is no method {quoted(method)}; there are {', '.join(COMMANDS)}")
@@ -126,14 +128,14 @@ def _options(given: Mapping[object, object], *known: str) -> _Options:
 def _broadcast(context: Context, _: Caller | None, params: list[object]) -> object:
     match params:
         case [channel, content]:
-            return context.hub.publish(channel, content)
+            return context.publish(channel, content, None)
         case [channel, content, key]:
             check_channel_name(channel)
             name, key = str(channel), checked_key(key)
             known = context.answered.known(name, key)
             if known is not None:
                 return _again(known)[0]
-            receipt = context.hub.publish(name, content)
+            receipt = context.publish(name, content, None)
             context.answered.remember(name, key, [receipt])
             return receipt
     return NotImplemented
@@ -166,7 +168,7 @@ def _publish_on_all(
         yield ()
     if key is None:
         for start in range(0, len(channels), _STEP):
-            yield [shown(context.hub.publish(each, content, payload)) for each in channels[start : start + _STEP]]
+            yield [shown(context.publish(each, content, payload)) for each in channels[start : start + _STEP]]
         return Whole({})
     names, key, answered = tuple(map(str, channels)), checked_key(key), context.answered
     while answered.is_under_way(names, key):  # on another connection, for a few turns of the event loop
@@ -180,7 +182,7 @@ def _publish_on_all(
     answered.begin(names, key)
     try:
         for start in range(0, len(names), _STEP):
-            receipts += [context.hub.publish(each, content, payload) for each in names[start : start + _STEP]]
+            receipts += [context.publish(each, content, payload) for each in names[start : start + _STEP]]
             yield [shown(receipt) for receipt in receipts[start:]]
         answered.remember(names, key, receipts)
     finally:

@@ -129,6 +129,7 @@ class ServiceManager:
         self._watchdog: float | None = None
         self._status = ""
         self._failing = False
+        self._ready = trio.Event()
         if not address:
             return
         if address[0] not in "/@":
@@ -149,6 +150,7 @@ class ServiceManager:
         """Say that the daemon serves: for the first time, or again after `reloading`."""
         self._status = status
         self._tell("READY=1", f"STATUS={status}")
+        self._ready.set()
 
     def reloading(self) -> None:
         """Say that the configuration is being reloaded. `ready` has to follow."""
@@ -166,12 +168,13 @@ class ServiceManager:
             self._tell(f"STATUS={status}")
 
     async def watch(self, describe: Callable[[], str]) -> None:
-        """Feed the watchdog and keep the status up to date, without end. `describe` returns the status.
+        """Once `ready`, feed the watchdog and keep the status up to date, without end. `describe` returns the status.
 
         This is a task and not a thread: if the event loop hangs, so does this, and the watchdog ends the process.
         """
         if self._socket is None:
             return
+        await self._ready.wait()
         async with trio.open_nursery() as nursery:
             if self._watchdog is not None:
                 nursery.start_soon(self._feed_watchdog, self._watchdog / 2)
