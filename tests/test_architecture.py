@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "process": set(),
     "net": {"hub", "config", "process"},
     "broker": {"hub", "config", "process"},
-    "websocket": {"net", "hub", "config", "process"},
+    "websocket": {"net", "hub", "config", "process", "rpc.defaults"},
     "control": {"net", "broker", "hub", "config", "process", "rpc"},
     "http": {"net", "hub", "config", "process", "control.commands"},
     "client": {"rpc", "hub.position"},

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from enum import IntEnum
 from typing import Final
 
+from realtimed.rpc import defaults
+
 __all__ = [
     "BINARY",
     "CLOSE",
@@ -51,7 +53,7 @@ class CloseCode(IntEnum):
     INVALID_DATA = 1007
     MESSAGE_TOO_BIG = 1009
     BAD_MESSAGE = 4400
-    NOT_ALLOWED = 4403
+    NOT_ALLOWED = defaults.NOT_ALLOWED
     NO_SUCH_PATH = 4404
     SILENT = 4408
     SLOW_CONSUMER = 4409
