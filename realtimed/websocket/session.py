@@ -376,11 +376,11 @@ class Session:
             Event(
                 "client closed",
                 client=self.id,
-                ending=ending.value,
                 code=code,
                 reason=reason,
                 address=self._address,
                 seconds=seconds,
+                ending=ending.value,
             )
         )
         return True

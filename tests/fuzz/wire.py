@@ -71,7 +71,7 @@ def _agree(one: _Outcome, other: _Outcome) -> bool:
     """Return whether two outcomes are the same, but for what they say of a command that is too large and wrong."""
     if one == other:
         return True
-    shorter, longer = sorted((one, other), key=lambda outcome: len(outcome.messages))
+    shorter, longer = sorted((one, other), key=lambda outcome: (len(outcome.messages), not outcome.wrong))
     same = len(shorter.messages)
     # The command is wrong before it is known to be too large, or was reported as too large before.
     either = [*shorter.messages[-1:], *longer.messages[same : same + 1]]

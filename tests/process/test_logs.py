@@ -241,14 +241,14 @@ def test_every_line_of_the_log_is_an_event_and_documented() -> None:
         assert isinstance(name, ast.Constant), f"{where}: an event's name is fixed"
         fields = logged.setdefault((str(name.value), level), set())
         for keyword in event.keywords:
-            fields |= {keyword.arg} if keyword.arg is not None else {"pid", "uid", "gid"}  # `**self._peer()`
+            fields |= {keyword.arg} if keyword.arg is not None else {"pid", "uid", "gid"}  # `**self._peer`
     assert documented() == logged
 
 
 def test_the_documentation_says_where_the_peer_is_logged() -> None:
     """What the test above takes `**` for is what it is."""
     source = (Path(realtimed.__file__).parent / "control" / "server.py").read_text()
-    assert 'return {"pid": pid, "uid": uid, "gid": gid}' in source
+    assert 'self._peer = {"pid": pid, "uid": uid, "gid": gid}' in source
     expanded = {
         ast.unparse(keyword.value)
         for _, call in calls_of_the_log()
@@ -257,7 +257,7 @@ def test_the_documentation_says_where_the_peer_is_logged() -> None:
         for keyword in event.keywords
         if keyword.arg is None
     }
-    assert expanded == {"self._peer()"}
+    assert expanded == {"self._peer"}
 
 
 def test_the_forms_are_those_of_the_option() -> None:

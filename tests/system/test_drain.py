@@ -24,6 +24,7 @@ from realtimed import AsyncClient, NoDaemonError
 from realtimed.config.loading import load
 from realtimed.config.settings import Config
 from realtimed.errors import ConfigurationError
+from realtimed.hub.publication import Ending
 from realtimed.net.admission import Admission
 from realtimed.net.backlogs import Backlogs
 from realtimed.websocket.drain import Drain
@@ -116,8 +117,8 @@ class Sheep:
         self.closed_at = 0.0
         self.returns_at = 0.0
 
-    def say_goodbye(self, reason: str, retry_after: float) -> None:
-        assert reason == "restart"
+    def send_away(self, ending: Ending, retry_after: float) -> None:
+        assert ending is Ending.RESTART
         assert not self.closing
         self.closing = True
         self.closed_at = trio.current_time()

@@ -126,6 +126,7 @@ async def test_the_watchdog_is_fed_at_half_its_time(notified: Manager, autojump_
     async with trio.open_nursery() as nursery:
         nursery.start_soon(listen)
         nursery.start_soon(manager.watch, lambda: "as ever")
+        manager.ready("as ever")
         await trio.sleep(100)
         nursery.cancel_scope.cancel()
     manager.close()
@@ -137,11 +138,23 @@ async def test_without_a_watchdog_of_ours_none_is_fed(
     notified: Manager, autojump_clock: trio.testing.MockClock, variables: dict[str, str]
 ) -> None:
     manager = ServiceManager({**notified.environment, **variables})
+    manager.ready("at first")
     with trio.move_on_after(100):
         await manager.watch(lambda: "as ever")
     assert autojump_clock.current_time() == 100
     manager.close()
-    assert notified.rest() == [{"STATUS": "as ever"}]
+    assert notified.rest() == [{"READY": "1", "STATUS": "at first"}, {"STATUS": "as ever"}]
+
+
+async def test_the_watchdog_is_fed_only_once_the_daemon_is_ready(
+    notified: Manager,
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001  (pytest-trio runs the test with it)
+) -> None:
+    manager = ServiceManager({**notified.environment, "WATCHDOG_USEC": "20000"})
+    with trio.move_on_after(1):
+        await manager.watch(lambda: "as ever")
+    manager.close()
+    assert notified.rest() == []
 
 
 async def test_a_loop_that_hangs_feeds_no_watchdog(notified: Manager) -> None:
@@ -149,6 +162,7 @@ async def test_a_loop_that_hangs_feeds_no_watchdog(notified: Manager) -> None:
     with trio.fail_after(LONG_PATIENCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(manager.watch, lambda: "as ever")
+            manager.ready("as ever")
             for _ in range(3):
                 await notified.until("WATCHDOG")
             notified.rest()
