@@ -461,7 +461,7 @@ namespace Realtime {
             while (true) {
                 \usleep(\min(self::REPEAT_MICROSECONDS, $deadline->left()));
                 if ($deadline->left() === 0) {
-                    $why = $cause === null ? 'the connection broke each time' : 'no connection was to be had';
+                    $why = $cause === null ? 'the connection broke each time' : 'no connection could be made';
                     throw new ProtocolException(
                         "{$broken->getMessage()}. It could not be repeated within {$deadline->seconds} s: {$why}",
                         previous: $cause

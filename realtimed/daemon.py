@@ -18,7 +18,7 @@ from realtimed.config.readers import Address
 from realtimed.config.reloading import Reloader
 from realtimed.config.settings import Config
 from realtimed.control.commands import Context
-from realtimed.control.idempotency import Answered
+from realtimed.control.idempotency import KeyedReceipts
 from realtimed.control.server import serve_publisher
 from realtimed.control.service import WAITING_LIMIT, Service
 from realtimed.control.shedding import shed_largest
@@ -93,7 +93,7 @@ class Daemon:
         self.answers = Backlogs(
             limit=WAITING_LIMIT, timeout=config.backlog_timeout, total_limit=config.max_answers_total
         )
-        self.answered = Answered(config.retry_window, time.monotonic, config.max_keys_bytes)
+        self.keyed_receipts = KeyedReceipts(config.retry_window, time.monotonic, config.max_keys_bytes)
         self.figures = figures = Figures(config, self.hub, self.sessions)
         self.service = figures.service = Service(
             Context(
@@ -103,7 +103,7 @@ class Daemon:
                 disconnect=self.sessions.disconnect,
                 stats=figures.stats,
                 info=figures.info,
-                answered=self.answered,
+                keyed_receipts=self.keyed_receipts,
             ),
             config=config,
             answers=self.answers,
@@ -210,7 +210,9 @@ class Daemon:
         background.start_soon(Heartbeat(self.sessions, lambda: self.config).run)
         background.start_soon(shed_slowest, self.sessions, lambda: self.service.connections)
         background.start_soon(shed_largest, self.service)
-        background.start_soon(drop_expired, partial(self.hub.history.expire, _EXPIRED_AT_ONCE), self.answered.forget)
+        background.start_soon(
+            drop_expired, partial(self.hub.history.expire, _EXPIRED_AT_ONCE), self.keyed_receipts.forget
+        )
         background.start_soon(retry_log)
         background.start_soon(self.socket_files.run)
         background.start_soon(self._manager.watch, self._status)
@@ -315,7 +317,7 @@ class Daemon:
         self.hub.watchers.max_patterns = config.max_channels
         self.admission.configure(*_admission_limits(config))
         self.client_files.limit = files_for_clients()
-        self.answered.limit = config.max_keys_bytes
+        self.keyed_receipts.limit = config.max_keys_bytes
         self.backlogs.configure(config.max_backlog, config.backlog_timeout, config.max_backlog_total)
         self.answers.configure(WAITING_LIMIT, config.backlog_timeout, config.max_answers_total)
         streams = [each.stream for each in self.sessions.members.values()]

@@ -46,7 +46,7 @@ class Figures:
     def stats(self) -> dict[str, object]:
         """Return the answer to ``stats``. Counters count from the start; the others are as of now."""
         hub, sessions, service = self.hub, self.sessions, self.service
-        answered, backlogs = service.context.answered, sessions.backlogs
+        keyed, backlogs = service.context.keyed_receipts, sessions.backlogs
         return {
             "uptime": round(time.monotonic() - self._began, 3),
             "clients": len(sessions.members),
@@ -57,8 +57,8 @@ class Figures:
             "history_bytes": hub.history.bytes,
             "publishers": len(service.connections),
             "answers_bytes": service.answers.held,
-            "keys": len(answered),
-            "keys_bytes": answered.bytes,
+            "keys": len(keyed),
+            "keys_bytes": keyed.bytes,
             "watchers": len(hub.watchers),
             "backlogged": backlogs.streams,
             "backlog_bytes": backlogs.held,

@@ -1,4 +1,9 @@
-"""The seam between those who publish and the hub: a broker numbers publications, and the hub admits them.
+"""The seam between publishers and the hub: a broker numbers publications, and the hub takes them in.
+
+A daemon that is alone has `LocalBroker`, whose hub numbers publications itself. Its commands use `publish_one` and
+publishers wait for `room`; nothing needs `publish`, `known` and `counted` yet. They are there for a log that several
+daemons share: then `control.server` hands over batches with `publish`, a subscribe to a channel that this daemon does
+not know waits for `known`, and the hub of each daemon takes publications in with `Hub.apply`.
 
 The hub knows no broker. A broker gives each publication its epoch and offset, and hands it to the hub of every daemon
 that belongs together, in the same order: by `Hub.publish` where the hub counts itself, otherwise by `Hub.apply`.
@@ -11,7 +16,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 from realtimed.hub.position import Receipt
 
-__all__ = ["Answered", "Broker", "Message"]
+__all__ = ["Broker", "Message", "OnReceipts"]
 
 
 class Message(NamedTuple):
@@ -22,7 +27,7 @@ class Message(NamedTuple):
     payload: bytes | None = None
 
 
-Answered: TypeAlias = Callable[[Sequence[Receipt]], object]
+OnReceipts: TypeAlias = Callable[[Sequence[Receipt]], object]
 """Called with a receipt for each publication of a batch, in their order."""
 
 
@@ -36,7 +41,7 @@ class Broker(Protocol):
         It raises `RefusedError` as `publish` does. Only a broker that numbers publications itself has it.
         """
 
-    def publish(self, messages: Sequence[Message], answered: Answered) -> None:
+    def publish(self, messages: Sequence[Message], answered: OnReceipts) -> None:
         """Publish a batch, all of it or none, and call `answered` once: during this call, or later.
 
         Raises `RefusedError` if a channel or a message cannot be; then nothing is published, and nothing answered.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from realtimed.broker.base import Answered, Message
+from realtimed.broker.base import Message, OnReceipts
 from realtimed.hub.hub import Hub
 from realtimed.hub.names import check_channel_name
 from realtimed.hub.publication import encode_message
@@ -22,7 +22,7 @@ class LocalBroker:
         self._hub = hub
         self.publish_one = hub.publish  # the hub's own: most publications pass here, one by one
 
-    def publish(self, messages: Sequence[Message], answered: Answered) -> None:
+    def publish(self, messages: Sequence[Message], answered: OnReceipts) -> None:
         """Publish a batch and call `answered` during this call."""
         payloads: list[bytes] = []
         for channel, message, payload in messages:

@@ -97,7 +97,7 @@ def difference(before: dict[str, Any], after: dict[str, Any]) -> Sample | None:
 def _number(statistics: Mapping[str, Any], name: str) -> float:
     value = _counted(statistics, name)
     if not isinstance(value, (int, float)) or not -_LARGEST <= value <= _LARGEST:
-        raise ProtocolError(f"the daemon counts {quoted(name)} as {quoted(value)}: that is no number")
+        raise ProtocolError(f"the daemon counts {quoted(name)} as {quoted(value)}: that is not a number")
     return value
 
 
@@ -115,7 +115,7 @@ def _counted(statistics: Mapping[str, Any], name: str) -> object:
 
 
 def show(client: Client, *, interval: float, count: int | None, json: bool) -> None:
-    """Print a sample each `interval` seconds: `count` of them, or without end."""
+    """Print a sample each `interval` seconds: `count` of them, or forever."""
     samples = _samples(client, interval, count)
     if json:
         for sample in samples:

@@ -306,7 +306,7 @@ def connect_again(path: str, deadline: Deadline, broken: str) -> Steps[Connectio
         try:
             return (yield from connect(path, deadline))
         except (NoDaemonError, RequestTimeoutError):
-            why = "no connection was to be had"
+            why = "no connection could be made"
 
 
 def _why_not(path: str, error: OSError) -> str:

@@ -146,7 +146,7 @@ def kept(channel: str, entry: object) -> ChannelMessage:
     match entry:
         case [offset, message, *more] if is_count(offset) and _is_message(message):
             return ChannelMessage(channel, message, offset, _time(more))
-    raise ProtocolError(f"the daemon's history has a message that is none: {quoted(entry)}")
+    raise ProtocolError(f"the daemon's history has an entry that is not a message: {quoted(entry)}")
 
 
 def published(notification: Notification) -> ChannelMessage | None:
@@ -156,7 +156,7 @@ def published(notification: Notification) -> ChannelMessage | None:
     match notification.params:
         case [channel, message, offset, *more] if _is_text(channel) and _is_message(message) and is_count(offset):
             return ChannelMessage(channel, message, offset, _time(more))
-    raise ProtocolError(f"the daemon sent a message that is none: {quoted(notification.params)}")
+    raise ProtocolError(f"the daemon sent an entry that is not a message: {quoted(notification.params)}")
 
 
 def _time(more: list[Any]) -> float | None:

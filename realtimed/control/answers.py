@@ -10,12 +10,12 @@ from typing import Final, NoReturn
 
 import msgpack
 
-from realtimed.control.commands import COMMANDS, Caller, Context, carry_out
+from realtimed.control.commands import COMMANDS, Caller, Context, call
 from realtimed.control.steps import Steps, Whole, Work
 from realtimed.errors import RefusedError
 from realtimed.rpc.wire import Message, Notification, Oversized, Request, Response, encode_response
 
-__all__ = ["LongAnswer", "encode_refusal", "execute", "forbid", "work_on"]
+__all__ = ["LongAnswer", "begin_work", "dispatch", "encode_refusal", "forbid"]
 
 _PIECE_BYTES: Final = 64 * 2**10
 """Bytes at which a piece of an answer is closed: large enough to be sent with few calls."""
@@ -26,10 +26,10 @@ _PIECE_COST: Final = 60
 _RESPONSE: Final = 1
 
 
-def execute(context: Context, caller: Caller, message: Message) -> object:
+def dispatch(context: Context, caller: Caller, message: Message) -> object:
     """Carry out the command in a message and return its result, or the `Steps` to it. Raises `RefusedError`."""
     if isinstance(message, (Notification, Request)):
-        return carry_out(context, message.method, message.params, caller)
+        return call(context, message.method, message.params, caller)
     match message:
         case Oversized(_, limit, "values"):
             raise RefusedError(
@@ -59,7 +59,7 @@ def encode_refusal(message: Message, error: RefusedError) -> bytes:
     return b""
 
 
-def work_on(message: Request | Notification, steps: Steps, limit: int) -> tuple[Work, LongAnswer | None]:
+def begin_work(message: Request | Notification, steps: Steps, limit: int) -> tuple[Work, LongAnswer | None]:
     """Return a command whose steps are to be taken, and its answer of at most `limit` bytes: none to a notification."""
     answer = LongAnswer(message.id) if isinstance(message, Request) else None
     command = COMMANDS[message.method]

@@ -1,20 +1,20 @@
 """The commands of the control socket: one table of their names, their parameters in words, and their functions.
 
-A new command is a function here and a row in `COMMANDS`. Commands know no connection and no bytes: any code that has a
-`Context` may call them. Only a command that sends messages to its caller needs a `Caller`. A command that may take long
-returns `Steps`.
+A new command is a function here and a row in `COMMANDS`; the result is `shown` as it is, unless it is a `Receipt` or a
+`Joined`. Commands know no connection and no bytes: any code that has a `Context` may `call` them. Only a command that
+sends messages to its caller needs a `Caller`. A command that may take long returns `Steps`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from realtimed.control.forms import WITH_TIME
-from realtimed.control.idempotency import Answered, checked_key
+from realtimed.control.idempotency import KeyedReceipts, checked_key
 from realtimed.control.listing import Client, list_channels, list_clients
-from realtimed.control.steps import Steps, Whole
+from realtimed.control.steps import WAIT, Steps, Whole
 from realtimed.errors import RefusedError
 from realtimed.hub.channel import Subscriber
 from realtimed.hub.hub import Hub, Joined
@@ -24,7 +24,7 @@ from realtimed.hub.publication import encode_message
 from realtimed.rpc.defaults import HISTORY_SHOWN
 from realtimed.text import quoted
 
-__all__ = ["CHANNELS_LIMIT", "COMMANDS", "Caller", "Command", "Context", "carry_out", "shown"]
+__all__ = ["CHANNELS_LIMIT", "COMMANDS", "Caller", "Command", "Context", "call", "shown"]
 
 CHANNELS_LIMIT: Final = 5000
 """Channels that one ``broadcast_many`` may name."""
@@ -35,6 +35,8 @@ _STEP: Final = 64
 _PAGES: Final = (
     'ask for a page of it with {"limit": …, "after": …}, for how many there are with {"count": true}, or for'
 )
+
+_T = TypeVar("_T")
 
 Caller: TypeAlias = Subscriber
 """The subscriber that gave a command, and gets the messages it asks for."""
@@ -51,20 +53,21 @@ class Context:
     disconnect: Callable[[str, int | None, str], bool]
     stats: Callable[[], dict[str, object]]
     info: Callable[[], dict[str, object]]
-    answered: Answered
+    keyed_receipts: KeyedReceipts
 
 
 _Run: TypeAlias = Callable[[Context, Caller | None, list[object]], object]
 
 
 class Command(NamedTuple):
-    """A command: its parameters in words, and a function that returns its result, or the steps to it.
+    """A command: its parameters in words, and a function that returns its result, or the `Steps` to it.
 
-    The function returns `NotImplemented` for parameters that the command does not take, and raises `RefusedError` if it
-    cannot do what was asked. Steps raise it before anything is done. Once begun, a command with steps that `publishes`
-    has to take all of them, even if its caller has gone. Only one of the other commands with steps should be under way
-    at a time, as it may take memory in proportion to the number of clients or channels. `shorter` says how to ask for
-    less, if the result may be large.
+    - The function returns `NotImplemented` for parameters that the command does not take.
+    - It raises `RefusedError` if it cannot do what was asked; steps raise it before anything is done.
+    - Steps that publish (`publishes`) are all taken, even if the caller has gone. Of other steps, those of one command
+      are taken at a time, since they may take memory in proportion to the number of clients or channels.
+
+    `shorter` says how to ask for less, if the result may be large.
     """
 
     params: str
@@ -73,7 +76,7 @@ class Command(NamedTuple):
     shorter: str = ""
 
 
-def carry_out(context: Context, method: str, params: list[object], caller: Caller | None = None) -> object:
+def call(context: Context, method: str, params: list[object], caller: Caller | None = None) -> object:
     """Carry out a command and return its result, or the `Steps` to it.
 
     Raises `RefusedError`; then nothing was done.
@@ -82,7 +85,7 @@ def carry_out(context: Context, method: str, params: list[object], caller: Calle
         return context.publish(params[0], params[1], None)
     command = COMMANDS.get(method)
     if command is None:
-        raise RefusedError("unknown_method", f"there is no method {quoted(method)}; there are {', '.join(COMMANDS)}")
+        raise RefusedError("unknown_method", f"unknown method {quoted(method)}; the methods are {', '.join(COMMANDS)}")
     result = command.run(context, caller, params)
     if result is NotImplemented:
         raise RefusedError("invalid_params", f"{method} takes {command.params}, not {quoted(params)}")
@@ -132,11 +135,11 @@ def _broadcast(context: Context, _: Caller | None, params: list[object]) -> obje
         case [channel, content, key]:
             check_channel_name(channel)
             name, key = str(channel), checked_key(key)
-            known = context.answered.known(name, key)
+            known = context.keyed_receipts.known(name, key)
             if known is not None:
                 return _again(known)[0]
             receipt = context.publish(name, content, None)
-            context.answered.remember(name, key, [receipt])
+            context.keyed_receipts.remember(name, key, [receipt])
             return receipt
     return NotImplemented
 
@@ -162,32 +165,39 @@ def _publish_on_all(
     context: Context, channels: list[object], content: object, payload: bytes, key: object = None
 ) -> Steps:
     """Publish on all channels, or on none if one name is wrong. With a known `key`, only repeat the receipts."""
-    for start in range(0, len(channels), _STEP):
-        for channel in channels[start : start + _STEP]:
+    for some in _in_parts(channels):
+        for channel in some:
             check_channel_name(channel)
         yield ()
     if key is None:
-        for start in range(0, len(channels), _STEP):
-            yield [shown(context.publish(each, content, payload)) for each in channels[start : start + _STEP]]
+        for some in _in_parts(channels):
+            yield [shown(context.publish(each, content, payload)) for each in some]
         return Whole({})
-    names, key, answered = tuple(map(str, channels)), checked_key(key), context.answered
-    while answered.is_under_way(names, key):  # on another connection, for a few turns of the event loop
-        yield None
-    receipts = answered.known(names, key)
-    if receipts is not None:
-        for start in range(0, len(receipts), _STEP):
-            yield _again(receipts[start : start + _STEP])
+    names, key, keyed = tuple(map(str, channels)), checked_key(key), context.keyed_receipts
+    while keyed.is_under_way(names, key):  # on another connection, for a few turns of the event loop
+        yield WAIT
+    known = keyed.known(names, key)
+    if known is not None:
+        for receipts in _in_parts(known):
+            yield _again(receipts)
         return Whole({})
-    receipts = []
-    answered.begin(names, key)
+    published: list[Receipt] = []
+    keyed.begin(names, key)
     try:
-        for start in range(0, len(names), _STEP):
-            receipts += [context.publish(each, content, payload) for each in names[start : start + _STEP]]
-            yield [shown(receipt) for receipt in receipts[start:]]
-        answered.remember(names, key, receipts)
+        for some in _in_parts(names):
+            receipts = [context.publish(each, content, payload) for each in some]
+            published += receipts
+            yield [shown(receipt) for receipt in receipts]
+        keyed.remember(names, key, published)
     finally:
-        answered.end(names, key)
+        keyed.end(names, key)
     return Whole({})
+
+
+def _in_parts(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    """Cut a list into parts, one for each step."""
+    for start in range(0, len(items), _STEP):
+        yield items[start : start + _STEP]
 
 
 def _again(receipts: Sequence[Receipt]) -> list[dict[str, object]]:
@@ -266,7 +276,7 @@ def _subscribe(context: Context, caller: Caller | None, params: list[object]) ->
             since = Position(epoch, offset)
         case _:
             return NotImplemented
-    caller = _listening(caller)
+    caller = _required(caller)
     joined = context.hub.subscribe(caller, channel, since, last=options.last)
     _tell_time(context, caller, options)
     return joined
@@ -275,7 +285,7 @@ def _subscribe(context: Context, caller: Caller | None, params: list[object]) ->
 def _unsubscribe(context: Context, caller: Caller | None, params: list[object]) -> object:
     match params:
         case [channel]:
-            return {"unsubscribed": context.hub.unsubscribe(_listening(caller), channel)}
+            return {"unsubscribed": context.hub.unsubscribe(_required(caller), channel)}
     return NotImplemented
 
 
@@ -287,7 +297,7 @@ def _watch(context: Context, caller: Caller | None, params: list[object]) -> obj
             options = _options(given, "time")
         case _:
             return NotImplemented
-    caller = _listening(caller)
+    caller = _required(caller)
     context.hub.watchers.add(caller, pattern)
     _tell_time(context, caller, options)
     return {"watched": True}
@@ -296,7 +306,7 @@ def _watch(context: Context, caller: Caller | None, params: list[object]) -> obj
 def _unwatch(context: Context, caller: Caller | None, params: list[object]) -> object:
     match params:
         case [pattern]:
-            return {"unwatched": context.hub.watchers.remove(_listening(caller), pattern)}
+            return {"unwatched": context.hub.watchers.remove(_required(caller), pattern)}
     return NotImplemented
 
 
@@ -306,7 +316,7 @@ def _tell_time(context: Context, caller: Caller, options: _Options) -> None:
         context.hub.change_form(caller, WITH_TIME)
 
 
-def _listening(caller: Caller | None) -> Caller:
+def _required(caller: Caller | None) -> Caller:
     if caller is None:
         raise RefusedError("invalid_params", "this command needs a connection on which messages can be sent")
     return caller

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, TypeAlias
 from realtimed.errors import RefusedError
 from realtimed.hub.position import Receipt
 
-__all__ = ["KEY_LIMIT", "Answered", "Channels", "checked_key"]
+__all__ = ["KEY_LIMIT", "Channels", "KeyedReceipts", "checked_key"]
 
 KEY_LIMIT: Final = 200
 """Characters of a key: enough for any identifier, and a bound on the memory that a key takes."""
@@ -44,7 +44,7 @@ class _Entry(NamedTuple):
     cost: int
 
 
-class Answered:
+class KeyedReceipts:
     """The receipts of broadcasts that had a key, for `age` seconds and in at most `limit` bytes of memory.
 
     Beyond the limit the oldest are forgotten first, but never the newest. `clock` returns seconds.

@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 import trio
 
 from realtimed.control.access import why_forbidden
-from realtimed.control.answers import LongAnswer, encode_refusal, execute, forbid, work_on
+from realtimed.control.answers import LongAnswer, begin_work, dispatch, encode_refusal, forbid
 from realtimed.control.commands import shown
 from realtimed.control.forms import WITHOUT_TIME
 from realtimed.control.service import SLICE_SECONDS, Service
@@ -73,7 +73,8 @@ class Connection:
 
     # Invariants: `_unfinished` is the command whose steps are being taken. `_counted` is how many bytes
     # `Service.answers` counts for this connection beside what its stream has waiting. `_commands` is how many commands
-    # have come, and `_refusal_logged` whether a refused notification has been logged.
+    # have come, and `_refusal_logged` whether a refused notification has been logged. `_dispatch` carries out the
+    # command in a message; for a publisher that is not let in it is `forbid`.
 
     def __init__(self, stream: QueuedStream, service: Service) -> None:
         self.stream = stream
@@ -82,7 +83,7 @@ class Connection:
         self._decoder = Decoder(service.config.max_message + _PARAMS_BYTES, VALUES_LIMIT)
         self._state = _State.NEW
         self._nursery: trio.Nursery
-        self._execute: Callable[[Message], object] = partial(execute, service.context, stream)
+        self._dispatch: Callable[[Message], object] = partial(dispatch, service.context, stream)
         self._unfinished: _Unfinished | None = None
         self._counted = 0
         self._commands = 0
@@ -123,7 +124,7 @@ class Connection:
         self._hub.leave(self.stream)
         self._hub.watchers.leave(self.stream)
         self._service.connections.remove(self)
-        self._service.listening.discard(self)
+        self._service.lingering.discard(self)
         self.stream.shut()
         self._count(0)
         self._service.finished.unpark_all()
@@ -179,7 +180,9 @@ class Connection:
             data = await self._receive(began + service.config.command_timeout)
             if data is None:
                 limit = f"{service.config.command_timeout:g} s"
-                self._end("timeout", f"a command has begun and not ended; the limit, command-timeout, is {limit}")
+                self._write_last_words(
+                    "timeout", f"a command has begun and not ended; the limit, command-timeout, is {limit}"
+                )
                 return
             if not data:
                 return
@@ -188,9 +191,9 @@ class Connection:
             decoder.receive(data)
             commands = self._commands
             try:
-                await self._carry_out_all()
+                await self._work_off()
             except ProtocolError as error:
-                self._end("protocol_error", str(error))
+                self._write_last_words("protocol_error", str(error))
                 return
             if not decoder.mid_message:
                 began = math.inf
@@ -204,16 +207,16 @@ class Connection:
         """Return what has arrived, nothing if the publisher has hung up, or None if the deadline has passed."""
         try:
             if deadline == math.inf:
-                return await self.stream.receive_some(self._service.read_bytes)
+                return await self.stream.receive_some(self._service.read_size)
             # Not `trio.fail_at`: from Python 3.12 on its exception refers to itself, and stays in memory.
             with trio.CancelScope(deadline=deadline):
-                return await self.stream.receive_some(self._service.read_bytes)
+                return await self.stream.receive_some(self._service.read_size)
         except trio.BrokenResourceError:
             return b""
         return None
 
-    def _end(self, code: str, message: str) -> None:
-        """Say what ends the connection: a response to no request in particular."""
+    def _write_last_words(self, code: str, message: str) -> None:
+        """Tell the publisher, in a response to no request in particular, why the connection ends."""
         self._service.note_refusal(code)
         log.info(Event("publisher disconnected", code=code, reason=message, **self._peer))
         self.stream.write(encode_response(None, {"code": code, "message": message}, None))
@@ -236,33 +239,33 @@ class Connection:
 
     # Carrying out.
 
-    async def _carry_out_all(self) -> None:
-        """Carry out what has come in, with turns for others in between.
+    async def _work_off(self) -> None:
+        """Carry out all commands that have come in, with turns for others in between.
 
         Raises `ProtocolError` for bytes that are not MessagePack-RPC, after all commands before them.
         """
         if not self._service.turns.used_up():
-            self._take_slice()
+            self._run_slice()
         while True:
             if self._unfinished is not None:
-                await self._finish(self._unfinished)
+                await self._finish_steps(self._unfinished)
             elif not self._decoder.pending:
                 return
             await self._pause()
             async with self._service.turns:
-                self._take_slice()
+                self._run_slice()
 
-    def _take_slice(self) -> None:
-        """Carry out commands for a moment; make the first sends as well, if nobody else can publish in this turn."""
+    def _run_slice(self) -> None:
+        """Carry out commands for one turn's share; make the first sends as well if this is the only publisher."""
         began = thread_time()
-        carry_out = partial(self._carry_out, began + SLICE_SECONDS)
+        run = partial(self._run_commands, began + SLICE_SECONDS)
         if len(self._service.connections) == 1:
-            self._service.publish_now(carry_out)
+            self._service.publish_now(run)
         else:
-            carry_out()
+            run()
         self._service.turns.spend(thread_time() - began)
 
-    def _carry_out(self, until: float) -> None:
+    def _run_commands(self, until: float) -> None:
         """Carry out commands until there are none left, time is up, many answers wait, or one goes on in steps."""
         answers: list[bytes] = []
         size = 0
@@ -275,9 +278,9 @@ class Connection:
                     self._write(answers)
                     answers = []
                 try:
-                    result = self._execute(message)
+                    result = self._dispatch(message)
                     if type(result) is GeneratorType:
-                        answer = self._begin(message, result, until)
+                        answer = self._begin_steps(message, result, until)
                     elif type(message) is Request:
                         answer = encode_response(message.id, None, shown(result))
                     else:
@@ -300,16 +303,16 @@ class Connection:
         finally:
             self._write(answers)  # also before an error that ends the connection
 
-    def _begin(self, message: Message, steps: Steps, until: float) -> bytes:
+    def _begin_steps(self, message: Message, steps: Steps, until: float) -> bytes:
         """Take the first steps of a command; return its answer, unless the command is `_unfinished` then."""
         assert isinstance(message, (Request, Notification)), "nothing else is a command"
-        work, answer = work_on(message, steps, answer_limit(self._service.config.max_answers_total))
+        work, answer = begin_work(message, steps, answer_limit(self._service.config.max_answers_total))
         if not self._service.begin(work, until):
             self._unfinished = _Unfinished(message, work, answer)
             return b""
         return b"".join(answer.pieces) if answer is not None else b""
 
-    async def _finish(self, unfinished: _Unfinished) -> None:
+    async def _finish_steps(self, unfinished: _Unfinished) -> None:
         """Take all other steps of a command, with turns for others in between, and write its answer."""
         message, work, answer = unfinished
         try:
@@ -341,7 +344,7 @@ class Connection:
         """Forbid every command to a publisher that is not let in. It keeps its connection."""
         reason = why_forbidden(self._service.config, self.stream)
         if reason is not None:
-            self._execute = partial(forbid, reason)
+            self._dispatch = partial(forbid, reason)
             log.warning(Event("publisher not allowed", **self._peer))
 
 

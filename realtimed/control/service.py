@@ -91,13 +91,13 @@ class Service:
     """Wakes those that wait for a connection to close, or to have no commands left."""
     settle: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
     """Waits until everything published so far has been handed to the sockets or to their backlogs."""
-    listening: set[Publisher] = field(default_factory=set)
+    lingering: set[Publisher] = field(default_factory=set)
     """The connections that have no commands left and stay open to hear what the others publish."""
-    _reading: trio.StrictFIFOLock = field(default_factory=trio.StrictFIFOLock, init=False)
+    _long_query: trio.StrictFIFOLock = field(default_factory=trio.StrictFIFOLock, init=False)
     """Held while the steps of a command that does not publish are taken: one such command at a time."""
 
     @property
-    def read_bytes(self) -> int:
+    def read_size(self) -> int:
         """How many bytes a connection reads at a time: fewer if there are many, as all may read in the same turn."""
         return max(min(_READ_MOST, _READ_TOGETHER // len(self.connections)), _READ_LEAST)
 
@@ -112,7 +112,7 @@ class Service:
 
         Returns whether that was all of them. Raises `RefusedError` as `Work.go_on` does.
         """
-        return (work.publishes or not self._reading.locked()) and work.go_on(until)
+        return (work.publishes or not self._long_query.locked()) and work.go_on(until)
 
     async def finish(self, work: Work, before_turn: Callable[[], None]) -> None:
         """Take all other steps of `work`, with turns for others in between; `before_turn` is called before each turn.
@@ -123,7 +123,7 @@ class Service:
             with trio.CancelScope(shield=True):  # all is published after some turns of the event loop
                 await self._take_steps(work, before_turn)
         else:
-            async with self._reading:
+            async with self._long_query:
                 await self._take_steps(work, before_turn)
 
     async def _take_steps(self, work: Work, before_turn: Callable[[], None]) -> None:
@@ -151,8 +151,8 @@ class Service:
 
     async def hear_out(self, connection: Publisher) -> None:
         """When the daemon stops, wait until no connection has commands left and all publications are handed on."""
-        self.listening.add(connection)
+        self.lingering.add(connection)
         self.finished.unpark_all()
-        while len(self.connections) > len(self.listening):
+        while len(self.connections) > len(self.lingering):
             await self.finished.park()
         await self.settle()

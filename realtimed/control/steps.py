@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from realtimed.errors import RefusedError
 
-__all__ = ["ANSWER_LIMIT", "Answer", "Steps", "Whole", "Work", "answer_limit"]
+__all__ = ["ANSWER_LIMIT", "WAIT", "Answer", "Steps", "Whole", "Work", "answer_limit"]
 
 ANSWER_LIMIT: Final = 32 * 2**20
 """Bytes of memory that one answer may take, or a quarter of `max-answers-total` if that is less."""
@@ -34,8 +34,11 @@ class Whole(NamedTuple):
 
 
 Steps: TypeAlias = Generator[Sequence[object] | None, None, Whole]
-"""A result in the making. It yields some of its elements, or none, wherever others may have their turn. It yields None
+"""A result in the making. It yields some of its elements, or none, wherever others may have their turn, and `WAIT`
 where it cannot go on before they have had it."""
+
+WAIT: Final = None
+"""What steps yield that cannot go on before others have had their turn."""
 
 
 def answer_limit(total: int) -> int:
@@ -87,7 +90,7 @@ class Work:
                 if self._answer is not None:
                     self._answer.finish(end.value)
                 return True
-            if elements is None:
+            if elements is WAIT:
                 return False
             if self._answer is not None:
                 self._answer.add(elements)

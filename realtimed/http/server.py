@@ -132,7 +132,7 @@ async def serve(
     nursery: trio.Nursery,
     routes: Routes,
 ) -> None:
-    """Serve an `Endpoint` at `listener` without end, each connection in a task of `nursery`."""
+    """Serve an `Endpoint` at `listener` forever, each connection in a task of `nursery`."""
     endpoint = Endpoint(routes)
 
     async def serve_one(stream: trio.SocketStream) -> None:

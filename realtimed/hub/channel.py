@@ -75,8 +75,8 @@ class Roster(list[Subscriber]):
 class Channel:
     """A channel with subscribers or a history.
 
-    `offset` is that of the newest publication, 0 before the first. `epoch` is another one each time that offsets begin
-    at 1. `number` is higher than that of every earlier channel.
+    `offset` is that of the newest publication, 0 before the first. `epoch` changes whenever offsets begin
+    at 1 again. `number` is higher than that of every earlier channel.
     """
 
     __slots__ = ("_audience", "_rosters", "count", "epoch", "name", "number", "offset", "plural", "ring", "subscribers")

@@ -1,4 +1,4 @@
-"""The hub: channels, their subscribers, and the way of a publication to them. Pure: it knows no socket, clock or task.
+"""The hub: channels, their subscribers, and the way of a publication to them. Pure: no I/O, no clock, no task.
 
 A publication takes two steps.
 
@@ -29,7 +29,7 @@ from realtimed.hub.log import PUBLICATION_BYTES, Entry, Log
 from realtimed.hub.names import check_channel_name
 from realtimed.hub.position import Position, Receipt
 from realtimed.hub.publication import Publication, WireFormat, encode_message
-from realtimed.hub.replays import Missed, Replays
+from realtimed.hub.replays import Excerpt, Replays
 from realtimed.hub.rounds import Batch, Round, send_each
 from realtimed.hub.watch import Watchers
 
@@ -50,7 +50,7 @@ class Joined(NamedTuple):
     epoch: str
     offset: int
     recovered: bool | None
-    missed: Missed
+    missed: Excerpt
     last: int | None = None
 
 
@@ -129,10 +129,10 @@ class Hub:
         channel = self.channels.get(name) if isinstance(name, str) else None
         if channel is None:  # `_find` by hand, as every publication passes here
             check_channel_name(name)
-            channel = self.begin(str(name))
+            channel = self.new_channel(str(name))
         offset = channel.offset + 1
         time = self._time_ns() // 1_000_000
-        recipients = self._admit(channel, offset, payload, isinstance(message, str), time)
+        recipients = self._enqueue(channel, offset, payload, isinstance(message, str), time)
         return _receipt((recipients, channel.epoch, offset, False))
 
     def apply(self, name: str, epoch: str, offset: int, payload: bytes, text: bool, time: int) -> int | None:
@@ -147,18 +147,18 @@ class Hub:
         """
         channel = self._find(name)
         if channel is None:
-            channel = self.begin(name, epoch, offset - 1)
+            channel = self.new_channel(name, epoch, offset - 1)
         elif channel.epoch != epoch:
             channel.epoch = epoch
-            self._begin_history(channel)
+            self._drop_history(channel)
         elif offset <= channel.offset:
             return None
         elif offset > channel.offset + 1:
             self.skipped += offset - channel.offset - 1
-            self._begin_history(channel)
-        return self._admit(channel, offset, payload, text, time)
+            self._drop_history(channel)
+        return self._enqueue(channel, offset, payload, text, time)
 
-    def _admit(self, channel: Channel, offset: int, payload: bytes, text: bool, time: int) -> int:
+    def _enqueue(self, channel: Channel, offset: int, payload: bytes, text: bool, time: int) -> int:
         """Keep a publication, and put it on its way to subscribers and watchers; return the number of recipients."""
         self.publications += 1
         channel.offset = offset
@@ -168,17 +168,14 @@ class Hub:
         if not recipients and not self.watchers.members:
             return 0
         self.deliveries += recipients
-        log = self._log
-        log.bytes += len(payload) + PUBLICATION_BYTES
-        entries = log.entries
-        if entries:
-            entries.append((channel, Publication(channel.name, payload, text, offset, time)))
-        else:
-            entries.append((channel, Publication(channel.name, payload, text, offset, time)))
+        self._log.bytes += len(payload) + PUBLICATION_BYTES
+        entries = self._log.entries
+        entries.append((channel, Publication(channel.name, payload, text, offset, time)))
+        if len(entries) == 1:
             self.wake()
         return recipients
 
-    def begin(self, name: str, epoch: str = "", offset: int = 0) -> Channel:
+    def new_channel(self, name: str, epoch: str = "", offset: int = 0) -> Channel:
         """Return a new channel at a position, by default at the beginning of a new epoch.
 
         It is among `channels` only if a history is kept of it. Otherwise it is forgotten with its first publication,
@@ -193,8 +190,8 @@ class Hub:
             self.channels[name] = channel
         return channel
 
-    def _begin_history(self, channel: Channel) -> None:
-        """Drop a channel's history, which is not followed by what comes now."""
+    def _drop_history(self, channel: Channel) -> None:
+        """Drop a channel's history: what comes now does not follow it."""
         if channel.ring is not None:
             self.history.discard(channel.ring)
             channel.ring = self.history.ring(channel.name)
@@ -216,12 +213,10 @@ class Hub:
         else:
             self.catch_up(subscriber)
         if since is None:
-            kept = self._latest(channel, last or 0)
-            return Joined(
-                channel.epoch, channel.offset, None, _ending(channel, kept), kept if last is not None else None
-            )
-        missed = self._since(channel, since)
-        return Joined(channel.epoch, channel.offset, missed is not None, _ending(channel, missed or 0))
+            kept = self._count_latest(channel, last or 0)
+            return Joined(channel.epoch, channel.offset, None, _tail(channel, kept), kept if last is not None else None)
+        missed = self._count_since(channel, since)
+        return Joined(channel.epoch, channel.offset, missed is not None, _tail(channel, missed or 0))
 
     def _join(self, subscriber: Subscriber, channel: Channel | None, name: str) -> Channel:
         """Subscribe to a channel, or a new one; return it. Raises `RefusedError` beyond the limits."""
@@ -237,9 +232,9 @@ class Hub:
         before = len(subscriber.channels)
         self.catch_up(subscriber)
         if len(subscriber.channels) < before:  # that was more than may wait for it, and it has left
-            return channel or self._make(name)
+            return channel or self._channel_for_subscribers(name)
         if channel is None:
-            channel = self.channels[name] = self._make(name)
+            channel = self.channels[name] = self._channel_for_subscribers(name)
         if channel.ring is not None:
             self.history.occupied(channel.ring)
         channel.subscribers.setdefault(subscriber.form, set()).add(subscriber)
@@ -322,15 +317,15 @@ class Hub:
         self._taken = []
         self._round = None
 
-    def recent(self, name: object, count: int) -> tuple[Position, Missed]:
+    def recent(self, name: object, count: int) -> tuple[Position, Excerpt]:
         """Return where a channel is, and its last `count` publications that are kept, oldest first.
 
         Raises `RefusedError` if `name` cannot be a channel.
         """
         channel = self._find(name)
         if channel is None:
-            return Position("", 0), Missed("", "", None, 0, 0)
-        return Position(channel.epoch, channel.offset), _ending(channel, self._latest(channel, count))
+            return Position("", 0), Excerpt("", "", None, 0, 0)
+        return Position(channel.epoch, channel.offset), _tail(channel, self._count_latest(channel, count))
 
     def _find(self, name: object) -> Channel | None:
         """Return the channel if there is one. Raises `RefusedError` if `name` cannot be one."""
@@ -339,7 +334,7 @@ class Hub:
             check_channel_name(name)
         return channel
 
-    def _since(self, channel: Channel, since: Position) -> int | None:
+    def _count_since(self, channel: Channel, since: Position) -> int | None:
         """Return how many publications came after `since`, or None if not all of them are known any more."""
         if since.epoch != channel.epoch or since.offset > channel.offset:
             return None
@@ -347,11 +342,11 @@ class Hub:
             return 0
         return self.history.after(channel.ring, since.offset) if channel.ring is not None else None
 
-    def _latest(self, channel: Channel, count: int) -> int:
+    def _count_latest(self, channel: Channel, count: int) -> int:
         """Return how many of the last `count` publications are kept."""
         return self.history.latest(channel.ring, count) if count and channel.ring is not None else 0
 
-    def _make(self, name: str) -> Channel:
+    def _channel_for_subscribers(self, name: str) -> Channel:
         """Return a new channel for subscribers."""
         return Channel(name, self._epochs.of(name), self.history.ring(name), next(self._numbers))
 
@@ -393,6 +388,6 @@ class Hub:
             channel.plural += change
 
 
-def _ending(channel: Channel, count: int) -> Missed:
-    """Return the last publications of a channel."""
-    return Missed(channel.name, channel.epoch, channel.ring, channel.offset - count + 1, count)
+def _tail(channel: Channel, count: int) -> Excerpt:
+    """Return the last `count` publications of a channel."""
+    return Excerpt(channel.name, channel.epoch, channel.ring, channel.offset - count + 1, count)

@@ -48,7 +48,8 @@ class Log:
     # publication one more call.
     #
     # Invariants: `_indices` has, by channel, the indices of those publications that are among the first `_indexed`
-    # entries, in ascending order. `_last_joined` is what `catch_up` last made of them, behind the key of what it is.
+    # entries, in ascending order. `_last_joined` is what `catch_up` last made of them, and its
+    # key: format, index of the first entry, number of entries, channels.
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []

@@ -22,7 +22,7 @@ class Mixes:
     """
 
     # Invariants: `_numbered` has the round's publications by channel, each with its number. `_kept` has `_size` bytes,
-    # each mix behind the key of what it is.
+    # keyed by format, number of the first publication, and channels.
 
     def __init__(self, entries: Iterable[Entry], first: int, caught_up: Mapping[Subscriber, int]) -> None:
         self._first = first

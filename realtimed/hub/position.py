@@ -10,7 +10,7 @@ __all__ = ["Position", "Receipt"]
 class Position(NamedTuple):
     """A position in a channel: behind the publication with this offset.
 
-    `epoch` is another one each time that the channel's offsets begin at 1.
+    `epoch` changes whenever offsets begin at 1 again.
     """
 
     epoch: str

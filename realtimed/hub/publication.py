@@ -10,9 +10,9 @@ import msgspec
 
 from realtimed.errors import RefusedError
 
-__all__ = ["Ending", "Frame", "Publication", "WireFormat", "encode_message", "join_frames"]
+__all__ = ["Ending", "Frames", "Publication", "WireFormat", "encode_message", "join_frames"]
 
-Frame: TypeAlias = bytes | memoryview
+Frames: TypeAlias = bytes | memoryview
 """One or more whole frames. A memoryview is shared by several clients, and counted once."""
 
 

@@ -16,10 +16,10 @@ from typing import Final
 from weakref import ref
 
 from realtimed.hub.history import History
-from realtimed.hub.publication import Frame, Publication, WireFormat
+from realtimed.hub.publication import Frames, Publication, WireFormat
 from realtimed.hub.ring import Kept, Ring
 
-__all__ = ["Missed", "Pieces", "Replay", "Replays"]
+__all__ = ["Excerpt", "Pieces", "Replay", "Replays"]
 
 _PIECE_BYTES: Final = 32 * 2**10
 _PIECE_FRAMES: Final = 256
@@ -34,7 +34,7 @@ _SHARED_COST: Final = 400
 _Key = tuple[str, str, int, WireFormat]
 
 
-class Missed:
+class Excerpt:
     """Consecutive publications in a channel's history: `count` of them, the first with the offset `first`.
 
     They are made lazily: never all of a long history at once. They are only valid until anything else happens, unless
@@ -84,7 +84,7 @@ class Pieces:
 
     # Invariant: `_next` is the next frame, which is made in advance, or None if there is none.
 
-    def __init__(self, frames: Iterable[Frame]) -> None:
+    def __init__(self, frames: Iterable[Frames]) -> None:
         self._replay = frames if isinstance(frames, Replay) else None
         self._frames = iter(frames)
         self._next = next(self._frames, None)
@@ -98,14 +98,14 @@ class Pieces:
         """Bytes of memory that may be kept for this alone."""
         return self._replay.retained if self._replay is not None else 0
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Iterator[Frames]:
         while (frame := self._next) is not None:
             self._next = next(self._frames, None)
             yield frame
 
-    def take(self) -> list[Frame]:
+    def take(self) -> list[Frames]:
         """Return the next piece: at least one frame, if there is one."""
-        piece: list[Frame] = []
+        piece: list[Frames] = []
         size = 0
         for frame in self:
             piece.append(frame)
@@ -122,7 +122,7 @@ class Pieces:
             self._replay.close()
 
 
-class Replay(Iterator[Frame]):
+class Replay(Iterator[Frames]):
     """The frames of an answer, and then those of what the client has missed. It ends with the last, or with `close`.
 
     The history may drop publications meanwhile: the replay is still complete.
@@ -132,7 +132,7 @@ class Replay(Iterator[Frame]):
 
     # Invariant: while `_next`, the offset of the next frame, is below `_end`, this is a reader of its ring.
 
-    def __init__(self, replays: Replays, answers: Iterable[Frame], missed: Missed, form: WireFormat) -> None:
+    def __init__(self, replays: Replays, answers: Iterable[Frames], missed: Excerpt, form: WireFormat) -> None:
         self._replays = replays
         self._missed = missed
         self._form = form
@@ -142,7 +142,7 @@ class Replay(Iterator[Frame]):
         if missed.ring is not None and len(missed):
             replays.history.begin_reading(missed.ring, self)
 
-    def __next__(self) -> Frame:
+    def __next__(self) -> Frames:
         answer = next(self._answers, None)
         if answer is not None:
             return answer
@@ -190,11 +190,11 @@ class Replays:
         self.history.end_reading(ring, replay)
         self.freed()
 
-    def replay(self, answers: Sequence[Frame], missed: Missed, form: WireFormat) -> Iterable[Frame]:
+    def replay(self, answers: Sequence[Frames], missed: Excerpt, form: WireFormat) -> Iterable[Frames]:
         """Return the answers, and behind them the frames of what was missed; the shared ones are memoryviews."""
         return Replay(self, answers, missed, form) if missed else answers
 
-    def frame(self, epoch: str, publication: Publication, form: WireFormat) -> Frame:
+    def frame(self, epoch: str, publication: Publication, form: WireFormat) -> Frames:
         """Return the frame of a publication of this epoch."""
         if len(publication.payload) < _SHARED_FROM:
             return publication.encoded(form)

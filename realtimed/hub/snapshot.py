@@ -148,7 +148,7 @@ def restore(hub: Hub, saved: Saved) -> None:
     """
     rings = []
     for each in saved.channels:
-        channel = hub.begin(each.name, each.epoch, each.offset)
+        channel = hub.new_channel(each.name, each.epoch, each.offset)
         if channel.ring is not None:
             kept = [
                 Aged(age, payload if text else bytearray(payload), time) for age, payload, text, time in each.entries

@@ -1,4 +1,4 @@
-"""Accepting connections without end, whatever the process or the system runs out of."""
+"""Accepting connections forever, whatever the process or the system runs out of."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ async def accept(
     nursery: trio.Nursery,
     places: Callable[[], Awaitable[int]] | None = None,
 ) -> None:
-    """Start a task in `nursery` for each connection, without end.
+    """Start a task in `nursery` for each connection, forever.
 
     `places` returns how many may be accepted now, or raises `OSError`.
     """

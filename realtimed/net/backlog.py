@@ -10,7 +10,7 @@ from typing import Final
 
 import trio
 
-from realtimed.hub.publication import Frame
+from realtimed.hub.publication import Frames
 from realtimed.hub.replays import Pieces
 from realtimed.net.backlogs import Backlogs, Data, Entry, Later
 
@@ -137,7 +137,7 @@ class Backlog:
         time, pieces, _ = self._later[0]
         assert isinstance(pieces, Pieces), "a replay is first of what is to come"
         self.time = max(self.time, time) + waited
-        run: list[Frame] = []
+        run: list[Frames] = []
         for frame in pieces.take():
             if isinstance(frame, memoryview):
                 self._append_run(run, pace)
@@ -150,7 +150,7 @@ class Backlog:
             self._replays -= 1
             self._advance()
 
-    def _append_run(self, run: list[Frame], pace: float) -> None:
+    def _append_run(self, run: list[Frames], pace: float) -> None:
         if run:
             self._append_asked(b"".join(run), 0, pace)
             run.clear()

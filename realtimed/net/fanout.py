@@ -53,7 +53,7 @@ class FanOut:
         hub.wake = self._wake
 
     async def run(self) -> None:
-        """Fan out without end."""
+        """Fan out forever."""
         while True:
             await self._work.wait()
             self._work = trio.Event()

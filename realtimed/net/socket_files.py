@@ -38,7 +38,7 @@ class SocketFiles:
         return next((f"{listener} is gone: {reason}" for listener, reason in self._trouble.items()), None)
 
     async def run(self) -> None:
-        """Look after them for ever."""
+        """Look after them forever."""
         while True:
             await trio.sleep(_INTERVAL)
             for listener in self._listeners:

@@ -23,7 +23,7 @@ from typing import Final, Protocol
 import trio
 
 from realtimed.hub.channel import Channel
-from realtimed.hub.publication import Ending, Frame, WireFormat
+from realtimed.hub.publication import Ending, Frames, WireFormat
 from realtimed.hub.replays import Pieces
 from realtimed.net.backlog import Backlog
 from realtimed.net.backlogs import Backlogs
@@ -173,7 +173,7 @@ class QueuedStream(trio.abc.Stream):
         if self._state is _BACKLOGGED:
             self._append(data, sent)
 
-    def write_frames(self, frames: Iterable[Frame]) -> None:
+    def write_frames(self, frames: Iterable[Frames]) -> None:
         """Write an answer that the peer has asked for: the first piece at once, the others as the peer reads.
 
         Only a list or a tuple is short: it is written in one go. The part of a long answer that has to wait does not

@@ -10,11 +10,11 @@ import trio
 __all__ = ["drop_expired"]
 
 _INTERVAL: Final = 1.0
-"""Seconds between two looks. What is found meanwhile is checked for its age where that matters."""
+"""Seconds between two looks. Until then, readers check the age themselves."""
 
 
 async def drop_expired(*stores: Callable[[], bool]) -> None:
-    """Call each of `stores`, which drops a part of what is too old and returns whether there is more, without end."""
+    """Call each of `stores`, which drops a part of what is too old and returns whether there is more, forever."""
     while True:
         await trio.sleep(_INTERVAL)
         for drop in stores:

@@ -43,7 +43,7 @@ def calm() -> None:
 
 
 async def look_often(clock: Callable[[], float] = time.perf_counter) -> None:
-    """Collect among new objects, without end. Objects that survive are not examined again.
+    """Collect among new objects, forever. Objects that survive are not examined again.
 
     A second examination a little later would find nothing more, and take a tenth of the time of a handshake.
     """

@@ -22,7 +22,7 @@ class LoopLag:
         self.times = Histogram()
 
     async def run(self) -> None:
-        """Measure, without end."""
+        """Measure, forever."""
         while True:
             due = trio.current_time() + _PERIOD
             await trio.sleep_until(due)

@@ -18,7 +18,7 @@ _INTERVAL_BEHIND: Final = 0.05
 
 
 async def retry_log() -> None:
-    """Write those lines, without end."""
+    """Write those lines, forever."""
     while True:
         behind = logs.catch_up()
         await trio.sleep(_INTERVAL_BEHIND if behind else _INTERVAL)

@@ -43,7 +43,7 @@ class Signals:
         self._reload_due = False
 
     async def run(self) -> None:
-        """Heed signals without end."""
+        """Heed signals forever."""
         if self._reload_due:
             self._reload()
         async for number in self._received:

@@ -168,7 +168,7 @@ class ServiceManager:
             self._tell(f"STATUS={status}")
 
     async def watch(self, describe: Callable[[], str]) -> None:
-        """Once `ready`, feed the watchdog and keep the status up to date, without end. `describe` returns the status.
+        """Once `ready`, feed the watchdog and keep the status up to date, forever. `describe` returns the status.
 
         This is a task and not a thread: if the event loop hangs, so does this, and the watchdog ends the process.
         """

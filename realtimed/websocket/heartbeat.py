@@ -46,7 +46,7 @@ class Heartbeat:
         self._excused_until = -math.inf
 
     async def run(self) -> None:
-        """Do this without end."""
+        """Do this forever."""
         step = self._interval / self._shares
         due: list[Session] = []
         while True:

@@ -130,7 +130,7 @@ class Session:
         if self._place is not None:
             self._sessions.admission.leave(self._place)
         self._let_go()
-        if self.stream.answered == HTTPStatus.SWITCHING_PROTOCOLS and not self.stream.parser_is_through:
+        if self.stream.http_status == HTTPStatus.SWITCHING_PROTOCOLS and not self.stream.parser_is_through:
             self._sessions.count_abandoned_parser()
 
     @property
@@ -201,7 +201,7 @@ class Session:
     def _library_done(self) -> None:
         """Deal with the end of trio-websocket's work on the stream."""
         if self._handshake is not None:
-            self._note_refusal(self.stream.answered, "not a valid WebSocket handshake")
+            self._note_refusal(self.stream.http_status, "not a valid WebSocket handshake")
             self.stream.seal()
             self._handshake.cancel()
         else:

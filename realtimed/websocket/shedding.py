@@ -41,7 +41,7 @@ class Listener(Protocol):
 
 
 async def shed_slowest(sessions: Sessions, listeners: Callable[[], Iterable[Listener]]) -> None:
-    """Whenever too much waits for all clients together, disconnect those for whom most waits, without end.
+    """Whenever too much waits for all clients together, disconnect those for whom most waits, forever.
 
     Publishers wait until that is done, and no longer: a client that does not read delays nobody else.
     """

@@ -44,14 +44,29 @@ class ClientStream(QueuedStream):
     """
 
     __slots__ = (
-        "_dropping", "_gate", "_head", "_inspected", "_meter", "_piece", "_piece_frames", "_rest", "_tokens",
-        "_tokens_at", "_turns", "answered", "burst", "cut_off", "library_done", "parser_is_through", "rate",
+        "_dropping",
+        "_gate",
+        "_head",
+        "_inspected",
+        "_meter",
+        "_piece",
+        "_piece_frames",
+        "_rest",
+        "_tokens",
+        "_tokens_at",
+        "_turns",
+        "burst",
+        "cut_off",
+        "http_status",
+        "library_done",
+        "parser_is_through",
+        "rate",
     )  # fmt: skip
 
     # `_head`, `_inspected` and `_rest` are bytes the library has not received yet: the request, what is handed over in
     # pieces of `_piece` bytes, which are about `_piece_frames` frames, and what was read behind the request and has not
     # been looked at. `_gate` is there until the handshake has been answered: the library would take what a hasty client
-    # sends before it for bad HTTP. `answered` is the HTTP status with which the library has answered the handshake, 0
+    # sends before it for bad HTTP. `http_status` is that with which the library has answered the handshake, 0
     # before. `parser_is_through` says that the library has been given what its parser ends with, `cut_off` that this
     # was not a Close of the peer. `_dropping` is set when something has been read that the library does not get.
     # `library_done` is called when trio-websocket is through with the stream; the owner sets it.
@@ -69,7 +84,7 @@ class ClientStream(QueuedStream):
         super().__init__(sock, backlogs)
         self.rate = rate
         self.burst = burst
-        self.answered = 0
+        self.http_status = 0
         self.library_done: Callable[[], None]
         self.cut_off = False
         self.parser_is_through = False
@@ -135,8 +150,8 @@ class ClientStream(QueuedStream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Write what the library has to say; its Close is the last word."""
-        if not self.answered:
-            self.answered = int(data[9:12])  # HTTP/1.1 101
+        if not self.http_status:
+            self.http_status = int(data[9:12])  # HTTP/1.1 101
         self.write(bytes(data))
         if data[0] == _CLOSE_BYTE:
             self.seal()
@@ -202,7 +217,7 @@ class ClientStream(QueuedStream):
         if (
             self.parser_is_through
             or self.cut_off
-            or self.answered != HTTPStatus.SWITCHING_PROTOCOLS
+            or self.http_status != HTTPStatus.SWITCHING_PROTOCOLS
             or not self._meter.between_frames
         ):
             return b""

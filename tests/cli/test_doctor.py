@@ -276,7 +276,7 @@ async def test_the_pool_that_caddy_asks_is_the_one_that_counts(runtime_dir: Path
             assert f"pool blog of PHP-FPM, as user {OWN_USER} may open" in findings["PHP's access"]["seen"]
         async with caddy_for(runtime_dir, daemon, {"PHP_FASTCGI": "unix//nowhere"}) as port:
             seen = (await doctor(daemon, port, php=None))["PHP's access"]["seen"]
-            assert f"not so pool shop of PHP-FPM, as user {OTHER_USER}" in seen
+            assert f"pool shop of PHP-FPM, as user {OTHER_USER} may not" in seen
 
 
 def test_pools_are_those_that_are_asked(tmp_path: Path) -> None:
@@ -358,7 +358,7 @@ async def test_entries_that_no_browser_sends_are_named(
 
 async def test_without_a_caddy_that_can_be_read_its_own_environment_counts(daemon: Daemon) -> None:
     findings = await doctor(daemon, free_port(), ALLOWED_ORIGINS="https://a.example:443")
-    assert "https has port 443 unsaid" in findings["allowed origins"]["seen"]
+    assert "https implies port 443: leave it out" in findings["allowed origins"]["seen"]
     findings = await doctor(daemon, free_port(), ALLOWED_ORIGINS="")
     assert "Caddy does not start" in findings["allowed origins"]["seen"]
     assert (await doctor(daemon, free_port()))["allowed origins"]["status"] == "skipped"

@@ -322,7 +322,7 @@ def test_a_daemon_that_stays_away_leaves_it_uncertain(daemon: Daemon, path: Path
     assert SHORT - 0.01 <= time.monotonic() - began < SHORT + 2
     assert str(error.value) == (
         f"the daemon at {path} hung up before it answered; what was asked may have been carried out, or not."
-        " It could not be repeated within 0.4 s: no connection was to be had"
+        " It could not be repeated within 0.4 s: no connection could be made"
     )
     assert getattr(error.value, "kind", "ProtocolException") == "ProtocolException"
 

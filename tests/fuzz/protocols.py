@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from realtimed.hub.history import History, Retention
 from realtimed.hub.hub import Hub
-from realtimed.hub.publication import Ending, Frame
+from realtimed.hub.publication import Ending, Frames
 from realtimed.websocket.frames import close_frame
 from realtimed.websocket.protocols import Conversation, ViolationError
 from realtimed.websocket.protocols.plain import Plain
@@ -158,7 +158,7 @@ def _no_constant(name: str) -> object:
     raise ValueError(f"{name} is no JSON")
 
 
-def _events(answer: Iterable[Frame]) -> list[dict[str, Any]]:
+def _events(answer: Iterable[Frames]) -> list[dict[str, Any]]:
     events = []
     for opcode, payload in messages_of(b"".join(answer)):
         assert opcode == 1

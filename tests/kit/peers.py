@@ -19,7 +19,7 @@ import trio
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from trio.testing import MemoryReceiveStream
 from trio_websocket import ConnectionClosed, WebSocketConnection
-from wsproto.connection import Connection as Frames
+from wsproto.connection import Connection as FrameReader
 from wsproto.connection import ConnectionType
 from wsproto.events import BytesMessage, TextMessage
 
@@ -27,7 +27,7 @@ from realtimed.config.loading import load
 from realtimed.control.server import Connection
 from realtimed.daemon import Daemon as Core
 from realtimed.errors import RefusedError
-from realtimed.hub.publication import Frame, WireFormat
+from realtimed.hub.publication import Frames, WireFormat
 from realtimed.net.stream import Owner, QueuedStream
 from realtimed.rpc.wire import Decoder, Message, Notification, Response, encode_request
 from realtimed.websocket.protocols import ViolationError, choose
@@ -263,7 +263,7 @@ class _Ears(Listener):
     def __init__(self, form: WireFormat, heard: trio.MemorySendChannel[str | bytes | ClosedError]) -> None:
         super().__init__(form)
         self.heard = heard
-        self._frames = Frames(ConnectionType.CLIENT)
+        self._frames = FrameReader(ConnectionType.CLIENT)
         self._parts: list[str | bytes] = []
 
     def take(self, data: bytes) -> None:
@@ -357,7 +357,7 @@ class _PipeStream(QueuedStream):
     def seal(self) -> None:
         pass
 
-    def write_frames(self, frames: Iterable[Frame]) -> None:
+    def write_frames(self, frames: Iterable[Frames]) -> None:
         self.write(b"".join(frames))
 
     async def flush(self) -> None:

@@ -14,7 +14,7 @@ from trio.testing import wait_all_tasks_blocked
 from wsproto.events import TextMessage
 
 from benchmarks.machine import resident_bytes
-from realtimed.control.idempotency import Answered
+from realtimed.control.idempotency import KeyedReceipts
 from realtimed.errors import RefusedError
 from realtimed.hub.position import Receipt
 from realtimed.rpc.wire import Response, encode_notification, encode_request, encode_response
@@ -645,7 +645,7 @@ async def test_6_7_5_a_key_is_new_after_the_retry_window(open_peers: Opening, ch
 
 
 def test_6_7_6_the_newest_hundred_thousand_keys_are_known() -> None:
-    answered = Answered(300, lambda: 0.0)
+    answered = KeyedReceipts(300, lambda: 0.0)
     receipts = [Receipt(0, "e", 1)]
     for number in range(100_001):
         answered.remember("news", str(number), receipts)
@@ -655,7 +655,7 @@ def test_6_7_6_the_newest_hundred_thousand_keys_are_known() -> None:
 
 
 def test_6_7_6_keys_take_a_bounded_amount_of_memory() -> None:
-    answered = Answered(300, lambda: 0.0, MIB)
+    answered = KeyedReceipts(300, lambda: 0.0, MIB)
     for number in range(10_000):
         answered.remember("news", str(number), [Receipt(0, "e", 1)])
     assert answered.bytes <= MIB

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import trio
 
-from realtimed.control.commands import COMMANDS, Context, carry_out
-from realtimed.control.idempotency import Answered
+from realtimed.control.commands import COMMANDS, Context, call
+from realtimed.control.idempotency import KeyedReceipts
 from realtimed.control.steps import Steps, Whole
 from realtimed.errors import RefusedError
 from realtimed.hub.hub import Hub
@@ -197,14 +197,14 @@ async def test_6_11_22_count_tells_how_many_fit(runtime_dir: Path) -> None:
 
 def test_6_11_22_commands_need_no_connection() -> None:
     hub = Hub(max_message=100, max_channels=10)
-    context = Context(hub, hub.publish, {}, lambda *_: False, dict, dict, Answered(300, lambda: 0.0))
-    receipts = collected(carry_out(context, "broadcast_many", [["a", "b"], "x"]))  # type: ignore[arg-type]
+    context = Context(hub, hub.publish, {}, lambda *_: False, dict, dict, KeyedReceipts(300, lambda: 0.0))
+    receipts = collected(call(context, "broadcast_many", [["a", "b"], "x"]))  # type: ignore[arg-type]
     assert isinstance(receipts, list)
     assert len(receipts) == 2
-    assert collected(carry_out(context, "clients", [{"count": True}])) == {"count": 0}  # type: ignore[arg-type]
-    assert collected(carry_out(context, "channels", [])) == {}  # type: ignore[arg-type]
-    assert carry_out(context, "ping", []) == "pong"
+    assert collected(call(context, "clients", [{"count": True}])) == {"count": 0}  # type: ignore[arg-type]
+    assert collected(call(context, "channels", [])) == {}  # type: ignore[arg-type]
+    assert call(context, "ping", []) == "pong"
     for name in COMMANDS:
         if name in ("subscribe", "unsubscribe", "watch", "unwatch"):
             with pytest.raises(RefusedError, match="needs a connection"):
-                carry_out(context, name, ["news"])
+                call(context, name, ["news"])

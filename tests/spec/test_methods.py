@@ -605,7 +605,7 @@ async def test_6_12_7_unknown_method(open_peers: Opening) -> None:
     for method in ("dance", "", "Broadcast"):
         error = await refusal(sender, method)
         assert error.code == "unknown_method"
-        assert "there are broadcast, " in error.message
+        assert "the methods are broadcast, " in error.message
 
 
 async def test_6_12_8_too_many_channels(open_peers: Opening, channel: str) -> None:

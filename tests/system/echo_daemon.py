@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 from realtimed.cli.realtimed import main
-from realtimed.hub.publication import Frame, WireFormat
+from realtimed.hub.publication import Frames, WireFormat
 from realtimed.websocket import session
 from realtimed.websocket.frames import binary_frame, text_frame
 from realtimed.websocket.protocols import Conversation
@@ -26,7 +26,7 @@ class Echo(Conversation):
     name = ""
     form: ClassVar[WireFormat] = Plain.form
 
-    def receive(self, message: str | bytes) -> Sequence[Frame]:
+    def receive(self, message: str | bytes) -> Sequence[Frames]:
         return [text_frame(message.encode()) if isinstance(message, str) else binary_frame(message)]
 
 

@@ -20,7 +20,7 @@ from benchmarks.machine import resident_bytes
 from realtimed.hub.history import History, Retention
 from realtimed.hub.hub import Hub
 from realtimed.hub.position import Position
-from realtimed.hub.publication import Frame, Publication, WireFormat
+from realtimed.hub.publication import Frames, Publication, WireFormat
 from realtimed.hub.replays import Replays
 from realtimed.net.backlog import FAR_OVER, OVER_SECONDS
 from realtimed.net.backlogs import ENTRY_BYTES, Backlogs
@@ -46,7 +46,7 @@ def no_history() -> History:
     return History(limit=0, clock=float, default=Retention(0, 0))
 
 
-def frames_of(replays: Replays, epoch: str, publications: Iterable[Publication], form: WireFormat) -> Iterator[Frame]:
+def frames_of(replays: Replays, epoch: str, publications: Iterable[Publication], form: WireFormat) -> Iterator[Frames]:
     return (replays.frame(epoch, each, form) for each in publications)
 
 
@@ -64,12 +64,12 @@ class Setting:
         self.owner.stream = self.stream
         self.stream.attach(nursery, self.owner)
 
-    def missed(self, count: int, size: int = FRAME) -> Iterator[Frame]:
+    def missed(self, count: int, size: int = FRAME) -> Iterator[Frames]:
         """Return the frames of a replay."""
         publications = [Publication("news", b"%d" % n * (size // len(b"%d" % n)), True, n) for n in range(count)]
         return frames_of(self.replays, "e", publications, Plain.form)
 
-    def answer(self, count: int) -> Iterator[Frame]:
+    def answer(self, count: int) -> Iterator[Frames]:
         """Return an answer and the frames of a replay behind it."""
         return chain([ANSWER], self.missed(count))
 
@@ -306,7 +306,7 @@ async def test_all_long_replays_take_turns() -> None:
     """Ten thousand messages each, ten clients: in no turn of the loop more frames are made than one piece has."""
     turns, made = Turns(), Counter[int]()
 
-    def frames() -> Iterator[Frame]:
+    def frames() -> Iterator[Frames]:
         for number in range(10_000):
             made[turns.count] += 1
             yield b"%08d" % number

@@ -12,7 +12,7 @@ from wsproto.events import BytesMessage, TextMessage
 
 from realtimed.hub.history import History, Retention
 from realtimed.hub.hub import Hub
-from realtimed.hub.publication import Ending, Frame, Publication
+from realtimed.hub.publication import Ending, Frames, Publication
 from realtimed.websocket.protocols import Conversation, ViolationError, choose
 from realtimed.websocket.protocols.plain import Plain
 from realtimed.websocket.protocols.v1 import RealtimeV1
@@ -34,7 +34,7 @@ def converse(protocol: type[Conversation], **limits: int) -> tuple[Conversation,
     return protocol(hub, listener), hub, listener
 
 
-def read(*frames: Frame) -> list[Any]:
+def read(*frames: Frames) -> list[Any]:
     """Return a server's frames as a client reads them: parsed JSON for text."""
     client = Connection(ConnectionType.CLIENT)
     client.receive_data(b"".join(frames))

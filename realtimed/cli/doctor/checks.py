@@ -181,7 +181,7 @@ class _OwnOrigin:
                 FAILED,
                 f"{patient.site}/ws answers {probe.status} {probe.text}".rstrip(),
                 "502 to 504 mean that Caddy does not reach realtimed: is REALTIME_UPSTREAM in Caddy's environment one"
-                " of realtimed's --websocket addresses? Anything else means that not realtimed is behind /ws there.",
+                " of realtimed's --websocket addresses? Otherwise something else answers at /ws there.",
             )
 
     def delivery(self, info: Mapping[str, Any] | None) -> Finding:

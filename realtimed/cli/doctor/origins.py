@@ -71,7 +71,7 @@ def _mistake(entry: str) -> Mistake | None:
         return Mistake(entry, "no origin has quotes, brackets or backslashes in it", None)
     match = _ENTRY.fullmatch(entry)
     if match is None:
-        return Mistake(entry, "this is no origin", None)
+        return Mistake(entry, "this is not an origin", None)
     if re.match("https?:(?!//)", entry, re.IGNORECASE):
         return Mistake(entry, "an origin begins with http:// or https://", None)
     scheme, host, port, rest = match[1], match[2], match[3], match[4]
@@ -90,7 +90,7 @@ def _of_another_scheme(entry: str, scheme: str, host: str) -> Mistake | None:
     if scheme.lower() == "file":
         return Mistake(entry, f"a page that is a file has no origin but {ANYBODY}, as any other page may have", None)
     if scheme != scheme.lower() or not host or entry.endswith("/"):
-        return Mistake(entry, "this is no origin", None)
+        return Mistake(entry, "this is not an origin", None)
     return None
 
 
@@ -116,7 +116,11 @@ def _of_a_site(entry: str, scheme: str | None, host: str, port: str | None, rest
     elif host != name:
         why = "this host is written in another way"
     else:
-        why = f"{known} has port {_DEFAULT_PORTS[known]} unsaid" if not shown else "this port is written in another way"
+        why = (
+            f"{known} implies port {_DEFAULT_PORTS[known]}: leave it out"
+            if not shown
+            else "this port is written in another way"
+        )
     return Mistake(entry, why, sent)
 
 

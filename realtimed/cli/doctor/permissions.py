@@ -52,7 +52,7 @@ def php_access(patient: Patient, info: Mapping[str, Any] | None) -> Finding:
     if any(fault is None for fault, _ in faults):
         able = ", ".join(each.name.removesuffix(",") for fault, each in faults if fault is None)
         others = [each.name.removesuffix(",") for fault, each in faults if fault is not None]
-        rest = f"; not so {', '.join(others)}" if others else ""
+        rest = f"; {', '.join(others)} may not" if others else ""
         return Finding(check, OK, f"{remark}{able} may open {path}{rest}")
     [(seen, advice), *_] = [fault for fault, _ in faults if fault is not None]
     return Finding(check, FAILED, remark + seen, advice)

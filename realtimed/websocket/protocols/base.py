@@ -11,7 +11,7 @@ import msgspec
 
 from realtimed.hub.channel import Subscriber
 from realtimed.hub.hub import Hub
-from realtimed.hub.publication import Ending, Frame, WireFormat
+from realtimed.hub.publication import Ending, Frames, WireFormat
 from realtimed.text import quoted
 from realtimed.websocket.frames import CloseCode
 
@@ -64,7 +64,7 @@ class Conversation(ABC):
         return b""
 
     @abstractmethod
-    def receive(self, message: str | bytes) -> Iterable[Frame]:
+    def receive(self, message: str | bytes) -> Iterable[Frames]:
         """Do what a client's message asks for and return the frames that answer it.
 
         They are to be written before anything else. A long answer is an iterator that makes them as they are taken.

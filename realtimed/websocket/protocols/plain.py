@@ -15,7 +15,7 @@ from typing import ClassVar, Final, Literal
 import msgspec
 
 from realtimed.errors import RefusedError
-from realtimed.hub.publication import Ending, Frame, Publication, WireFormat
+from realtimed.hub.publication import Ending, Frames, Publication, WireFormat
 from realtimed.websocket.frames import binary_frame, text_frame
 from realtimed.websocket.protocols.base import Conversation, ViolationError, not_json, not_valid
 
@@ -46,7 +46,7 @@ class Plain(Conversation):
     name = ""
     form: ClassVar[WireFormat] = _AsPublished()
 
-    def receive(self, message: str | bytes) -> Iterable[Frame]:
+    def receive(self, message: str | bytes) -> Iterable[Frames]:
         """See `Conversation.receive`."""
         if isinstance(message, bytes):
             raise ViolationError(Ending.BAD_MESSAGE, "expected a text frame with a JSON object, got a binary frame")

@@ -24,7 +24,7 @@ import msgspec
 
 from realtimed.errors import RefusedError
 from realtimed.hub.position import Position
-from realtimed.hub.publication import Ending, Frame, Publication, WireFormat
+from realtimed.hub.publication import Ending, Frames, Publication, WireFormat
 from realtimed.websocket.frames import text_frame
 from realtimed.websocket.protocols.base import Conversation, not_json, not_valid
 
@@ -109,7 +109,7 @@ class RealtimeV1(Conversation):
         # A whole number is written as one: 25.0 is no integer to every reader of JSON.
         return _event("welcome", client=client, heartbeat=int(heartbeat) if heartbeat.is_integer() else heartbeat)
 
-    def receive(self, message: str | bytes) -> Iterable[Frame]:
+    def receive(self, message: str | bytes) -> Iterable[Frames]:
         """See `Conversation.receive`."""
         if isinstance(message, bytes):
             return [_error(None, "invalid_message", "expected a text frame with a JSON object, got a binary frame")]
@@ -128,7 +128,7 @@ class RealtimeV1(Conversation):
         """See `Conversation.farewell`."""
         return _event("goodbye", reason=_GOODBYES[ending], retry_after_ms=round(retry_after * 1000))
 
-    def _answer(self, command: _Subscribe | _Unsubscribe | _Ping) -> Iterable[Frame]:
+    def _answer(self, command: _Subscribe | _Unsubscribe | _Ping) -> Iterable[Frames]:
         match command:
             case _Subscribe(channel=name, since=since, last=last):
                 if since is not None and last is not None:
