@@ -20,7 +20,7 @@ from realtimed.config.settings import Config
 from realtimed.hub.channel import Channel
 from realtimed.hub.hub import Hub
 from realtimed.hub.publication import Ending
-from realtimed.net.admission import Place, TurnedAway
+from realtimed.net.admission import AddressEntry, TurnedAway
 from realtimed.net.head import Head
 from realtimed.process.logs import Event
 from realtimed.text import quoted
@@ -95,7 +95,7 @@ class Session:
         self._conversation: Conversation | None = None
         self._ending: Ending | None = None
         self._departed = False
-        self._place: Place | None = None
+        self._place: AddressEntry | None = None
 
     async def run(self) -> None:
         """Serve the client until the connection is over, and shut its stream."""
