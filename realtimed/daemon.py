@@ -1,4 +1,4 @@
-"""The daemon: puts the parts together, owns every task, and ends cleanly."""
+"""The daemon: puts the parts together, owns every task, ends cleanly."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ from realtimed.websocket.stream import ClientStream
 __all__ = ["Daemon", "run"]
 
 _MARGIN: Final = 5.0
-"""Seconds that a stop may take longer than all its deadlines together, on a busy machine."""
+"""Seconds that a stop may exceed the sum of its deadlines on a busy machine."""
 
 _EXPIRED_AT_ONCE: Final = 1000
-"""Publications dropped before other tasks get their turn: a fraction of a millisecond."""
+"""Publications dropped before other tasks get their turn. They take a fraction of a millisecond."""
 
 log = logging.getLogger(__name__)
 
@@ -66,10 +66,10 @@ _S = TypeVar("_S", bound=trio.abc.Stream)
 
 
 class Daemon:
-    """One running daemon. `serve` is its life; `stop` ends it.
+    """One daemon. `serve` runs it; `stop` ends it.
 
-    `reread` returns the configuration as it is now, or raises `ConfigurationError`. The sockets of `handover` take the
-    place of those in the configuration.
+    `reread` returns the current configuration, or raises `ConfigurationError`. The sockets of `handover` replace those
+    of the configuration.
     """
 
     def __init__(
@@ -108,20 +108,20 @@ class Daemon:
         self._everything = trio.CancelScope()
 
     def stop(self) -> None:
-        """Begin to end the daemon: `serve` returns when all clients have been sent away and all sockets are closed."""
+        """Begin to stop. `serve` returns when all clients have been sent away and all sockets are closed."""
         self._stopping.set()
 
     def _stop_now(self) -> None:
-        """End without waiting for anybody."""
+        """Stop without waiting for clients or publishers."""
         (self._drain or self._begin_drain()).finish_now()
         self._everything.cancel()
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen, and serve until `stop`, SIGTERM or SIGINT.
 
-        Raises `ConfigurationError` if an address cannot be listened at; nothing is being served then.
+        Raises `ConfigurationError` if it cannot listen at an address. Nothing is served then.
         """
-        # Signals first: a peer that can connect may also believe that the daemon can be stopped.
+        # Signals first: when a peer can connect, the daemon can also be stopped.
         with trio.open_signal_receiver(*HEEDED) as received, ExitStack() as stack:
             signals = Signals(received, stop=self.stop, stop_now=self._stop_now, reload=self.reload)
             for turns in (self.service.turns, self.sessions.turns):
@@ -134,23 +134,23 @@ class Daemon:
                     await self._serve(listeners, signals, task_status)
         log.info(Event("stopped"))
 
-    # The stages of a life, from the outermost to the innermost. Each begins where the one around it has begun, and ends
-    # with what it has begun itself: WebSockets are no longer accepted, then publishers are no longer accepted, then the
-    # last publishers are gone, then the last clients.
+    # The stages of `serve`, from the outermost to the innermost. Each starts its tasks, runs the next stage, and ends
+    # these tasks. So first no more WebSockets are accepted, then no more publishers; then the last publishers go, then
+    # the last clients.
 
     async def _serve(self, listeners: _Listeners, signals: Signals, task_status: trio.TaskStatus[None]) -> None:
-        """Serve with all that runs in the background, and keep the history at the end."""
+        """Run the background tasks and serve. Save the history at the end."""
         if self._state is not None:
-            self._state.load(self.hub)  # its file is gone then: not before it is certain that this daemon serves
+            self._state.load(self.hub)  # removes the file, so not before it is certain that this daemon serves
         async with trio.open_nursery() as background:
             self._begin_background(background, listeners, signals)
             await self._serve_clients(listeners, task_status)
             background.cancel_scope.cancel()
         if self._state is not None:
-            await self._state.save(self.hub)  # after a second signal as well: nothing is published any more
+            await self._state.save(self.hub)  # also after a second signal; nothing more is published
 
     async def _serve_clients(self, listeners: _Listeners, task_status: trio.TaskStatus[None]) -> None:
-        """Serve clients until the daemon is to stop, and send the last of them away."""
+        """Serve clients until the daemon stops, and send the last of them away."""
         async with trio.open_nursery() as clients:
             drain = await self._serve_publishers(listeners, clients, task_status)
             # All commands are answered. What they published goes out before the last clients are sent away.
@@ -162,7 +162,7 @@ class Daemon:
     async def _serve_publishers(
         self, listeners: _Listeners, clients: trio.Nursery, task_status: trio.TaskStatus[None]
     ) -> Drain:
-        """Serve publishers until clients have been drained, and let the last publishers finish."""
+        """Serve publishers until the clients are drained, and let the last publishers finish."""
         serve = partial(serve_publisher, service=self.service)
         async with trio.open_nursery() as publishers:
             async with trio.open_nursery() as accepting:
@@ -171,7 +171,7 @@ class Daemon:
                 drain = self._begin_drain()
                 for listener in listeners.websocket:
                     await listener.aclose()
-                await drain.run()  # as long as anybody listens, publishers are served
+                await drain.run()  # publishers are served as long as there are clients
                 accepting.cancel_scope.cancel()
             for stream in listeners.control.last_ones():
                 publishers.start_soon(serve, stream)
@@ -181,7 +181,7 @@ class Daemon:
         return drain
 
     async def _admit(self, listeners: _Listeners, clients: trio.Nursery, task_status: trio.TaskStatus[None]) -> None:
-        """Accept WebSockets until the daemon is to stop."""
+        """Accept WebSockets until the daemon stops."""
         async with trio.open_nursery() as admitting:
             for listener in listeners.websocket:
                 admitting.start_soon(accept, listener, self._serve_client, clients, self.client_files.places)
@@ -207,12 +207,12 @@ class Daemon:
         self._everything = background.cancel_scope
 
     async def _open_listeners(self, resources: AsyncExitStack) -> _Listeners:
-        """Listen everywhere. The listeners end with `resources`. Raises `ConfigurationError`."""
+        """Listen at all addresses. The listeners end with `resources`. Raises `ConfigurationError`."""
         begin = partial(self._listen, resources)
-        # HTTP is there before the others and ends after them: so a supervisor sees the daemon stop.
+        # HTTP starts before the others and ends after them, so that a supervisor sees the daemon stop.
         http = await begin(self.config.http, _http_stream) if self.config.http is not None else None
-        places = self._handover.websocket or self.config.websocket
-        websocket = [await begin(place, self._client_stream) for place in places]
+        addresses = self._handover.websocket or self.config.websocket
+        websocket = [await begin(address, self._client_stream) for address in addresses]
         control = await begin(self._handover.control or Address(path=self.config.socket), self._publisher_stream)
         self.figures.websocket = [str(listener.address) for listener in websocket]
         self.figures.http = str(http.address) if http is not None else None
@@ -226,7 +226,7 @@ class Daemon:
         return await resources.enter_async_context(await listen(where, wrap, mode=mode, group=group))
 
     def _use_io_uring(self, resources: AsyncExitStack) -> None:
-        """Send through io_uring, if that is wanted and possible."""
+        """Send through io_uring if that is wanted and possible."""
         ring = open_ring() if self.config.io_uring != "off" else None
         if ring is not None:
             resources.callback(ring.close)
@@ -254,7 +254,7 @@ class Daemon:
             self.client_files.taken -= 1
 
     async def _serve_http(self, listener: SocketListener[trio.SocketStream], nursery: trio.Nursery) -> None:
-        # Imported only now: a daemon without HTTP spends no memory on it.
+        # Import these only now: a daemon without HTTP spends no memory on them.
         from realtimed.http.metrics import Exposition, Reading  # noqa: PLC0415
         from realtimed.http.routes import Routes  # noqa: PLC0415
         from realtimed.http.server import serve  # noqa: PLC0415
@@ -269,13 +269,13 @@ class Daemon:
         await serve(listener, nursery, Routes(self._obstacle, Exposition(read).page))
 
     def _give_up(self, subscribers: Collection[Subscriber | Watcher]) -> None:
-        """End the connections of subscribers that may have missed something, so that they come back and ask for it."""
+        """End the connections of subscribers that may have missed something, so that they reconnect and ask for it."""
         missed = frozenset(subscribers)
         self.sessions.give_up(missed)
         self.service.give_up(missed)
 
     def _obstacle(self) -> str | None:
-        """Return what keeps newcomers from being served, if there is anything."""
+        """Return a clause that says why new clients cannot be served, or None."""
         if self._stopping.is_set():
             return "stopping"
         if self.admission.taken >= self.admission.limit:
@@ -288,7 +288,7 @@ class Daemon:
         await self.backlogs.room()
 
     def reload(self) -> None:
-        """Read the configuration again and apply what can be applied; log the outcome."""
+        """Read the configuration again, apply what can be applied, and log the result."""
         if self._stopping.is_set():
             log.info(Event("not reloaded", reason="the daemon is stopping"))
             return
@@ -297,7 +297,7 @@ class Daemon:
         self._manager.ready(self._status())
 
     def _apply(self, config: Config) -> None:
-        """Put a configuration into effect that differs only in settings that can change."""
+        """Apply a configuration that differs only in settings that can change."""
         self.config = self.service.config = self.figures.config = config
         self.hub.max_message, self.hub.max_channels = config.max_message, config.max_channels
         self.hub.max_subscriptions = config.max_subscriptions
@@ -373,7 +373,7 @@ def _make_sessions(config: Config, hub: Hub) -> Sessions:
 
 
 def _admission_limits(config: Config) -> tuple[int, int | None, float]:
-    """Return what `Admission` takes: the limit of connections, those of one address, and its handshakes a second."""
+    """Return the limits of `Admission`: all connections, those of one address, and its handshakes a second."""
     limit = connection_limit(config.max_connections)
     return limit, config.max_connections_per_address, config.handshakes_per_address
 
@@ -383,11 +383,11 @@ def _http_stream(sock: socket.socket) -> trio.SocketStream:
 
 
 def run(config: Config, reread: Callable[[], Config], environ: MutableMapping[str, str]) -> None:
-    """Run a daemon until SIGTERM or SIGINT; at SIGHUP, go on with the configuration that `reread` returns.
+    """Run a daemon until SIGTERM or SIGINT. At SIGHUP, apply the configuration that `reread` returns.
 
-    The variables in `environ` that are a service manager's word to this process are removed.
+    Removes from `environ` the variables that a service manager has set for this process.
 
-    Raises `ConfigurationError` if it cannot listen where it should.
+    Raises `ConfigurationError` if it cannot listen at an address.
     """
     garbage.calm()
     with closing(ServiceManager(environ)) as manager:
