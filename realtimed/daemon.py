@@ -108,11 +108,11 @@ class Daemon:
         self._everything = trio.CancelScope()
 
     def stop(self) -> None:
-        """Begin to stop. `serve` returns when all clients have been sent away and all sockets are closed."""
+        """Begin to end the daemon: `serve` returns when all clients have been sent away and all sockets are closed."""
         self._stopping.set()
 
     def _stop_now(self) -> None:
-        """Stop without waiting for clients or publishers."""
+        """End without waiting for anybody."""
         (self._drain or self._begin_drain()).finish_now()
         self._everything.cancel()
 
@@ -134,23 +134,23 @@ class Daemon:
                     await self._serve(listeners, signals, task_status)
         log.info(Event("stopped"))
 
-    # The stages of `serve`, from the outermost to the innermost. Each starts its tasks, runs the next stage, and ends
-    # these tasks. So first no more WebSockets are accepted, then no more publishers; then the last publishers go, then
-    # the last clients.
+    # The stages of a life, from the outermost to the innermost. Each begins where the one around it has begun, and ends
+    # with what it has begun itself: WebSockets are no longer accepted, then publishers are no longer accepted, then the
+    # last publishers are gone, then the last clients.
 
     async def _serve(self, listeners: _Listeners, signals: Signals, task_status: trio.TaskStatus[None]) -> None:
-        """Run the background tasks and serve. Save the history at the end."""
+        """Serve with all that runs in the background, and keep the history at the end."""
         if self._state is not None:
-            self._state.load(self.hub)  # removes the file, so not before it is certain that this daemon serves
+            self._state.load(self.hub)  # its file is gone then: not before it is certain that this daemon serves
         async with trio.open_nursery() as background:
             self._begin_background(background, listeners, signals)
             await self._serve_clients(listeners, task_status)
             background.cancel_scope.cancel()
         if self._state is not None:
-            await self._state.save(self.hub)  # also after a second signal; nothing more is published
+            await self._state.save(self.hub)  # after a second signal as well: nothing is published any more
 
     async def _serve_clients(self, listeners: _Listeners, task_status: trio.TaskStatus[None]) -> None:
-        """Serve clients until the daemon stops, and send the last of them away."""
+        """Serve clients until the daemon is to stop, and send the last of them away."""
         async with trio.open_nursery() as clients:
             drain = await self._serve_publishers(listeners, clients, task_status)
             # All commands are answered. What they published goes out before the last clients are sent away.
@@ -162,7 +162,7 @@ class Daemon:
     async def _serve_publishers(
         self, listeners: _Listeners, clients: trio.Nursery, task_status: trio.TaskStatus[None]
     ) -> Drain:
-        """Serve publishers until the clients are drained, and let the last publishers finish."""
+        """Serve publishers until clients have been drained, and let the last publishers finish."""
         serve = partial(serve_publisher, service=self.service)
         async with trio.open_nursery() as publishers:
             async with trio.open_nursery() as accepting:
@@ -171,7 +171,7 @@ class Daemon:
                 drain = self._begin_drain()
                 for listener in listeners.websocket:
                     await listener.aclose()
-                await drain.run()  # publishers are served as long as there are clients
+                await drain.run()  # as long as anybody listens, publishers are served
                 accepting.cancel_scope.cancel()
             for stream in listeners.control.last_ones():
                 publishers.start_soon(serve, stream)
@@ -181,7 +181,7 @@ class Daemon:
         return drain
 
     async def _admit(self, listeners: _Listeners, clients: trio.Nursery, task_status: trio.TaskStatus[None]) -> None:
-        """Accept WebSockets until the daemon stops."""
+        """Accept WebSockets until the daemon is to stop."""
         async with trio.open_nursery() as admitting:
             for listener in listeners.websocket:
                 admitting.start_soon(accept, listener, self._serve_client, clients, self.client_files.places)

@@ -99,7 +99,7 @@ class Sessions:
         return session is not None and session.close(Ending.KICKED, reason, code)
 
     def give_up(self, subscribers: Collection[Subscriber | Watcher]) -> None:
-        """End the connections of those subscribers that are clients. After a fault they may have missed something."""
+        """End the connections of those subscribers that are clients, after a fault in which they may miss something."""
         for session in list(self.members.values()):
             if session.stream in subscribers:
                 session.end(Ending.GONE, "the peer takes nothing any more")
