@@ -95,17 +95,29 @@ class Daemon:
         )
         self.answered = Answered(config.retry_window, time.monotonic, config.max_keys_bytes)
         self.figures = figures = Figures(config, self.hub, self.sessions)
-        publish, sessions = self.broker.publish_one, self.sessions
-        context = Context(
-            self.hub, publish, sessions.members, sessions.disconnect, figures.stats, figures.info, self.answered
+        self.service = figures.service = Service(
+            Context(
+                hub=self.hub,
+                publish=self.broker.publish_one,
+                clients=self.sessions.members,
+                disconnect=self.sessions.disconnect,
+                stats=figures.stats,
+                info=figures.info,
+                answered=self.answered,
+            ),
+            config=config,
+            answers=self.answers,
+            until_publishable=self._until_publishable,
+            publish_now=self.fan_out.publish_now,
+            settle=self.fan_out.settle,
         )
-        settle, publish_now = self.fan_out.settle, self.fan_out.publish_now
-        self.service = figures.service = Service(context, config, self.answers, self._room, publish_now, settle=settle)
         self.socket_files = SocketFiles([])
         self._state = StateFile(config.state_file) if config.state_file is not None else None
         self._stopping = trio.Event()
-        self._drain: Drain | None = None
+        self._drain: Drain
+        self._stop_begun = False
         self._everything = trio.CancelScope()
+        self._started: Callable[[], None]
 
     def stop(self) -> None:
         """Begin to end the daemon: `serve` returns when all clients have been sent away and all sockets are closed."""
@@ -113,7 +125,9 @@ class Daemon:
 
     def _stop_now(self) -> None:
         """End without waiting for anybody."""
-        (self._drain or self._begin_drain()).finish_now()
+        if not self._stop_begun:
+            self._begin_stop()
+        self._drain.finish_now()
         self._everything.cancel()
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -131,62 +145,59 @@ class Daemon:
                 self._use_io_uring(resources)
                 listeners = await signals.unless_stopped(partial(self._open_listeners, resources))
                 if listeners is not None:
-                    await self._serve(listeners, signals, task_status)
+                    self._started = task_status.started
+                    await self._serve(listeners, signals)
         log.info(Event("stopped"))
 
-    # The stages of a life, from the outermost to the innermost. Each begins where the one around it has begun, and ends
-    # with what it has begun itself: WebSockets are no longer accepted, then publishers are no longer accepted, then the
-    # last publishers are gone, then the last clients.
+    # The stages of a life, from the outermost to the innermost. A stop goes from the inside out:
+    # 1. `_admit` accepts no more WebSockets.
+    # 2. `_accept_all` sends clients away over the time of the drain; meanwhile publishers are served.
+    # 3. `_serve_publishers` accepts no more publishers, and lets the last ones finish.
+    # 4. `_serve_clients` waits until the last publications have gone out, and sends the last clients away.
+    # 5. `_serve` ends what runs in the background, and saves the history.
 
-    async def _serve(self, listeners: _Listeners, signals: Signals, task_status: trio.TaskStatus[None]) -> None:
-        """Serve with all that runs in the background, and keep the history at the end."""
+    async def _serve(self, listeners: _Listeners, signals: Signals) -> None:
         if self._state is not None:
             self._state.load(self.hub)  # its file is gone then: not before it is certain that this daemon serves
         async with trio.open_nursery() as background:
             self._begin_background(background, listeners, signals)
-            await self._serve_clients(listeners, task_status)
+            await self._serve_clients(listeners)
             background.cancel_scope.cancel()
         if self._state is not None:
             await self._state.save(self.hub)  # after a second signal as well: nothing is published any more
 
-    async def _serve_clients(self, listeners: _Listeners, task_status: trio.TaskStatus[None]) -> None:
-        """Serve clients until the daemon is to stop, and send the last of them away."""
+    async def _serve_clients(self, listeners: _Listeners) -> None:
         async with trio.open_nursery() as clients:
-            drain = await self._serve_publishers(listeners, clients, task_status)
-            # All commands are answered. What they published goes out before the last clients are sent away.
+            await self._serve_publishers(listeners, clients)
             with trio.move_on_after(self.config.close_timeout):
                 await self.fan_out.settle()
-            await drain.finish()
+            await self._drain.finish()
             clients.cancel_scope.deadline = trio.current_time() + self.config.close_timeout
 
-    async def _serve_publishers(
-        self, listeners: _Listeners, clients: trio.Nursery, task_status: trio.TaskStatus[None]
-    ) -> Drain:
-        """Serve publishers until clients have been drained, and let the last publishers finish."""
-        serve = partial(serve_publisher, service=self.service)
+    async def _serve_publishers(self, listeners: _Listeners, clients: trio.Nursery) -> None:
         async with trio.open_nursery() as publishers:
-            async with trio.open_nursery() as accepting:
-                accepting.start_soon(accept, listeners.control, serve, publishers)
-                await self._admit(listeners, clients, task_status)
-                drain = self._begin_drain()
-                for listener in listeners.websocket:
-                    await listener.aclose()
-                await drain.run()  # as long as anybody listens, publishers are served
-                accepting.cancel_scope.cancel()
+            await self._accept_all(listeners, clients, publishers)
             for stream in listeners.control.last_ones():
-                publishers.start_soon(serve, stream)
+                publishers.start_soon(serve_publisher, stream, self.service)
             await listeners.control.aclose()
             self.service.stop()
             publishers.cancel_scope.deadline = trio.current_time() + self.config.close_timeout
-        return drain
 
-    async def _admit(self, listeners: _Listeners, clients: trio.Nursery, task_status: trio.TaskStatus[None]) -> None:
-        """Accept WebSockets until the daemon is to stop."""
+    async def _accept_all(self, listeners: _Listeners, clients: trio.Nursery, publishers: trio.Nursery) -> None:
+        async with trio.open_nursery() as accepting:
+            accepting.start_soon(accept, listeners.control, partial(serve_publisher, service=self.service), publishers)
+            await self._admit(listeners, clients)
+            self._begin_stop()
+            for listener in listeners.websocket:
+                await listener.aclose()
+            await self._drain.run()
+            accepting.cancel_scope.cancel()
+
+    async def _admit(self, listeners: _Listeners, clients: trio.Nursery) -> None:
         async with trio.open_nursery() as admitting:
             for listener in listeners.websocket:
                 admitting.start_soon(accept, listener, self._serve_client, clients, self.client_files.places)
             self._say_ready(listeners)
-            task_status.started()
             await self._stopping.wait()
             admitting.cancel_scope.cancel()
 
@@ -282,7 +293,7 @@ class Daemon:
             return f"the limit, max-connections, is reached: {self.admission.limit} connections"
         return self.client_files.obstacle or self.socket_files.obstacle
 
-    async def _room(self) -> None:
+    async def _until_publishable(self) -> None:
         await self.broker.room()
         await self.fan_out.room()
         await self.backlogs.room()
@@ -307,20 +318,22 @@ class Daemon:
         self.answered.limit = config.max_keys_bytes
         self.backlogs.configure(config.max_backlog, config.backlog_timeout, config.max_backlog_total)
         self.answers.configure(WAITING_LIMIT, config.backlog_timeout, config.max_answers_total)
-        for session in self.sessions.members.values():
-            session.stream.limits_changed()
+        streams = [each.stream for each in self.sessions.members.values()]
+        for stream in (*streams, *(each.stream for each in self.service.connections)):
+            stream.limits_changed()
         logging.getLogger().setLevel(config.log_level.upper())
 
-    def _begin_drain(self) -> Drain:
+    def _begin_stop(self) -> None:
+        """Say that the daemon stops, and begin the time of the drain."""
         config = self.config
         log.info(Event("stopping", clients=len(self.sessions.members), drain=config.drain))
-        # Publishers, the fan-out and the last clients may each take a close-timeout.
         self._drain = Drain(self.sessions, config.drain)
+        self._stop_begun = True
+        # Publishers, the fan-out and the last clients may each take a close-timeout.
         self._manager.stopping(self._status(), config.drain + 3 * config.close_timeout + _MARGIN)
-        return self._drain
 
     def _status(self) -> str:
-        if self._drain is not None:
+        if self._stop_begun:
             return f"Stopping: {len(self.sessions.members)} clients left"
         clients, channels = len(self.sessions.members), self.hub.subscribed_channels
         return f"Serving {clients} clients on {channels} channels{self._reloader.note}"
@@ -336,6 +349,7 @@ class Daemon:
             )
         )
         self._manager.ready(self._status())
+        self._started()
 
 
 class _Listeners(NamedTuple):

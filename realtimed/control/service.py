@@ -16,6 +16,7 @@ from realtimed.hub.channel import Subscriber
 from realtimed.hub.publication import Ending
 from realtimed.hub.watch import Watcher
 from realtimed.net.backlogs import Backlogs
+from realtimed.net.fanout import MISSED
 from realtimed.net.stream import QueuedStream
 from realtimed.process.turns import Turns
 
@@ -101,10 +102,10 @@ class Service:
         return max(min(_READ_MOST, _READ_TOGETHER // len(self.connections)), _READ_LEAST)
 
     def give_up(self, subscribers: Collection[Subscriber | Watcher]) -> None:
-        """End those connections that are among the subscribers, after a fault in which they may miss something."""
+        """End those connections that are among the subscribers."""
         for connection in list(self.connections):
             if connection.stream in subscribers:
-                connection.end(Ending.GONE, "the peer takes nothing any more")
+                connection.end_now("internal_error", MISSED)
 
     def begin(self, work: Work, until: float) -> bool:
         """Take steps of `work` until `thread_time` is `until`, unless it has to wait for that of another connection.

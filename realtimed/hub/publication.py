@@ -23,6 +23,8 @@ class Ending(Enum):
     """The client has closed it, with a code of its own."""
     GONE = "gone"
     """The client hung up without a Close, or takes nothing any more."""
+    FAULT = "fault"
+    """An internal error: the client may have missed something, and comes back to ask for it."""
     KICKED = "kicked"
     """An administrator has disconnected the client."""
     RESTART = "restart"

@@ -16,13 +16,16 @@ from realtimed.hub.watch import Watcher
 from realtimed.process.histogram import Histogram
 from realtimed.process.logs import Event
 
-__all__ = ["FanOut"]
+__all__ = ["MISSED", "FanOut"]
 
 _SLICE: Final = 512
 """Small sends in one go. They take half a millisecond to one; then every other task may run."""
 
 _LOG_LIMIT: Final = 4 * 2**20
 """Bytes of memory for publications that wait for the fan-out. Above it, publishers wait too."""
+
+MISSED: Final = "an internal error: messages may have been missed"
+"""The reason for which connections are given up after a fault."""
 
 log = logging.getLogger(__name__)
 

@@ -41,9 +41,10 @@ class Owner(Protocol):
     """The object that owns a stream and decides how its connection ends."""
 
     def end(self, ending: Ending, reason: str) -> None:
-        """End the connection: ``SLOW`` if too much waits for the peer, ``GONE`` if the peer takes no more bytes.
+        """End the connection. Returns at once.
 
-        Returns at once.
+        Here the reasons are ``SLOW``, if too much waits for the peer, and ``GONE``, if the peer takes no more bytes.
+        The stream of a WebSocket has further ones.
         """
 
 

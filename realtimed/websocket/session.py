@@ -187,7 +187,7 @@ class Session:
 
     def end(self, ending: Ending, reason: str) -> None:
         """See `realtimed.net.stream.Owner`."""
-        if ending is Ending.GONE:
+        if ending in (Ending.GONE, Ending.FAULT):  # without a Close
             self._note_end(ending, reason)
             if not self._departed:
                 self._nursery.cancel_scope.cancel()

@@ -18,6 +18,7 @@ from realtimed.hub.publication import Ending
 from realtimed.hub.watch import Watcher
 from realtimed.net.admission import Admission
 from realtimed.net.backlogs import Backlogs
+from realtimed.net.fanout import MISSED
 from realtimed.process.turns import Turns
 from realtimed.websocket.frames import check_close
 
@@ -99,10 +100,10 @@ class Sessions:
         return session is not None and session.close(Ending.KICKED, reason, code)
 
     def give_up(self, subscribers: Collection[Subscriber | Watcher]) -> None:
-        """End the connections of those subscribers that are clients, after a fault in which they may miss something."""
+        """End the connections of those subscribers that are clients."""
         for session in list(self.members.values()):
             if session.stream in subscribers:
-                session.end(Ending.GONE, "the peer takes nothing any more")
+                session.end(Ending.FAULT, MISSED)
 
     def count_refusal(self, status: int) -> None:
         """Count a request that did not become a WebSocket."""
