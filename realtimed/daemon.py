@@ -28,7 +28,6 @@ from realtimed.hub.history import History, Retention
 from realtimed.hub.hub import Hub
 from realtimed.hub.watch import Watcher
 from realtimed.net.accepting import ClientFiles, accept
-from realtimed.net.admission import Admission
 from realtimed.net.backlogs import Backlogs
 from realtimed.net.fanout import FanOut
 from realtimed.net.listener import SocketListener, listen
@@ -39,7 +38,7 @@ from realtimed.process import garbage
 from realtimed.process.expiry import drop_expired
 from realtimed.process.log_retry import retry_log
 from realtimed.process.logs import Event
-from realtimed.process.open_files import connection_limit, files_for_clients
+from realtimed.process.open_files import files_for_clients
 from realtimed.process.signals import HEEDED, Signals
 from realtimed.process.systemd import Handover, ServiceManager, receive_sockets
 from realtimed.state import StateFile
@@ -48,7 +47,7 @@ from realtimed.websocket.drain import Drain
 from realtimed.websocket.frames import CLOSE_REASONS
 from realtimed.websocket.heartbeat import Heartbeat
 from realtimed.websocket.session import serve_client
-from realtimed.websocket.sessions import Sessions
+from realtimed.websocket.sessions import admission_limits, make_sessions
 from realtimed.websocket.shedding import shed_slowest
 from realtimed.websocket.stream import ClientStream
 
@@ -86,7 +85,7 @@ class Daemon:
         self.hub = _make_hub(config)
         self.broker: Broker = LocalBroker(self.hub)
         self.fan_out = FanOut(self.hub, self._give_up)
-        self.sessions = _make_sessions(config, self.hub)
+        self.sessions = make_sessions(config, self.hub)
         self.backlogs = self.sessions.backlogs
         self.admission = self.sessions.admission
         self.client_files = ClientFiles(files_for_clients())
@@ -313,7 +312,7 @@ class Daemon:
         self.hub.max_message, self.hub.max_channels = config.max_message, config.max_channels
         self.hub.max_subscriptions = config.max_subscriptions
         self.hub.watchers.max_patterns = config.max_channels
-        self.admission.configure(*_admission_limits(config))
+        self.admission.configure(*admission_limits(config))
         self.client_files.limit = files_for_clients()
         self.answered.limit = config.max_keys_bytes
         self.backlogs.configure(config.max_backlog, config.backlog_timeout, config.max_backlog_total)
@@ -374,22 +373,6 @@ def _make_hub(config: Config) -> Hub:
         history=history,
         time_ns=time.time_ns,
     )
-
-
-def _make_sessions(config: Config, hub: Hub) -> Sessions:
-    backlogs = Backlogs(
-        limit=config.max_backlog,
-        timeout=config.backlog_timeout,
-        total_limit=config.max_backlog_total,
-        replays=hub.replays,
-    )
-    return Sessions(Admission(*_admission_limits(config), time.monotonic), backlogs)
-
-
-def _admission_limits(config: Config) -> tuple[int, int | None, float]:
-    """Return the limits of `Admission`: all connections, those of one address, and its handshakes a second."""
-    limit = connection_limit(config.max_connections)
-    return limit, config.max_connections_per_address, config.handshakes_per_address
 
 
 def _http_stream(sock: socket.socket) -> trio.SocketStream:

@@ -7,25 +7,29 @@ import itertools
 import math
 import random
 import secrets
+import time
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from realtimed.config.settings import Config
 from realtimed.errors import RefusedError
 from realtimed.hub.channel import Subscriber
+from realtimed.hub.hub import Hub
 from realtimed.hub.publication import Ending
 from realtimed.hub.watch import Watcher
 from realtimed.net.admission import Admission
 from realtimed.net.backlogs import Backlogs
 from realtimed.net.fanout import MISSED
+from realtimed.process.open_files import connection_limit
 from realtimed.process.turns import Turns
 from realtimed.websocket.frames import check_close
 
 if TYPE_CHECKING:
     from realtimed.websocket.session import Session
 
-__all__ = ["Sessions"]
+__all__ = ["Sessions", "admission_limits", "make_sessions"]
 
 _ABANDONED_PARSERS: Final = 5000
 """Abandoned parsers, of about 1.5 KB each, until a garbage collection, which may take half a second."""
@@ -124,3 +128,20 @@ class Sessions:
         if self.abandoned_parsers >= _ABANDONED_PARSERS:
             self.abandoned_parsers = 0
             gc.collect()
+
+
+def make_sessions(config: Config, hub: Hub) -> Sessions:
+    """Return the sessions of a daemon, none so far, with the limits of a configuration."""
+    backlogs = Backlogs(
+        limit=config.max_backlog,
+        timeout=config.backlog_timeout,
+        total_limit=config.max_backlog_total,
+        replays=hub.replays,
+    )
+    return Sessions(Admission(*admission_limits(config), time.monotonic), backlogs)
+
+
+def admission_limits(config: Config) -> tuple[int, int | None, float]:
+    """Return the limits of `Admission`: all connections, those of one address, and its handshakes a second."""
+    limit = connection_limit(config.max_connections)
+    return limit, config.max_connections_per_address, config.handshakes_per_address
