@@ -1,4 +1,4 @@
-"""The daemon: puts the parts together, owns every task, and ends cleanly."""
+"""The daemon: puts the parts together, owns every task, ends cleanly."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ from realtimed.hub.history import History, Retention
 from realtimed.hub.hub import Hub
 from realtimed.hub.watch import Watcher
 from realtimed.net.accepting import ClientFiles, accept
-from realtimed.net.admission import Admission
 from realtimed.net.backlogs import Backlogs
 from realtimed.net.fanout import FanOut
 from realtimed.net.listener import SocketListener, listen
@@ -39,7 +38,7 @@ from realtimed.process import garbage
 from realtimed.process.expiry import drop_expired
 from realtimed.process.log_retry import retry_log
 from realtimed.process.logs import Event
-from realtimed.process.open_files import connection_limit, files_for_clients
+from realtimed.process.open_files import files_for_clients
 from realtimed.process.signals import HEEDED, Signals
 from realtimed.process.systemd import Handover, ServiceManager, receive_sockets
 from realtimed.state import StateFile
@@ -48,17 +47,17 @@ from realtimed.websocket.drain import Drain
 from realtimed.websocket.frames import CLOSE_REASONS
 from realtimed.websocket.heartbeat import Heartbeat
 from realtimed.websocket.session import serve_client
-from realtimed.websocket.sessions import Sessions
+from realtimed.websocket.sessions import admission_limits, make_sessions
 from realtimed.websocket.shedding import shed_slowest
 from realtimed.websocket.stream import ClientStream
 
 __all__ = ["Daemon", "run"]
 
 _MARGIN: Final = 5.0
-"""Seconds that a stop may take longer than all its deadlines together, on a busy machine."""
+"""Seconds that a stop may exceed the sum of its deadlines on a busy machine."""
 
 _EXPIRED_AT_ONCE: Final = 1000
-"""Publications dropped before other tasks get their turn: a fraction of a millisecond."""
+"""Publications dropped before other tasks get their turn. They take a fraction of a millisecond."""
 
 log = logging.getLogger(__name__)
 
@@ -66,10 +65,10 @@ _S = TypeVar("_S", bound=trio.abc.Stream)
 
 
 class Daemon:
-    """One running daemon. `serve` is its life; `stop` ends it.
+    """One daemon. `serve` runs it; `stop` ends it.
 
-    `reread` returns the configuration as it is now, or raises `ConfigurationError`. The sockets of `handover` take the
-    place of those in the configuration.
+    `reread` returns the current configuration, or raises `ConfigurationError`. The sockets of `handover` replace those
+    of the configuration.
     """
 
     def __init__(
@@ -86,7 +85,7 @@ class Daemon:
         self.hub = _make_hub(config)
         self.broker: Broker = LocalBroker(self.hub)
         self.fan_out = FanOut(self.hub, self._give_up)
-        self.sessions = _make_sessions(config, self.hub)
+        self.sessions = make_sessions(config, self.hub)
         self.backlogs = self.sessions.backlogs
         self.admission = self.sessions.admission
         self.client_files = ClientFiles(files_for_clients())
@@ -133,9 +132,9 @@ class Daemon:
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen, and serve until `stop`, SIGTERM or SIGINT.
 
-        Raises `ConfigurationError` if an address cannot be listened at; nothing is being served then.
+        Raises `ConfigurationError` if it cannot listen at an address. Nothing is served then.
         """
-        # Signals first: a peer that can connect may also believe that the daemon can be stopped.
+        # Signals first: when a peer can connect, the daemon can also be stopped.
         with trio.open_signal_receiver(*HEEDED) as received, ExitStack() as stack:
             signals = Signals(received, stop=self.stop, stop_now=self._stop_now, reload=self.reload)
             for turns in (self.service.turns, self.sessions.turns):
@@ -220,12 +219,12 @@ class Daemon:
         self._everything = background.cancel_scope
 
     async def _open_listeners(self, resources: AsyncExitStack) -> _Listeners:
-        """Listen everywhere. The listeners end with `resources`. Raises `ConfigurationError`."""
+        """Listen at all addresses. The listeners end with `resources`. Raises `ConfigurationError`."""
         begin = partial(self._listen, resources)
-        # HTTP is there before the others and ends after them: so a supervisor sees the daemon stop.
+        # HTTP starts before the others and ends after them, so that a supervisor sees the daemon stop.
         http = await begin(self.config.http, _http_stream) if self.config.http is not None else None
-        places = self._handover.websocket or self.config.websocket
-        websocket = [await begin(place, self._client_stream) for place in places]
+        addresses = self._handover.websocket or self.config.websocket
+        websocket = [await begin(address, self._client_stream) for address in addresses]
         control = await begin(self._handover.control or Address(path=self.config.socket), self._publisher_stream)
         self.figures.websocket = [str(listener.address) for listener in websocket]
         self.figures.http = str(http.address) if http is not None else None
@@ -239,7 +238,7 @@ class Daemon:
         return await resources.enter_async_context(await listen(where, wrap, mode=mode, group=group))
 
     def _use_io_uring(self, resources: AsyncExitStack) -> None:
-        """Send through io_uring, if that is wanted and possible."""
+        """Send through io_uring if that is wanted and possible."""
         ring = open_ring() if self.config.io_uring != "off" else None
         if ring is not None:
             resources.callback(ring.close)
@@ -267,7 +266,7 @@ class Daemon:
             self.client_files.taken -= 1
 
     async def _serve_http(self, listener: SocketListener[trio.SocketStream], nursery: trio.Nursery) -> None:
-        # Imported only now: a daemon without HTTP spends no memory on it.
+        # Import these only now: a daemon without HTTP spends no memory on them.
         from realtimed.http.metrics import Exposition, Reading  # noqa: PLC0415
         from realtimed.http.routes import Routes  # noqa: PLC0415
         from realtimed.http.server import serve  # noqa: PLC0415
@@ -282,13 +281,13 @@ class Daemon:
         await serve(listener, nursery, Routes(self._obstacle, Exposition(read).page))
 
     def _give_up(self, subscribers: Collection[Subscriber | Watcher]) -> None:
-        """End the connections of subscribers that may have missed something, so that they come back and ask for it."""
+        """End the connections of subscribers that may have missed something, so that they reconnect and ask for it."""
         missed = frozenset(subscribers)
         self.sessions.give_up(missed)
         self.service.give_up(missed)
 
     def _obstacle(self) -> str | None:
-        """Return what keeps newcomers from being served, if there is anything."""
+        """Return a clause that says why new clients cannot be served, or None."""
         if self._stopping.is_set():
             return "stopping"
         if self.admission.taken >= self.admission.limit:
@@ -301,7 +300,7 @@ class Daemon:
         await self.backlogs.room()
 
     def reload(self) -> None:
-        """Read the configuration again and apply what can be applied; log the outcome."""
+        """Read the configuration again, apply what can be applied, and log the result."""
         if self._stopping.is_set():
             log.info(Event("not reloaded", reason="the daemon is stopping"))
             return
@@ -310,12 +309,12 @@ class Daemon:
         self._manager.ready(self._status())
 
     def _apply(self, config: Config) -> None:
-        """Put a configuration into effect that differs only in settings that can change."""
+        """Apply a configuration that differs only in settings that can change."""
         self.config = self.service.config = self.figures.config = config
         self.hub.max_message, self.hub.max_channels = config.max_message, config.max_channels
         self.hub.max_subscriptions = config.max_subscriptions
         self.hub.watchers.max_patterns = config.max_channels
-        self.admission.configure(*_admission_limits(config))
+        self.admission.configure(*admission_limits(config))
         self.client_files.limit = files_for_clients()
         self.keyed_receipts.limit = config.max_keys_bytes
         self.backlogs.configure(config.max_backlog, config.backlog_timeout, config.max_backlog_total)
@@ -378,32 +377,16 @@ def _make_hub(config: Config) -> Hub:
     )
 
 
-def _make_sessions(config: Config, hub: Hub) -> Sessions:
-    backlogs = Backlogs(
-        limit=config.max_backlog,
-        timeout=config.backlog_timeout,
-        total_limit=config.max_backlog_total,
-        replays=hub.replays,
-    )
-    return Sessions(Admission(*_admission_limits(config), time.monotonic), backlogs)
-
-
-def _admission_limits(config: Config) -> tuple[int, int | None, float]:
-    """Return what `Admission` takes: the limit of connections, those of one address, and its handshakes a second."""
-    limit = connection_limit(config.max_connections)
-    return limit, config.max_connections_per_address, config.handshakes_per_address
-
-
 def _http_stream(sock: socket.socket) -> trio.SocketStream:
     return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
 
 
 def run(config: Config, reread: Callable[[], Config], environ: MutableMapping[str, str]) -> None:
-    """Run a daemon until SIGTERM or SIGINT; at SIGHUP, go on with the configuration that `reread` returns.
+    """Run a daemon until SIGTERM or SIGINT. At SIGHUP, apply the configuration that `reread` returns.
 
-    The variables in `environ` that are a service manager's word to this process are removed.
+    Removes from `environ` the variables that a service manager has set for this process.
 
-    Raises `ConfigurationError` if it cannot listen where it should.
+    Raises `ConfigurationError` if it cannot listen at an address.
     """
     garbage.calm()
     with closing(ServiceManager(environ)) as manager:

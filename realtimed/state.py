@@ -1,7 +1,7 @@
-"""The state file: what a daemon that stops leaves to the next one.
+"""The state file, in which a daemon that stops leaves its history to the next one.
 
-Whatever lies at its path, a start serves and a stop is clean; the log says what became of it. Nothing is lost unseen:
-a file that cannot be used is kept under another name, and what is not a file is left alone.
+Whatever is at its path, the daemon starts, serves and stops cleanly, and the log says what happened to the history.
+Nothing is lost silently: a file that cannot be used is kept under another name, and what is not a file is not touched.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from realtimed.process.logs import Event
 __all__ = ["StateFile"]
 
 _WRITTEN_AT_ONCE: Final = 2**20
-"""Bytes of history put together before they are written."""
+"""Bytes of history collected before they are written."""
 
 log = logging.getLogger(__name__)
 
 
 class StateFile:
-    """The file at `path`. A snapshot is written beside it, as ``.new``, and takes its place when it is whole."""
+    """The file at `path`. A snapshot is written to ``.new`` beside it, and replaces it when it is whole."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._new = path.with_name(path.name + ".new")
 
     def load(self, hub: Hub) -> None:
-        """Put the history of the daemon before into a hub without channels, if it left one; the file is gone then.
+        """Load the previous daemon's history, if there is one, into a hub without channels, and remove the file.
 
-        One whose content is wrong is renamed to ``.damaged``, one that cannot be read to ``.unreadable``: in its place
-        it would be taken for true once it could be read, however much was published since then.
+        A file with wrong content is renamed to ``.damaged``, one that cannot be read to ``.unreadable``. If it kept its
+        name, a later start that can read it would trust it, however much was published since.
         """
         try:
             saved = snapshot.read(_read(self._path), time.time())
@@ -62,18 +62,18 @@ class StateFile:
         log.warning(Event("history begins anew", state_file=str(self._path), reason=reason, kept_as=str(kept_as)))
 
     def _set_aside(self, suffix: str) -> Path:
-        """Rename the file, if it is one; return where it is now. An older one of that name is replaced."""
+        """Rename the file, if it is one, and return its path. An older file of that name is replaced."""
         aside = self._path.with_name(self._path.name + suffix)
         try:
             if stat.S_ISREG(self._path.lstat().st_mode):
                 self._path.replace(aside)
                 return aside
         except OSError:
-            pass  # the directory may not be written, or there is a directory of that name
+            pass  # we may not write the directory, or there is a directory of that name
         return self._path
 
     async def save(self, hub: Hub) -> None:
-        """Leave the history to the next daemon. Nothing may be published any more."""
+        """Save the history for the next daemon. Nothing may be published afterwards."""
         try:
             size = await self._write(hub)
         except OSError as error:
@@ -82,7 +82,7 @@ class StateFile:
             log.info(Event("history saved", channels=hub.history.channels, bytes=size))
 
     async def _write(self, hub: Hub) -> int:
-        """Write a snapshot; return its size. Raises `OSError`, and leaves nothing unfinished behind."""
+        """Write a snapshot and return its size. If it raises `OSError`, it leaves nothing unfinished behind."""
         async with await trio.open_file(self._new, "wb", opener=_create) as file:
             try:
                 pending = bytearray()
@@ -98,15 +98,15 @@ class StateFile:
                 self._new.replace(self._path)
             except OSError:
                 with suppress(OSError):
-                    self._new.unlink()  # a full disk has a use for the room
+                    self._new.unlink()  # a full disk needs the space
                 raise
         return size
 
 
 def _read(path: Path) -> bytes:
-    """Return a file's content. Raises `OSError`, at once for what is no file: a FIFO would never end, a device neither.
+    """Return a file's content. Raises `OSError`, at once for what is not a file: a FIFO or a device might never end.
 
-    Raises `SnapshotError` before it has read much of a large file that is something else.
+    Raises `SnapshotError` for a large file of another kind before it has read much of it.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     with os.fdopen(fd, "rb") as file:
@@ -124,16 +124,16 @@ def _remove(path: Path) -> None:
 
 
 def _create(path: str, _: int) -> int:
-    """Create a file that only we may open, whatever the umask; a leftover of a daemon that was killed is replaced.
+    """Create a file that only we may open, whatever the umask. It replaces what a killed daemon left behind.
 
-    Never opens what is there already: that may be a link to another file, or have another's mode.
+    Never opens what already exists: that may be a link to another file, or have another mode.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         fd = os.open(path, flags, 0o600)
     except FileExistsError:
         status = os.lstat(path)
-        # To remove a link does nothing to what it leads to.
+        # Removing a link does not touch its target.
         if not (stat.S_ISLNK(status.st_mode) or status.st_uid == os.geteuid()):
             raise OSError(errno.EEXIST, "there is a file of another user; move it away") from None
         if not stat.S_ISLNK(status.st_mode):
@@ -145,7 +145,7 @@ def _create(path: str, _: int) -> int:
 
 
 def _require_file_or_nothing(path: Path) -> None:
-    """Raise `OSError` if anything but a file or a link is in the place of the state file, such as ``/dev/null``."""
+    """Raise `OSError` if at `path` is anything but a file or a link, such as ``/dev/null``."""
     with suppress(FileNotFoundError):
         status = path.lstat()
         if not stat.S_ISLNK(status.st_mode):

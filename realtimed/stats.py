@@ -29,10 +29,10 @@ class Figures:
     hub: Hub
     sessions: Sessions
     service: Service = field(init=False)
-    """Set once there is one: its commands show these figures."""
+    """Set once there is a service. Its commands show these figures."""
     loop_lag: LoopLag = field(default_factory=LoopLag)
     websocket: list[str] = field(default_factory=list)
-    """The addresses at which WebSockets are accepted."""
+    """The addresses that accept WebSockets."""
     http: str | None = None
     io_uring: bool = False
     started: float = field(default_factory=time.time)
@@ -44,7 +44,7 @@ class Figures:
         return self.sessions.admission
 
     def stats(self) -> dict[str, object]:
-        """Return the answer to ``stats``. Counters count from the start; the others are as of now."""
+        """Return the answer to ``stats``. Counters count from the start; the others are current values."""
         hub, sessions, service = self.hub, self.sessions, self.service
         keyed, backlogs = service.context.keyed_receipts, sessions.backlogs
         return {
@@ -120,7 +120,7 @@ class Figures:
         }
 
     def _busiest_address(self) -> dict[str, object] | None:
-        """Return the address with most connections, how many it has, and how many there are altogether."""
+        """Return the address with the most connections, how many it has, and how many there are in all."""
         busiest = self.admission.busiest
         if busiest is None:
             return None

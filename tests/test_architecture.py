@@ -46,6 +46,13 @@ ONLY_USERS = {
     "anyio": "client",
 }
 
+TOP_LEVEL = (
+    "__init__.py", "__main__.py", "broker", "cli", "client", "config", "control", "daemon.py", "errors.py", "http",
+    "hub", "net", "process", "py.typed", "rpc", "state.py", "stats.py", "text.py", "websocket",
+)  # fmt: skip
+MODULE_LINES = 400
+FUNCTION_LINES = 50
+
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
 
 
@@ -79,6 +86,20 @@ def test_each_library_has_its_place(module: str) -> None:
     for name in map(part, imports(module)):
         assert part(module) == ONLY_USERS.get(name, part(module)), f"{module} imports {name}"
         assert part(module) not in PURE or name not in NOT_PURE, f"{module} imports {name}"
+
+
+def test_the_top_level_is_what_docs_name() -> None:
+    assert tuple(sorted(path.name for path in PACKAGE.iterdir() if path.name != "__pycache__")) == TOP_LEVEL
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_modules_and_functions_are_short(module: str) -> None:
+    source = MODULES[module].read_text()
+    assert len(source.splitlines()) <= MODULE_LINES
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno + 1 <= FUNCTION_LINES, node.name
 
 
 # Tests: what two of them need is in tests/kit, once.

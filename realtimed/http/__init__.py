@@ -1,1 +1,1 @@
-"""The daemon's HTTP endpoint: health and metrics."""
+"""The daemon's HTTP endpoint, with health and metrics."""

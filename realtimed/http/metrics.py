@@ -1,7 +1,7 @@
 """The daemon's figures in the text format of Prometheus. The only user of prometheus_client.
 
-Nothing is counted for this: when somebody asks, the counters that the daemon keeps anyway are read. No label has
-values that a peer can invent, so the number of lines is bounded whatever happens.
+Nothing is counted for this alone: a request reads the counters that the daemon keeps anyway. No label has values that a
+peer can invent, so the number of lines is bounded.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ __all__ = ["CONTENT_TYPE", "METRICS", "Exposition", "Reading"]
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 
 _OTHER: Final = "other"
-"""Stands for the close codes that clients and administrators choose for themselves."""
+"""Stands for all close codes that clients and administrators choose."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the metrics are made of: the daemon's ``stats``, its limit of connections, and its two histograms.
+    """The source of the metrics: the daemon's ``stats``, its limit on connections, and its two histograms.
 
-    `close_reasons` are the values of the label `reason`, by close code.
+    `close_reasons` has the values of the label `reason` by close code.
     """
 
     stats: Mapping[str, Any]
@@ -60,7 +60,7 @@ def _counter(key: str) -> Maker:
 
 
 def _by(label: str, key: str) -> Maker:
-    """Make a counter with a label, from a statistic that is a map."""
+    """Make a counter with a label from a statistic that is a map."""
 
     def make(name: str, help: str, reading: Reading) -> Metric:
         family = CounterMetricFamily(name, help, labels=[label])
@@ -151,11 +151,11 @@ METRICS: Final[Mapping[str, tuple[str, Maker]]] = {
     "realtimed_log_lines_lost": ("Lines of the log that could not be written.", _counter("log_lines_lost")),
     "realtimed_build": ("Versions.", _build),
 }
-"""The metrics by name, without the endings that Prometheus adds to it: ``_total``, ``_info``, ``_bucket`` and so on."""
+"""The metrics by name, without the suffixes that Prometheus adds: ``_total``, ``_info``, ``_bucket`` and so on."""
 
 
 class Exposition(Collector):
-    """Makes the page that Prometheus reads, from a new reading each time."""
+    """Renders the page that Prometheus reads. Each time it takes a new reading."""
 
     def __init__(self, read: Callable[[], Reading]) -> None:
         self._read = read

@@ -13,7 +13,7 @@ from realtimed.http.metrics import CONTENT_TYPE
 __all__ = ["Answer", "Routes", "sentence"]
 
 _SHARE: Final = 0.05
-"""The share of the time that may go into rendering metrics; faster requests get the cached page."""
+"""The part of the time that rendering metrics may use. Faster requests get the cached page."""
 
 _TEXT: Final = "text/plain; charset=utf-8"
 
@@ -35,7 +35,7 @@ def sentence(status: HTTPStatus, text: str, *headers: tuple[str, str]) -> Answer
 class Routes:
     """The answers to requests.
 
-    `ready` returns a clause on why newcomers cannot be served, or None; `metrics` renders the page of metrics.
+    `ready` returns a clause that says why new clients cannot be served, or None. `metrics` renders the metrics page.
     """
 
     def __init__(self, ready: Callable[[], str | None], metrics: Callable[[], bytes]) -> None:

@@ -1,8 +1,8 @@
-"""The HTTP endpoint of the daemon, for monitoring. What it serves is in `routes`.
+"""The HTTP endpoint of the daemon, for monitoring. `routes` has the answers.
 
-It has a socket of its own, which the network does not reach. A connection may make one request. Slow peers and long
-requests are refused, and further connections wait in the kernel's queue: together they never take more than a small
-share of the daemon's time.
+It has a separate socket, which the network does not reach. A connection may make one request. Slow peers and long
+requests are refused, and further connections wait in the kernel's queue. So all of them together take only a small part
+of the daemon's time.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from realtimed.process.logs import Event
 __all__ = ["Endpoint", "serve"]
 
 _REQUEST_TIMEOUT: Final = 5.0
-"""Seconds a request may take to arrive."""
+"""Seconds that a request may take to arrive."""
 
 _ANSWER_TIMEOUT: Final = 5.0
-"""Seconds the answer may take to be taken."""
+"""Seconds that a peer may take to read the answer."""
 
 _HEAD_LIMIT: Final = 8 * 1024
 """Bytes of a request's head."""
@@ -35,26 +35,26 @@ _CONNECTIONS: Final = 16
 """Connections at a time."""
 
 _PACE: Final = 0.01
-"""Seconds for each connection before another one is accepted."""
+"""Seconds between two connections, on average."""
 
 log = logging.getLogger(__name__)
 
 
 class Endpoint:
-    """Reads the request of each connection, and sends the answer that `routes` have for it."""
+    """Reads the request of each connection and sends the answer of `routes`."""
 
     def __init__(self, routes: Routes) -> None:
         self._routes = routes
         self._open = 0
         self._next_turn = trio.current_time()
-        self._through = trio.lowlevel.ParkingLot()
+        self._place_free = trio.lowlevel.ParkingLot()
 
     async def places(self) -> int:
         """Wait until more connections may be accepted; return how many."""
         await trio.sleep_until(self._next_turn)
-        await trio.lowlevel.checkpoint()  # those accepted last have begun now
+        await trio.lowlevel.checkpoint()  # the connections accepted last have begun by now
         while self._open >= _CONNECTIONS:
-            await self._through.park()
+            await self._place_free.park()
         return _CONNECTIONS - self._open
 
     async def serve(self, stream: trio.abc.Stream) -> None:
@@ -68,7 +68,7 @@ class Endpoint:
             pass  # the peer has gone
         finally:
             self._open -= 1
-            self._through.unpark_all()
+            self._place_free.unpark_all()
 
     async def _serve(self, stream: trio.abc.Stream) -> None:
         http = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD_LIMIT)
@@ -88,8 +88,8 @@ class Endpoint:
         await _send(stream, http, answer, bodiless=bodiless)
 
     def _answer_head(self, data: bytes, http: h11.Connection) -> tuple[Answer, bool]:
-        """Return the answer to a request, and whether it has a head only."""
-        # What is wrong is found here: h11's pattern for a header takes quadratic time for one that does not match.
+        """Return the answer to a request, and whether only its head is sent."""
+        # Find faults before h11 does: its pattern for a header takes quadratic time for one that does not match.
         fault = Head(data).fault
         if fault is not None:
             return sentence(fault.status, fault.sentence), False
@@ -104,7 +104,7 @@ class Endpoint:
 
 
 async def _receive_head(stream: trio.abc.Stream) -> bytes:
-    """Read the head of a request; return b"" if the peer hangs up. Raises `OverflowError` if it is too long."""
+    """Read the head of a request. Return b"" if the peer hangs up. Raises `OverflowError` if the head is too long."""
     collected = HeadBuffer(_HEAD_LIMIT)
     while data := await stream.receive_some(4096):
         if collected.feed(data):
@@ -113,7 +113,7 @@ async def _receive_head(stream: trio.abc.Stream) -> bytes:
 
 
 async def _send(stream: trio.abc.Stream, http: h11.Connection, answer: Answer, *, bodiless: bool = False) -> None:
-    """Send an answer, which is the last of its connection, for as long as the peer may take."""
+    """Send an answer, the last of its connection, within the time that the peer may take."""
     headers = [
         ("Content-Type", answer.content_type),
         ("Content-Length", str(len(answer.body))),

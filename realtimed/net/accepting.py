@@ -1,4 +1,4 @@
-"""Accepting connections forever, whatever the process or the system runs out of."""
+"""Accepting connections forever, even while the process or the system has no open files or memory left."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from realtimed.process.logs import Event
 __all__ = ["ClientFiles", "accept"]
 
 _PAUSE: Final = 0.1
-"""Seconds to wait before accepting again when there are no more open files or memory to be had."""
+"""Seconds to wait before accepting again when there are no more open files or no more memory."""
 
 _CALM: Final = 1.0
-"""Seconds without trouble after which it is over. While each file that is closed is opened again at once, it is not."""
+"""Seconds after the last error when the trouble is over. It lasts while each closed file is opened again at once."""
 
 _BATCH: Final = 8
-"""Connections that are accepted before other tasks get their turn. A handshake takes about half a millisecond in all,
-so this bounds a turn to a few milliseconds however many connect."""
+"""Connections accepted before other tasks get their turn. A handshake takes about half a millisecond in all, so this
+bounds a turn to a few milliseconds, however many clients connect."""
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +31,9 @@ _S = TypeVar("_S", bound=trio.abc.Stream)
 
 
 class ClientFiles:
-    """The open files for WebSockets, and for connections that may become one.
+    """The open files for WebSockets and for connections that may become WebSockets.
 
-    Without a limit, peers that connect and say nothing could take every file there is, and no publisher would get one.
+    Without a limit, peers that connect and send nothing could take all open files, and publishers could not connect.
     """
 
     def __init__(self, limit: int) -> None:
@@ -42,7 +42,7 @@ class ClientFiles:
 
     @property
     def obstacle(self) -> str | None:
-        """A clause on why there are none left, or None if there are some."""
+        """A clause that says why all are taken, or None while some are free."""
         if self.taken < self.limit:
             return None
         return f"the limit of open files leaves room for {self.limit} WebSockets and handshakes"
@@ -56,11 +56,11 @@ class ClientFiles:
 
 
 class _Trouble:
-    """A reason why a listener accepts nothing. The log says when it begins, when it changes and when it is over."""
+    """The reason why a listener accepts nothing. The log says when it begins, changes and ends."""
 
     def __init__(self, listener: str) -> None:
         self.over_at = math.inf
-        """The time at which the trouble is over unless there is more of it; infinite while there is none."""
+        """The time at which the trouble is over, unless an error comes first; infinite while there is no trouble."""
         self._listener = listener
         self._reason: str | None = None
 
@@ -83,9 +83,9 @@ async def accept(
     nursery: trio.Nursery,
     places: Callable[[], Awaitable[int]] | None = None,
 ) -> None:
-    """Start a task in `nursery` for each connection, forever.
+    """Accept connections forever, and start a task in `nursery` for each.
 
-    `places` returns how many may be accepted now, or raises `OSError`.
+    `places` waits if it has to, and returns how many may be accepted now; it may raise `OSError`.
     """
     trouble = _Trouble(listener.name)
     while True:
@@ -93,7 +93,7 @@ async def accept(
             await _ready(listener, trouble)
             streams = listener.accept(_BATCH if places is None else min(await places(), _BATCH))
         except OSError as error:
-            # The connection stays in the kernel's queue. To try again at once would only burn the processor.
+            # The connection stays in the kernel's queue. Another try at once would only burn processor time.
             trouble.note(error)
             await trio.sleep(_PAUSE)
             trouble.calm_from(trio.current_time())
@@ -103,7 +103,7 @@ async def accept(
 
 
 async def _ready(listener: SocketListener[_S], trouble: _Trouble) -> None:
-    """Wait for a connection; meanwhile the trouble may be over."""
+    """Wait for a connection. The trouble may end meanwhile."""
     with trio.move_on_at(trouble.over_at) as calm:
         await listener.ready()
     if trio.current_time() >= trouble.over_at:

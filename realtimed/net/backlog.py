@@ -1,4 +1,4 @@
-"""What waits for one client that does not read fast enough, in order."""
+"""What waits, in order, for one client that does not read fast enough."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ __all__ = ["FAR_OVER", "OVER_SECONDS", "Backlog"]
 _BUFFERS_PER_SEND: Final = 64
 
 _SMALL: Final = 256
-"""Bytes up to which a frame is copied behind the one before: cheaper than an entry that refers to it."""
+"""Frames of at most this many bytes are copied behind the one before: that costs less than an entry for each."""
 
 OVER_SECONDS: Final = 0.5
-"""Seconds for which more than `max-backlog` may wait for a client. A burst that is larger is no reason to disconnect a
-client that reads as fast as it can: that takes a few milliseconds."""
+"""Seconds for which more than `max-backlog` may wait for a client. A larger burst is no reason to disconnect a client
+that reads as fast as it can: that takes a few milliseconds."""
 
 FAR_OVER: Final = 4
-"""How many times `max-backlog` may wait for a client even so, unless it is one write to a client that has read all."""
+"""How many times `max-backlog` may wait even then, except for a single write to a client that has read all else."""
 
 _CHUNK_BYTES: Final = 4096
-"""Bytes of a chunk, in which small frames are gathered."""
+"""Bytes of a chunk, which gathers small frames."""
 
 _CHUNK_SECONDS: Final = 0.1
-"""Seconds between the first and the last frame of a chunk. Deadlines are as exact as that."""
+"""Seconds between the first and the last frame of a chunk. Deadlines are no more exact than that."""
 
 
 class Backlog:
@@ -43,13 +43,13 @@ class Backlog:
         "sent", "size", "time",
     )  # fmt: skip
 
-    # Invariants: `entries` is in the order of time; the first `sent` bytes of its head are gone already. `_later` has
-    # what follows the entries, with `_replays` replays of which pieces are still to be made; unless it is empty, a
-    # replay is first. `size` is how many bytes wait, as far as they are made; `asked` counts those of them that the
-    # client has asked for; `cost` is the memory of all of it for this client alone. `time` is that of the last entry,
-    # or later. `over_since` is when more than the limit began to wait, infinite while no more does. The stream waits
-    # for the peer within the scope `patience`. `replayed` is set unless `asked` is above 0 or there are `_replays`;
-    # `drained` is set when the stream has dropped this backlog.
+    # Invariants: `entries` is in the order of time; the first `sent` bytes of its head are sent. `_later` has what
+    # follows the entries, with `_replays` replays that have pieces still to be made; if it is not empty, a replay is
+    # first. `size` is how many bytes wait, without pieces that are not made yet; `asked` counts those of them that the
+    # client has asked for; `cost` is the memory that all of it takes for this client alone. `time` is that of the last
+    # entry, or later. `over_since` is when more than the limit began to wait, infinite while no more does. The stream
+    # waits for the peer within the scope `patience`. `replayed` is set unless `asked` is above 0 or there are
+    # `_replays`; `drained` is set when the stream has dropped this backlog.
 
     def __init__(self, backlogs: Backlogs) -> None:
         self._backlogs = backlogs
@@ -69,7 +69,7 @@ class Backlog:
 
     @property
     def live(self) -> int:
-        """Bytes that wait and that the client has not asked for."""
+        """Bytes that wait without the client having asked for them."""
         return self.size - self.asked
 
     @property
@@ -83,26 +83,26 @@ class Backlog:
         return sum(data.retained for _, data, _ in self._later if isinstance(data, Pieces)) if self._replays else 0
 
     def add(self, data: bytes, sent: int) -> None:
-        """Append `data`, of which the first `sent` bytes are gone; they may be if nothing else waits."""
+        """Append `data`, of which the first `sent` bytes have been sent. If anything else waits, `sent` must be 0."""
         time = trio.current_time()
         self.size += len(data) - sent
         queue = self._later or self.entries
         if len(data) <= _SMALL:
             if queue and not sent and self._gathered(queue[-1], data, time):
                 return
-            own: Data = bytearray(data)
+            stored: Data = bytearray(data)
         else:
-            own = data
+            stored = data
         if queue is self.entries:
             if not queue:
                 self.sent = sent
-            # Behind a replay, which has its own time, it does not wait for the client, but for that.
+            # An entry behind a replay waits for that, not for the client, so the replay sets its time.
             time = self.time = max(self.time, time)
-        self.cost += self._backlogs.charge(own, False)
-        queue.append((time, own, False))
+        self.cost += self._backlogs.charge(stored, False)
+        queue.append((time, stored, False))
 
     def _gathered(self, last: Later, data: bytes, time: float) -> bool:
-        """Copy `data` behind the last entry, if that is a chunk with space for it; return whether it was."""
+        """Copy `data` behind the last entry if that is a chunk with space for it. Return whether it was copied."""
         since, chunk, asked = last
         if type(chunk) is not bytearray or asked or len(chunk) + len(data) > _CHUNK_BYTES:
             return False
@@ -114,10 +114,10 @@ class Backlog:
         return True
 
     def add_replay(self, begun: bytes, sent: int, rest: Pieces, pace: float) -> None:
-        """Append an answer that the client has asked for: `begun`, whose first `sent` bytes are gone, and the `rest`.
+        """Append an answer that the client has asked for: `begun`, its first `sent` bytes sent, and then `rest`.
 
-        If something is begun, nothing else may be waiting. The client gets `pace` seconds a byte for all of it, beside
-        the time that every message has.
+        If `begun` is not empty, nothing else may wait. The client gets `pace` seconds a byte for the answer, beside the
+        time that it has for every message.
         """
         time = trio.current_time()
         if self.replayed.is_set():
@@ -163,7 +163,7 @@ class Backlog:
         self.entries.append((self.time, data, True))
 
     def _advance(self) -> None:
-        """Move what has been made already behind the entries, up to the next replay."""
+        """Move entries from `_later` to `entries`, up to the next replay."""
         while self._later:
             time, data, asked = self._later[0]
             if isinstance(data, Pieces):
@@ -173,7 +173,7 @@ class Backlog:
             self.entries.append((self.time, data, asked))
 
     def buffers(self) -> list[Data]:
-        """Return the buffers to send next. Nothing may be added as long as they exist."""
+        """Return the buffers to send next. While they exist, nothing may be added."""
         buffers = [data for _, data, _ in islice(self.entries, _BUFFERS_PER_SEND)]
         buffers[0] = memoryview(buffers[0])[self.sent :]
         return buffers
@@ -200,12 +200,12 @@ class Backlog:
 
     @property
     def deadline(self) -> float:
-        """The time at which the client is slow unless it has read some of this."""
+        """The time at which the client is slow, unless it reads some of this before."""
         waiting = self.entries[0][0] + self._backlogs.timeout if self.entries else math.inf
         return min(waiting, self.over_since + OVER_SECONDS)
 
     def is_far_over(self) -> bool:
-        """Return whether far more waits than the limit allows; note when it begins to be more."""
+        """Return whether far more waits than the limit. Record when it begins to be more than the limit."""
         limit = self._backlogs.limit
         if self.live <= limit:
             return False
@@ -215,14 +215,14 @@ class Backlog:
         return self.live > FAR_OVER * limit
 
     def limits_changed(self) -> None:
-        """Apply the limits of `Backlogs`, which may be lower now."""
+        """Apply the limits of `Backlogs`, which may have been lowered."""
         self.is_far_over()
         self.patience.deadline = min(self.patience.deadline, self.deadline)
 
     def drop_unsent(self, boundary: Callable[[Data, int], int]) -> None:
-        """Keep only the rest of the frame that is partly sent.
+        """Keep only the rest of a partly sent frame.
 
-        `boundary` returns the first place between two frames at or behind an offset.
+        `boundary` returns the offset of the first boundary between frames at or behind an offset.
         """
         sent = self.sent
         begun = self.entries[0] if self.entries and sent else None

@@ -1,4 +1,4 @@
-"""The one task that carries publications from the hub to the subscribers' sockets."""
+"""The one task that sends publications from the hub to the subscribers' sockets."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from realtimed.process.logs import Event
 __all__ = ["MISSED", "FanOut"]
 
 _SLICE: Final = 512
-"""Small sends made in one go: half a millisecond or a whole one, after which every other task may run."""
+"""Small sends in one go. They take half a millisecond to one; then every other task may run."""
 
 _LOG_LIMIT: Final = 4 * 2**20
-"""Bytes of memory for publications that wait for the fan-out; beyond it publishers wait too."""
+"""Bytes of memory for publications that wait for the fan-out. Above it, publishers wait too."""
 
 MISSED: Final = "an internal error: messages may have been missed"
 """The reason for which connections are given up after a fault."""
@@ -31,15 +31,16 @@ log = logging.getLogger(__name__)
 
 
 class FanOut:
-    """Runs the hub's rounds, and holds publishers back when they are faster.
+    """Runs the hub's rounds, and makes publishers wait while they are faster.
 
     After a fault, `give_up` ends the connections that may have missed something.
 
-    `round_times` has the seconds each round took, from when it was put together until its last send.
+    `round_times` observes the seconds of each round, from when it is put together until its last send.
     """
 
-    # `_round` is the round that is under way; it began at `_began` on the clock of `time.perf_counter`. While
-    # `_attended`, the task need not be woken: `publish_now` sends what is published.
+    # `_round` is the round under way, if any. It began at `_began` on the clock of `time.perf_counter`. While
+    # `_attended`, nobody need wake the task: `publish_now` sends what is published. `_progress` holds the tasks that
+    # wait until less is unsent; each step wakes them.
 
     def __init__(self, hub: Hub, give_up: Callable[[Collection[Subscriber | Watcher]], None]) -> None:
         self.round_times = Histogram()
@@ -49,7 +50,7 @@ class FanOut:
         self._began = 0.0
         self._attended = False
         self._work = trio.Event()
-        self._through = trio.lowlevel.ParkingLot()
+        self._progress = trio.lowlevel.ParkingLot()
         hub.wake = self._wake
 
     async def run(self) -> None:
@@ -61,10 +62,10 @@ class FanOut:
                 await trio.lowlevel.checkpoint()
 
     def publish_now(self, publish: Callable[[], None]) -> None:
-        """Call `publish`, and make the first sends now instead of in the next turn of the event loop.
+        """Call `publish`, and make the first sends now, not in the next turn of the event loop.
 
-        If sends are under way, those come first. For a publisher that is alone: what others publish in this turn could
-        not share the round.
+        Sends that are under way come first. Only a lone publisher should use this: what others publish in this turn
+        could not share the round.
         """
         self._attended = True
         try:
@@ -79,9 +80,9 @@ class FanOut:
                     self._work.set()
 
     def _step(self) -> bool:
-        """Make the sends of one slice, to subscribers and then to watchers; return whether there are more to make.
+        """Make one slice of sends to subscribers, then one to watchers. Return whether there are more to make.
 
-        Here are the exception boundaries around the fan-out. A fault inside is a bug, and ends the connections that may
+        The exception boundaries around the fan-out are here. A fault inside is a bug. It ends the connections that may
         have missed something, so that their clients come back and ask for it.
         """
         try:
@@ -92,8 +93,8 @@ class FanOut:
             self._give_up(self._hub.abandon_round())
         if not self._hub.watchers.idle:
             self._show_slice()
-        # Always: the last watcher may have left meanwhile, with everything that waited for it.
-        self._through.unpark_all()
+        # Do this always: the last watcher may have disconnected, and everything that waited for it is dropped then.
+        self._progress.unpark_all()
         return not self._hub.idle
 
     def _show_slice(self) -> None:
@@ -112,14 +113,14 @@ class FanOut:
             self.round_times.observe(time.perf_counter() - self._began)
 
     async def room(self) -> None:
-        """Wait until the fan-out has caught up enough for more to be published."""
+        """Wait until there is room for more to be published."""
         while self._hub.unsent_bytes > _LOG_LIMIT:
-            await self._through.park()
+            await self._progress.park()
 
     async def settle(self) -> None:
-        """Wait until all publications so far have been handed to sockets or backlogs, those of watchers too."""
+        """Wait until all publications so far are in sockets or backlogs, those for watchers included."""
         while not self._hub.idle:
-            await self._through.park()
+            await self._progress.park()
 
     def _wake(self) -> None:
         if not self._attended:

@@ -1,9 +1,9 @@
 """The head of an HTTP request, read in one linear pass. No I/O.
 
-Strategy: split at line ends, at the first colon and at commas, strip, and compare sets of bytes. There is no regular
-expression, since one with two repeats side by side takes quadratic time. The grammar is that of RFC 9112 (messages)
-and RFC 9110 (fields), without what those let a server tolerate: folded lines, line ends that are not CR LF, control
-characters. What passes here means the same to every other reader.
+Strategy: split at line ends, at the first colon and at commas; strip; compare sets of bytes. There is no regular
+expression, since one with two adjacent repeats takes quadratic time. The grammar is that of RFC 9112 (messages) and
+RFC 9110 (fields). A server may tolerate folded lines, line ends other than CR LF, and control characters; this one does
+not. What passes here means the same to every other reader.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FIELD_LIMIT: Final = 256
 """Headers of a request. Browsers send about 20, and proxies add a few."""
 
 _TOKEN: Final = b"!#$%&'*+-.^_`|~" + (string.digits + string.ascii_letters).encode()
-"""What names and methods are made of (RFC 9110 section 5.6.2)."""
+"""The bytes of names and methods (RFC 9110 section 5.6.2)."""
 
 _VISIBLE: Final = bytes(range(0x21, 0x7F))
 _IN_VALUES: Final = b"\t " + _VISIBLE + bytes(range(0x80, 0x100))
@@ -31,9 +31,9 @@ _NAME_SHOWN: Final = 40
 
 
 class Fault(NamedTuple):
-    """What is wrong with a head: a sentence, the name of the header it is about ("" if none), the status of the answer.
+    """What is wrong with a head: a sentence, the name of the wrong header ("" if none), the status of the answer.
 
-    The name is as it was sent, cut, and with escapes for what is not ASCII.
+    The name is as sent, but cut, with escapes for bytes that are not ASCII.
     """
 
     sentence: str
@@ -46,9 +46,9 @@ _LINE_ENDS: Final = "CR and LF stand only together, at the end of a line (RFC 91
 
 
 class HeadBuffer:
-    """Collects bytes until they hold a whole head. Linear in their number, however they are cut.
+    """Collects bytes until they hold a whole head, in linear time, whatever pieces they come in.
 
-    `head` is there once `feed` has returned True, with the empty line at its end, and `rest` is what came behind it.
+    Once `feed` has returned True, `head` is the head with the empty line at its end, and `rest` is what came behind it.
     """
 
     __slots__ = ("_data", "_limit", "head", "rest")
@@ -60,10 +60,10 @@ class HeadBuffer:
         self.rest = b""
 
     def feed(self, data: bytes | bytearray) -> bool:
-        """Take more bytes; return whether the head is whole. Raises `OverflowError` if it is longer than the limit.
+        """Take more bytes. Return whether the head is whole. Raises `OverflowError` if it is longer than the limit.
 
-        An empty line that ends with LF alone ends a head too, which is refused then. That tells the peer sooner than
-        its deadline does.
+        An empty line that ends with LF alone also ends a head, which is refused later. So the peer learns of its
+        mistake before its deadline.
         """
         begin = max(len(self._data) - 2, 0)
         self._data += data
@@ -78,18 +78,18 @@ class HeadBuffer:
 
 
 class Head:
-    """A request's head, taken apart. `fault` is the first thing that is wrong with it, or None.
+    """The parts of a request's head. `fault` is the first thing that is wrong with it, or None.
 
-    `fields` maps names, in lower case, to values in their order, without the blanks around them. Values may have
-    bytes above 0x7f, which mean nothing in particular (RFC 9110 section 5.5). With a fault there are those fields that
-    are well-formed, but none at all if there are too many, since the last ones are not known then; `method`,
-    `target` and `version` are b"" if the fault is in the request line.
+    `fields` maps each name, in lower case, to its values in order, without the blanks around them. Values may have
+    bytes above 0x7f, which have no defined meaning (RFC 9110 section 5.5). After a fault, `fields` has the well-formed
+    fields; it is empty if there are too many, since the last ones are unknown then. `method`, `target` and `version`
+    are b"" if the fault is in the request line.
     """
 
     __slots__ = ("fault", "fields", "method", "target", "version")
 
     def __init__(self, data: bytes) -> None:
-        """Read `data`, which is all up to the empty line, with or without that."""
+        """Read `data`: everything up to the empty line, with or without that line."""
         first, *lines = data.removesuffix(b"\r\n\r\n").split(b"\r\n", FIELD_LIMIT + 1)
         self.method = self.target = self.version = b""
         self.fields: dict[bytes, list[bytes]] = {}
@@ -102,14 +102,14 @@ class Head:
             self._read_fields(lines)
 
     def text(self, name: bytes) -> str:
-        """Return the values of a header as one list with commas (RFC 9110 section 5.3), "" if it is not there.
+        """Return all values of a header, joined by commas (RFC 9110 section 5.3); "" if there is no such header.
 
-        Bytes above 0x7f come out as U+FFFD.
+        Bytes above 0x7f become U+FFFD.
         """
         return b",".join(self.fields.get(name, ())).decode("ascii", "replace")
 
     def has_word(self, name: bytes, word: str) -> bool:
-        """Return whether a header whose value is a list has a word in it, in upper or lower case."""
+        """Return whether `word`, in lower case, is in a header's list of values, where case does not matter."""
         return word in map(str.strip, self.text(name).lower().split(","))
 
     def _read_request_line(self, line: bytes) -> Fault | None:
@@ -138,7 +138,7 @@ class Head:
 
 
 def _explained(line: bytes, previous: bytes) -> Fault:
-    """Return what is wrong with a line that is no header; `previous` is the name of the one before it."""
+    """Return what is wrong with a line that is not a header. `previous` is the name in the line before."""
     name, colon, value = line.partition(b":")
     if line[:1] in (b" ", b"\t"):
         if not previous:

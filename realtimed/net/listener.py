@@ -1,4 +1,4 @@
-"""Listening sockets: accepting connections, and Unix sockets that appear whole and are never stolen."""
+"""Listening sockets. A Unix socket appears with its mode and group in place, and never replaces one in use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import shutil
 import socket
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final, Generic, TypeVar
@@ -24,19 +24,19 @@ from realtimed.text import printable
 __all__ = ["SocketListener", "adopt_listener", "listen", "open_listener"]
 
 _LISTEN_QUEUE: Final = 4096
-"""Connections the kernel keeps until they are accepted; it takes the lower of this and net.core.somaxconn."""
+"""Connections that the kernel keeps until they are accepted. Its own limit, net.core.somaxconn, may be lower."""
 
 _LOCK_PATIENCE: Final = 10.0
-"""Seconds a start waits for a lock on the directory of its socket: daemons hold it for a millisecond."""
+"""Seconds that a start waits for a lock on its socket's directory. Daemons hold it for a millisecond."""
 
 _LOCK_INTERVAL: Final = 0.05
-"""Seconds between two tries to get it."""
+"""Seconds between two tries to get that lock."""
 
 StreamT = TypeVar("StreamT", bound=trio.abc.Stream)
 
 
 class SocketListener(trio.abc.AsyncResource, Generic[StreamT]):
-    """Accepts connections and wraps them. Closing it unlinks the Unix socket at `path`, if that still leads there.
+    """Accepts connections and wraps them. Closing it unlinks `path`, if that is still this Unix socket.
 
     `reopen` returns another socket that listens at `path`, or raises `OSError`; see `renew`.
     """
@@ -54,32 +54,32 @@ class SocketListener(trio.abc.AsyncResource, Generic[StreamT]):
         self._reopen = reopen
         self._inode = _inode(path) if path is not None else None
         self.name = str(self.address)
-        """Where it listens, as the log says it."""
+        """Its address as the log shows it."""
 
     @property
     def address(self) -> Address:
-        """Where it listens; a port that was given as 0 is the one the kernel chose."""
+        """Its address. For port 0 it has the port that the kernel chose."""
         name = self._socket.getsockname()
         if self._socket.family == socket.AF_UNIX:
-            # What begins with a zero byte is no path but an abstract name, which is written with an @.
+            # A name that begins with a zero byte is not a path but abstract. It is written with an @.
             return Address(path=Path(os.fsdecode(name).replace("\0", "@", 1)))
         host, port = name[:2]
         return Address(host=host, port=port)
 
     async def ready(self) -> None:
-        """Wait until somebody connects."""
+        """Wait until a peer connects."""
         sock = self._socket
         try:
             await trio.lowlevel.wait_readable(sock)
         except trio.ClosedResourceError:
             if sock is self._socket:
                 raise
-            # Another one has taken its place, and may well have somebody waiting.
+            # `renew` has replaced the socket, and a peer may already wait at the new one.
 
     def renew(self) -> bool:
-        """Listen anew at a path from which the socket was removed; return whether that was so.
+        """Listen again if the socket file was removed, with a new socket at the same path. Return whether it did.
 
-        Nobody could connect any more, and those who had are accepted. Raises `OSError` if it is not possible.
+        Before that, the peers that connected to the old socket are accepted. Raises `OSError` if it cannot listen.
         """
         if self._path is None or self._reopen is None or self._socket.fileno() < 0:
             return False
@@ -88,10 +88,8 @@ class SocketListener(trio.abc.AsyncResource, Generic[StreamT]):
             return False
         if found is not None:
             raise OSError(errno.EADDRINUSE, "there is something else now; is another realtimed running?")
-        waiting = select.poll()
-        waiting.register(self._socket, select.POLLIN)
-        if waiting.poll(0):
-            return False  # whoever has connected is accepted first
+        if _has_waiting(self._socket):
+            return False
         old, self._socket = self._socket, self._reopen()
         self._inode = _inode(self._path)
         trio.lowlevel.notify_closing(old)
@@ -99,9 +97,9 @@ class SocketListener(trio.abc.AsyncResource, Generic[StreamT]):
         return True
 
     def accept(self, limit: int) -> list[StreamT]:
-        """Return the connections that are there, up to `limit`; possibly none.
+        """Return the connections that wait, at most `limit`; possibly none.
 
-        Raises `OSError` when the process or the system can have no more of them for now.
+        Raises `OSError` if the first cannot be accepted because the process or the system has reached a limit.
         """
         accepted: list[StreamT] = []
         try:
@@ -112,16 +110,16 @@ class SocketListener(trio.abc.AsyncResource, Generic[StreamT]):
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 accepted.append(self._wrap(sock))
         except (BlockingIOError, ConnectionAbortedError):
-            pass  # these are all, or the next one went away while it was waiting
+            pass  # no more wait, or the next one has gone while it waited
         except OSError:
             if not accepted:
                 raise
         return accepted
 
     def last_ones(self) -> list[StreamT]:
-        """Let nobody connect any more, and return the connections that wait, as far as there are open files for them.
+        """Stop listening at the path, and return the connections that wait, as far as there are open files for them.
 
-        At a socket that was adopted they wait for whoever accepts there next.
+        Of an adopted socket it returns none: they wait for the next process that accepts there.
         """
         if self._path is None:
             return []
@@ -140,9 +138,9 @@ class SocketListener(trio.abc.AsyncResource, Generic[StreamT]):
         await trio.lowlevel.checkpoint()
 
     def _unlink(self) -> None:
-        """Remove the socket's file if it is ours, for good."""
+        """Remove the socket's file if it is ours. Only the first call does something."""
         if self._path is not None and _inode(self._path) == self._inode:
-            with suppress(OSError):  # a directory that may not be written any more; the next daemon replaces the file
+            with suppress(OSError):  # we may not write the directory any more; the next daemon replaces the file
                 self._path.unlink()
         self._path = None
 
@@ -150,7 +148,7 @@ class SocketListener(trio.abc.AsyncResource, Generic[StreamT]):
 async def listen(
     where: Address | socket.socket, wrap: Callable[[socket.socket], StreamT], *, mode: int, group: str | None
 ) -> SocketListener[StreamT]:
-    """Listen at an address, or at a socket that is open already; see `open_listener` and `adopt_listener`."""
+    """Listen at an address, or at a socket that is already open. See `open_listener` and `adopt_listener`."""
     if isinstance(where, socket.socket):
         return adopt_listener(where, wrap)
     return await open_listener(where, wrap, mode=mode, group=group)
@@ -159,37 +157,38 @@ async def listen(
 async def open_listener(
     address: Address, wrap: Callable[[socket.socket], StreamT], *, mode: int, group: str | None
 ) -> SocketListener[StreamT]:
-    """Listen at `address`. A dead daemon's socket file is replaced; `mode` and `group` are for Unix sockets.
+    """Listen at `address`. A dead daemon's socket file is replaced. `mode` and `group` are for Unix sockets.
 
-    Waits for `_LOCK_PATIENCE` seconds at most while another daemon does the same in the same directory; until then
-    nothing has been done, so it may be cancelled. Raises `ConfigurationError` if that is not possible, saying why.
+    Waits at most `_LOCK_PATIENCE` seconds while another daemon does the same in the same directory. It may be cancelled
+    then, since nothing has been done yet. Raises `ConfigurationError`, which says why, if it cannot listen.
     """
     path = address.path
-    reopen = None if path is None else partial(_listen_unix, path, mode, group)
     try:
         if path is None:
-            sock = socket.create_server(
-                (address.host, address.port),
-                family=socket.AF_INET6 if ":" in address.host else socket.AF_INET,
-                backlog=_LISTEN_QUEUE,
-            )
-        else:
-            sock = await _listen_when_unlocked(path, mode, group)
+            return SocketListener(_listen_tcp(address), wrap)
+        sock = await _listen_when_unlocked(path, mode, group)
+        return SocketListener(sock, wrap, path, partial(_listen_unix, path, mode, group))
     except OSError as error:
         raise ConfigurationError(printable(f"cannot listen at {address}: {error.strerror or error}")) from error
     except UnicodeError as error:
         raise ConfigurationError(printable(f"cannot listen at {address}: no host has such a name")) from error
-    sock.setblocking(False)
-    return SocketListener(sock, wrap, path, reopen)
 
 
 def adopt_listener(sock: socket.socket, wrap: Callable[[socket.socket], StreamT]) -> SocketListener[StreamT]:
-    """Accept connections at a socket that somebody else has opened and keeps open.
+    """Accept connections at a socket that another process has opened and keeps open.
 
-    Its path, mode and group are theirs. What is not accepted when the listener is closed waits for the next one.
+    That process chooses path, mode and group. Connections that wait when the listener is closed wait for the next one.
     """
     sock.setblocking(False)
     return SocketListener(sock, wrap)
+
+
+def _listen_tcp(address: Address) -> socket.socket:
+    """Listen at a host and port. Raises `OSError`, and `UnicodeError` for what cannot be a host's name."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    sock = socket.create_server((address.host, address.port), family=family, backlog=_LISTEN_QUEUE)
+    sock.setblocking(False)
+    return sock
 
 
 async def _listen_when_unlocked(path: Path, mode: int, group: str | None) -> socket.socket:
@@ -204,32 +203,26 @@ async def _listen_when_unlocked(path: Path, mode: int, group: str | None) -> soc
 
 
 def _listen_unix(path: Path, mode: int, group: str | None) -> socket.socket:
-    """Listen at `path`. Nobody can connect before its mode and group are in place, since it is not listening yet.
+    """Listen at `path`. Nobody can connect until mode and group are in place, since it does not listen before.
 
-    Raises `BlockingIOError` while another daemon is doing the same, and `OSError` if it is not possible.
+    Raises `BlockingIOError` while another daemon does the same, and `OSError` if it cannot listen.
     """
-    with _lock(path.parent):
+    with _lock(path.parent), ExitStack() as undo:
         _make_free(path)
-        sock = socket.socket(socket.AF_UNIX)
-        try:
-            sock.bind(os.fspath(path))
-            try:
-                if group is not None:
-                    _give_to(path, group)
-                path.chmod(mode)
-                sock.listen(_LISTEN_QUEUE)
-            except OSError:
-                path.unlink()
-                raise
-        except OSError:
-            sock.close()
-            raise
+        sock = undo.enter_context(socket.socket(socket.AF_UNIX))
+        sock.bind(os.fspath(path))
+        undo.callback(path.unlink)
+        if group is not None:
+            _give_to(path, group)
+        path.chmod(mode)
+        sock.listen(_LISTEN_QUEUE)
         sock.setblocking(False)
+        undo.pop_all()
         return sock
 
 
 def _give_to(path: Path, group: str) -> None:
-    """Change the group of a file. Raises `OSError` if that is not possible, or there is no such group any more."""
+    """Change the group of a file. Raises `OSError` if that is not possible, or the group no longer exists."""
     try:
         shutil.chown(path, group=group)
     except LookupError as error:
@@ -238,7 +231,7 @@ def _give_to(path: Path, group: str) -> None:
 
 @contextmanager
 def _lock(directory: Path) -> Iterator[None]:
-    """Keep two daemons that start at once from both replacing the same dead socket.
+    """Lock a directory, so that two daemons that start at once do not both replace the same dead socket.
 
     Raises `BlockingIOError` while another process holds a lock on the directory.
     """
@@ -255,7 +248,7 @@ def _lock(directory: Path) -> Iterator[None]:
 
 
 def _make_free(path: Path) -> None:
-    """Remove a socket that nobody listens at. Raises `OSError` if there is anything else at `path`."""
+    """Remove a socket at `path` at which no process listens. Raises `OSError` if there is anything else."""
     try:
         found = path.lstat().st_mode
     except FileNotFoundError:
@@ -272,6 +265,13 @@ def _make_free(path: Path) -> None:
         except BlockingIOError:
             pass  # a daemon that is too busy to accept is alive
     raise OSError(errno.EADDRINUSE, "another process is listening there; is realtimed running already?")
+
+
+def _has_waiting(sock: socket.socket) -> bool:
+    """Return whether a connection waits to be accepted."""
+    readable = select.poll()
+    readable.register(sock, select.POLLIN)
+    return bool(readable.poll(0))
 
 
 def _inode(path: Path) -> tuple[int, int] | None:

@@ -1,7 +1,7 @@
-"""Unix sockets whose files are removed under the running daemon: by a cleaner of /tmp, or an administrator's rm.
+"""Replaces Unix socket files that something removes while the daemon runs, such as a cleaner of /tmp or an `rm`.
 
-The sockets go on to work for those who are connected, but nobody else finds them any more. So they are looked at now
-and then, and made anew where they are gone.
+The sockets still work for connected peers, but nobody else can find them. So the daemon checks the files regularly, and
+makes missing ones again.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from realtimed.process.logs import Event
 __all__ = ["SocketFiles"]
 
 _INTERVAL: Final = 1.0
-"""Seconds between two looks: so long, at most, nobody can connect."""
+"""Seconds between two checks. For at most this long nobody can connect."""
 
 log = logging.getLogger(__name__)
 
 
 class SocketFiles:
-    """Keeps the files of `listeners` where they belong. `obstacle` says which one is gone and why it stays so."""
+    """Keeps the socket files of `listeners` in place."""
 
-    # Invariant: `_trouble` holds what kept those listeners from being renewed that are out of reach.
+    # Invariant: `_trouble` maps the name of each listener that nobody can reach to the reason why it was not renewed.
 
     def __init__(self, listeners: Sequence[SocketListener[Any]]) -> None:
         self._listeners = listeners
@@ -34,11 +34,11 @@ class SocketFiles:
 
     @property
     def obstacle(self) -> str | None:
-        """What is wrong, if anything is."""
+        """A clause that says which file is gone and why it stays gone, or None."""
         return next((f"{listener} is gone: {reason}" for listener, reason in self._trouble.items()), None)
 
     async def run(self) -> None:
-        """Look after them forever."""
+        """Check the files forever."""
         while True:
             await trio.sleep(_INTERVAL)
             for listener in self._listeners:

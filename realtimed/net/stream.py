@@ -2,12 +2,12 @@
 
 A stream is in one of four states:
 
-    open        what the kernel takes is gone in one call, without a queue; `fd` is the socket's descriptor
+    open        the kernel takes each write whole, in one call, without a queue; `fd` is the socket's descriptor
     backlogged  the kernel took less; the rest waits in a queue, and one task drains it; `fd` is -1
-    sealed      nothing more is taken, as after a WebSocket's Close; the queue still drains; `fd` is -1
+    sealed      further writes are discarded, as after a WebSocket's Close; the queue still drains; `fd` is -1
     shut        the socket is closed; `fd` is -1
 
-So a client that keeps up costs one call a message, and has no queue, no task and no allocation.
+So a client that keeps up costs one call a message: no queue, no task, no allocation.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SO_PEERGROUPS: Final = 59
 
 
 class Owner(Protocol):
-    """The owner of a stream, which decides how its connection ends."""
+    """The object that owns a stream and decides how its connection ends."""
 
     def end(self, ending: Ending, reason: str) -> None:
         """End the connection. Returns at once.
@@ -59,9 +59,10 @@ _OPEN, _BACKLOGGED, _SEALED, _SHUT = _State  # members of an Enum take 0.2 µs t
 
 
 class QueuedStream(trio.abc.Stream):
-    """A stream whose sends never wait: what the kernel does not take is kept in order, within limits.
+    """A stream whose sends never wait. It keeps what the kernel does not take, in order and within limits.
 
-    It is a `realtimed.hub.channel.Subscriber` as well. Writing needs a nursery and an owner; see `attach`.
+    It is also a `realtimed.hub.channel.Subscriber`. Before the first write it needs a nursery and an owner; see
+    `attach`.
     """
 
     __slots__ = (
@@ -77,9 +78,8 @@ class QueuedStream(trio.abc.Stream):
         "heard_at",
     )
 
-    # Invariants: `_backlog` is there while something waits, and so is its drain task. It is there in the state
-    # BACKLOGGED, may be there in SEALED, and in no other. `fd` is the socket's descriptor in the state OPEN,
-    # otherwise -1.
+    # Invariants: there is a `_backlog`, and its drain task, while something waits: always in the state BACKLOGGED,
+    # perhaps in SEALED, and in no other. `fd` is the socket's descriptor in the state OPEN, otherwise -1.
 
     channels: set[Channel]
     fd: int
@@ -95,7 +95,7 @@ class QueuedStream(trio.abc.Stream):
         self.channels = set()
         self.fd = sock.fileno()
         self.heard_at = trio.current_time()
-        """When the peer was heard last, on trio's clock: when it sent something, or took some of its backlog."""
+        """When the peer last sent something or took some of its backlog, on trio's clock."""
 
     def attach(self, nursery: trio.Nursery, owner: Owner) -> None:
         """Set the nursery in which the drain task runs, and the owner."""
@@ -103,12 +103,12 @@ class QueuedStream(trio.abc.Stream):
         self._owner = owner
 
     def limits_changed(self) -> None:
-        """Apply `Backlogs.limit` and `Backlogs.timeout`, which may be lower now, to what waits already."""
+        """Apply `Backlogs.limit` and `Backlogs.timeout`, which may have been lowered, to what already waits."""
         if self._state is _BACKLOGGED and self._backlog is not None:
             self._backlog.limits_changed()
 
     def detach(self) -> None:
-        """Forget nursery and owner, after `shut`."""
+        """Forget the nursery and the owner, after `shut`."""
         del self._nursery, self._owner
 
     def peer(self) -> tuple[str, tuple[int, int, int] | None]:
@@ -119,13 +119,13 @@ class QueuedStream(trio.abc.Stream):
             return "", (pid, uid, gid)
         try:
             return str(self._socket.getpeername()[0]), None
-        except OSError:  # it has reset the connection already
+        except OSError:  # it has already reset the connection
             return "", None
 
     def peer_groups(self) -> frozenset[int]:
-        """Return the groups of the process at the other end of a Unix socket, the supplementary ones among them.
+        """Return the groups of the process at the other end of a Unix socket, supplementary groups included.
 
-        Of more than 256 supplementary groups, which is more than Python can ask the kernel for, none is returned.
+        If it has more than 256 supplementary groups, none of these is returned: Python cannot ask the kernel for them.
         """
         credentials = self.peer()[1]
         if credentials is None:
@@ -138,22 +138,22 @@ class QueuedStream(trio.abc.Stream):
 
     @property
     def pending(self) -> int:
-        """How many bytes wait for the peer."""
+        """The number of bytes that wait for the peer."""
         return self._backlog.size if self._backlog is not None else 0
 
     @property
     def burden(self) -> int:
-        """How many bytes of memory may be free again without this stream."""
+        """The bytes of memory that may become free without this stream."""
         return self._backlog.size + self._backlog.retained if self._backlog is not None else 0
 
     @property
     def retained(self) -> int:
-        """How many bytes of history may be retained for this stream alone."""
+        """The bytes of history that may be retained for this stream alone."""
         return self._backlog.retained if self._backlog is not None else 0
 
     @property
     def sealed(self) -> bool:
-        """Whether nothing more is taken."""
+        """Whether writes are discarded."""
         return self._state in (_SEALED, _SHUT)
 
     def write(self, data: bytes, sent: int = 0) -> None:
@@ -176,8 +176,8 @@ class QueuedStream(trio.abc.Stream):
     def write_frames(self, frames: Iterable[Frames]) -> None:
         """Write an answer that the peer has asked for: the first piece at once, the others as the peer reads.
 
-        Only a list or a tuple is short: it is written in one go. The part of a long answer that has to wait does not
-        count against `Backlogs.limit`.
+        A list or a tuple counts as short and is written in one go. The waiting part of a long answer does not count
+        against `Backlogs.limit`.
         """
         if not isinstance(frames, (list, tuple)):
             self._write_pieces(Pieces(frames))
@@ -199,7 +199,7 @@ class QueuedStream(trio.abc.Stream):
             self._backlogs.check()
 
     def _send_now(self, data: bytes) -> int:
-        """Return how many bytes the kernel takes; if the peer takes none any more, the stream is sealed."""
+        """Return how many bytes the kernel takes. If the peer takes no more bytes, seal the stream and return 0."""
         try:
             return self._socket.send(data)
         except BlockingIOError:
@@ -209,22 +209,22 @@ class QueuedStream(trio.abc.Stream):
             return 0
 
     def seal(self) -> None:
-        """Take nothing more: what has been written still goes out."""
+        """Discard further writes. What has been written still goes out."""
         if not self.sealed:
             self._enter(_SEALED)
 
     async def flush_replay(self) -> None:
-        """Wait until nothing is left of what the peer has asked for: it may ask for more then."""
+        """Wait until everything that the peer has asked for is sent. Then it may ask for more."""
         if self._backlog is not None:
             await self._backlog.replayed.wait()
 
     async def flush(self) -> None:
-        """Wait until nothing is left to send."""
+        """Wait until nothing waits to be sent."""
         if self._backlog is not None:
             await self._backlog.drained.wait()
 
     def shut(self) -> None:
-        """Close the socket, whatever is left to send."""
+        """Close the socket, whatever still waits to be sent."""
         if self._state is _SHUT:
             return
         self._enter(_SHUT)
@@ -233,9 +233,10 @@ class QueuedStream(trio.abc.Stream):
         self._socket.close()
 
     def stop_receiving(self) -> None:
-        """Refuse what the peer sends from now on; what it has sent can still be received, and then end of file.
+        """Refuse further bytes from the peer. What it has sent can still be received; then comes end of file.
 
-        On a Unix socket the peer's next send fails without a byte taken, so it knows that nothing was carried out.
+        On a Unix socket the peer's next send fails, and no byte of it is taken. So the peer knows that nothing of it
+        was carried out.
         """
         with suppress(OSError):  # the peer may be gone
             self._socket.shutdown(socket.SHUT_RD)
@@ -257,15 +258,15 @@ class QueuedStream(trio.abc.Stream):
                 return data
 
     def _receive_now(self, max_bytes: int | None) -> bytes | None:
-        """Receive what is there, or None if there is nothing.
+        """Return what has arrived, b"" at end of file, or None if nothing has.
 
-        Whoever calls this again and again waits in between, which lets other tasks run however much this peer sends.
+        Callers in a loop wait in between, so that other tasks run however much this peer sends.
         """
         size = max_bytes or _RECEIVE_BYTES
         try:
             if size <= _RECEIVE_BYTES:
                 data = self._socket.recv(size)
-            else:  # `recv` allocates all it might need: for a lot, that costs more than to copy what came
+            else:  # `recv` allocates `size` bytes: if that is much, to copy what came costs less
                 data = bytes(_received[: self._socket.recv_into(_received, min(size, len(_received)))])
         except BlockingIOError:
             return None
@@ -287,17 +288,17 @@ class QueuedStream(trio.abc.Stream):
         return self._backlog
 
     def _append(self, data: bytes, sent: int) -> None:
-        """Queue `data`, of which the first `sent` bytes are gone."""
+        """Queue `data`, of which the first `sent` bytes have been sent."""
         backlog = self._backlog
         assert backlog is not None, "a backlogged stream has a backlog"
         backlog.add(data, sent)
-        # One write may be larger than any limit: a peer that has read everything before it is not slow.
+        # One write may exceed any limit: a peer that has read everything before it is not slow.
         if backlog.is_far_over() and backlog.live > len(data) - sent:
             self._say_slow(backlog)
         self._backlogs.check()
 
     async def _drain(self, backlog: Backlog) -> None:
-        """Send the backlog as the peer makes room."""
+        """Send the backlog as fast as the peer reads."""
         while backlog.entries or backlog.more:
             if not backlog.entries:
                 await self._go_on(backlog)
@@ -322,7 +323,7 @@ class QueuedStream(trio.abc.Stream):
             self._owner.end(Ending.SLOW, f"a message has waited for {timeout:g} s; the limit is backlog-timeout")
 
     async def _go_on(self, backlog: Backlog) -> None:
-        """Let the next piece of a replay follow when it is this stream's turn."""
+        """Make the next piece of a replay when it is this stream's turn."""
         asked_at = trio.current_time()
         await self._backlogs.turn()
         backlog.next_piece(trio.current_time() - asked_at, self._backlogs.pace)
@@ -337,18 +338,18 @@ class QueuedStream(trio.abc.Stream):
         except OSError:
             self._break()
             return
-        self.heard_at = trio.current_time()  # who reads is alive, even if it has nothing to say
+        self.heard_at = trio.current_time()  # a peer that reads is alive, even if it sends nothing
         backlog.took(sent)
         self._backlogs.freed()
 
     def _break(self) -> None:
-        """Give up on a peer that takes nothing any more."""
+        """Give up on a peer that takes no more bytes."""
         self.seal()
         self._forget_backlog()
         self._owner.end(Ending.GONE, "the peer takes nothing any more")
 
     def _forget_backlog(self) -> None:
-        """Drop the backlog, drained or not."""
+        """Drop the backlog, whether it is drained or not."""
         backlog, self._backlog = self._backlog, None
         if backlog is not None:
             self._backlogs.streams -= 1
@@ -359,7 +360,7 @@ class QueuedStream(trio.abc.Stream):
             self._enter(_OPEN)
 
     def _enter(self, state: _State) -> None:
-        """Change the state, and tell the channels, whose rosters remember `fd`."""
+        """Change the state, and tell the channels, whose rosters cache `fd`."""
         self._state = state
         self.fd = self._socket.fileno() if state is _OPEN else -1
         for channel in self.channels:

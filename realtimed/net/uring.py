@@ -1,11 +1,11 @@
 """Sends to many sockets in one system call, through io_uring (Linux 5.19 and later).
 
-The fan-out's loop in Python costs a fifth of its time between two calls of `socket.send`. Here the kernel runs the
-loop: the bytes are copied once to memory that the kernel reads, and a batch of sends is three columns of numbers (which
-socket, where the bytes are, how many), each written with a slice assignment, unless it is the same as last time.
+The fan-out's loop in Python spends a fifth of its time between two calls of `socket.send`. Here the kernel runs the
+loop. The bytes are copied once to memory that the kernel reads. A batch of sends is three columns of numbers (which
+socket, where its bytes are, how many). Each column is written by a slice assignment, unless it equals the last one.
 
-Every send is non-blocking and has ended when `io_uring_enter` returns: nothing is ever in flight between two calls, so
-no buffer has to outlive one, and a closed descriptor cannot be mistaken for its successor. Where the kernel has no
+Every send is non-blocking and has ended when `io_uring_enter` returns. So nothing is ever in flight between two calls,
+no buffer has to outlive a call, and a closed descriptor cannot be mistaken for its successor. Where the kernel has no
 io_uring, or an administrator has forbidden it (``kernel.io_uring_disabled``, a container's system call filter), the
 loop in Python does the same work.
 
@@ -32,12 +32,12 @@ __all__ = ["SendRing", "open_ring"]
 
 log = logging.getLogger(__name__)
 
-# These numbers are the same on every architecture that got its system calls after the table was unified.
+# These numbers are the same on every architecture: they come from after the unification of the system call tables.
 _SETUP: Final = 425
 _ENTER: Final = 426
 
-_SUBMIT_ALL: Final = 1 << 7  # Linux 5.18: a send that fails does not hold up those behind it
-_COOPERATE: Final = 1 << 8  # Linux 5.19: no interrupts for completions, as we look for them ourselves
+_SUBMIT_ALL: Final = 1 << 7  # Linux 5.18: a failed send does not stop those behind it
+_COOPERATE: Final = 1 << 8  # Linux 5.19: no interrupts for completions; we look for them ourselves
 _GET_EVENTS: Final = 1 << 0
 _SEND: Final = 26
 _FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
@@ -65,28 +65,28 @@ _ENTRIES: Final = 1024
 _NUMBERS: Final = memoryview(array("I", range(_ENTRIES)))
 _IN_PLACE: Final = array("Q", range(_ENTRIES))
 _ALL_COMPLETED: Final = array("i", b"".join(_COMPLETION.pack(number, 0, 0) for number in range(_ENTRIES)))
-"""The completions of so many submissions, but for their results, which are in every fourth place from the third on."""
+"""The completions of `_ENTRIES` submissions without their results, which belong at every fourth index from 2 on."""
 
 _STAGE: Final = 2**20
-"""Bytes that can be sent in one go: as a rule, more than a slice of a round has. What has more goes out by halves."""
+"""Bytes that can be sent in one go: as a rule, more than a slice of a round has. A larger batch is halved."""
 
 _WORTHWHILE: Final = 16
-"""Sends from which on the ring is faster than the loop. With everything in the processor's caches it is not until
-twice as many; but between two rounds of many channels nothing stays there, and the ring looks at less (measured)."""
+"""The fewest sends for which the ring is faster than the loop (measured). With everything in the processor's caches it
+takes twice as many. But between two rounds of many channels nothing stays in the caches, and the ring reads less."""
 
 _FEW: Final = 8
-"""Receivers up to which a column grows faster by a list than by an array that is multiplied (measured)."""
+"""For at most this many receivers a column grows faster by a list than by a multiplied array (measured)."""
 
 
 class _Column:
-    """One field of all submissions. What is in it already is not written again: often it is the same as last time."""
+    """One field of all submissions. Often the same values come again; they are not written twice."""
 
     def __init__(self, memory: memoryview) -> None:
         self._memory = memory
         self._values = array(memory.format)
 
     def write(self, values: array[int]) -> bool:
-        """Make this the field of the first submissions; return whether it was not before. Nobody may change it then."""
+        """Set the field of the first submissions. Return whether it changed. The caller must not change `values`."""
         if values == self._values:
             return False
         self._memory[: len(values)] = memoryview(values)
@@ -95,15 +95,15 @@ class _Column:
 
 
 class _Queues:
-    """The memory shared with the kernel, and the columns of it that matter here."""
+    """The memory shared with the kernel, and the columns in it that are used here."""
 
-    # Invariants: all of it is mapped as long as this object lives. Both queues are empty but within `exchange`. Send
-    # number i of a call is made with submission i, which carries i as its user data, for good; the queue is made of the
-    # numbers of submissions. `_expected` is the completions that submissions with the sizes that are in `_sizes` have
-    # if everything goes well.
+    # Invariants: all of the memory is mapped as long as this object lives. Both queues are empty except within
+    # `exchange`. Send number i of a call uses submission i, which always carries i as its user data; the queue holds
+    # the numbers of submissions. `_expected` is the completions of submissions with the sizes in `_sizes` if everything
+    # is sent.
 
     def __init__(self) -> None:
-        # Only here: importing it can fail where memory that is written may not be executed.
+        # Import it only here: that can fail where no memory may be both writable and executable.
         import ctypes  # noqa: PLC0415
 
         self._ctypes = ctypes
@@ -121,10 +121,11 @@ class _Queues:
             raise
 
     def exchange(self, descriptors: array[int], addresses: array[int], sizes: array[int]) -> Sequence[int] | None:
-        """Send to each of at most `_ENTRIES` descriptors what lies at an address on the stage, so many bytes of it.
+        """Send to each of at most `_ENTRIES` descriptors a number of bytes from an address on the stage.
 
-        Returns None if all of them have taken all of it, and otherwise the result of each: bytes taken, or a negative
-        error number, ``-EBADF`` for what the kernel would not even try. The arrays may not be changed any more.
+        Returns None if every descriptor took all its bytes. Otherwise returns the result of each: the bytes taken, or a
+        negative error number, ``-EBADF`` for a send that the kernel did not try. The caller may no longer change the
+        arrays.
         """
         count = len(descriptors)
         self._descriptors.write(descriptors)
@@ -133,23 +134,7 @@ class _Queues:
             expected = _ALL_COMPLETED[: 4 * count]
             expected[2::4] = sizes
             self._expected = expected.tobytes()
-        tail = self._tail[0]
-        room = _ENTRIES - tail % _ENTRIES
-        self._queue[tail % _ENTRIES : tail % _ENTRIES + count] = _NUMBERS[: min(count, room)]
-        self._queue[: max(count - room, 0)] = _NUMBERS[room : max(count, room)]
-        self._tail[0] = (tail + count) % _WRAP
-        try:
-            taken = self.call(_ENTER, self.fd, count)
-        except OSError:
-            taken = 0
-        if taken < count:
-            self._tail[0] = self._head[0]
-        start = self._completed_head[0]
-        while (self._completed_tail[0] - start) % _WRAP < taken:  # never seen: a send that does not wait ends at once
-            with suppress(InterruptedError):
-                self.call(_ENTER, self.fd, 0, taken, _GET_EVENTS)
-        completed = self._completed(start % self._completions, taken)
-        self._completed_head[0] = (start + taken) % _WRAP
+        completed = self._completed(self._submit(count))
         if completed == self._expected:
             return None
         if array("Q", completed)[::2] == _IN_PLACE[:count]:
@@ -159,11 +144,34 @@ class _Queues:
             results[number] = result
         return results
 
-    def _completed(self, at: int, count: int) -> bytes:
-        """Return `count` completions from `at` on, around the end of their queue."""
-        cut = max(at + count - self._completions, 0)
-        raw = self._events[_COMPLETION.size * at : _COMPLETION.size * (at + count - cut)].tobytes()
-        return raw + self._events[: _COMPLETION.size * cut].tobytes()
+    def _submit(self, count: int) -> int:
+        """Have the kernel make the first `count` sends. Return how many it made."""
+        tail = self._tail[0]
+        start = tail % _ENTRIES
+        before_end = min(count, _ENTRIES - start)
+        self._queue[start : start + before_end] = _NUMBERS[:before_end]
+        self._queue[: count - before_end] = _NUMBERS[before_end:count]
+        self._tail[0] = (tail + count) % _WRAP
+        try:
+            taken = self.call(_ENTER, self.fd, count)
+        except OSError:
+            taken = 0
+        if taken < count:
+            self._tail[0] = self._head[0]
+        return taken
+
+    def _completed(self, count: int) -> bytes:
+        """Take `count` completions out of their queue, which may wrap around."""
+        head = self._completed_head[0]
+        while (self._completed_tail[0] - head) % _WRAP < count:  # never seen: a send that does not wait ends at once
+            with suppress(InterruptedError):
+                self.call(_ENTER, self.fd, 0, count, _GET_EVENTS)
+        start = head % self._completions
+        before_end = min(count, self._completions - start)
+        raw = self._events[_COMPLETION.size * start : _COMPLETION.size * (start + before_end)].tobytes()
+        raw += self._events[: _COMPLETION.size * (count - before_end)].tobytes()
+        self._completed_head[0] = (head + count) % _WRAP
+        return raw
 
     def _map(self, parameters: bytes) -> None:
         entries, self._completions, *_ = _SIZES.unpack_from(parameters, 0)
@@ -196,10 +204,10 @@ class _Queues:
 
 
 class SendRing:
-    """Does what `realtimed.hub.rounds.send_each` does, up to a thousand sends in one system call.
+    """Does what `realtimed.hub.rounds.send_each` does, with up to `_ENTRIES` sends in one system call.
 
-    Raises `OSError` if the kernel does not offer it, or does it otherwise than expected; `MemoryError` if the system
-    does not let Python call functions of C.
+    Raises `OSError` if the kernel does not offer it or behaves unexpectedly, and `MemoryError` if the system does not
+    let Python call functions of C.
     """
 
     def __init__(self) -> None:
@@ -211,24 +219,29 @@ class SendRing:
             raise
 
     def close(self) -> None:
-        """Give back the descriptor. The ring is of no further use."""
+        """Close the descriptor. The ring cannot be used any more."""
         os.close(self.queues.fd)
 
     def __call__(self, batch: Batch) -> None:
-        """Send to each subscriber its data, and have what the kernel does not take dealt with as `send_each` does."""
+        """Send each subscriber its data. What the kernel does not take is handled as in `send_each`."""
         if len(batch) < _WORTHWHILE and sum([stop - start for _, _, start, stop in batch]) < _WORTHWHILE:
             send_each(batch)
-        elif sum([len(part[0]) for part in batch]) <= _STAGE:
+        else:
+            self._send_halved(batch)
+
+    def _send_halved(self, batch: Batch) -> None:
+        """Send a batch, halved until each part fits on the stage. A single message that does not fit skips the ring."""
+        if sum([len(part[0]) for part in batch]) <= _STAGE:
             self._send(batch)
-        elif len(batch) > 1:
+        elif len(batch) == 1:
+            send_each(batch)
+        else:
             middle = len(batch) // 2
             self(batch[:middle])
             self(batch[middle:])
-        else:
-            send_each(batch)
 
     def _send(self, batch: Batch) -> None:
-        """Send what fits on the stage, in as few system calls as there can be."""
+        """Send a batch that fits on the stage, in as few system calls as possible."""
         descriptors, addresses, sizes = array("i"), array("Q"), array("i")
         address = self.queues.stage_address
         for data, roster, start, stop in batch:
@@ -246,10 +259,10 @@ class SendRing:
             end = at + _ENTRIES
             results = self.queues.exchange(descriptors[at:end], addresses[at:end], sizes[at:end])
             if results is not None:
-                _deal_with_all(batch, at, results)
+                _write_rest(batch, at, results)
 
     def _try_out(self) -> None:
-        """See that a send which cannot be made ends at once, with its error. Raises `OSError` if not."""
+        """Check that a send that would block ends at once with its error. Raises `OSError` if it does not."""
         ours, theirs = socket.socketpair()
         with ours, theirs:
             ours.setblocking(False)
@@ -262,17 +275,17 @@ class SendRing:
 
 
 def open_ring() -> SendRing | None:
-    """Return a ring, or None where io_uring cannot be used; the log says why."""
+    """Return a ring. Where io_uring cannot be used, log why and return None."""
     try:
         return SendRing()
-    except (OSError, MemoryError) as error:  # MemoryError: ctypes where no memory may be executable
+    except (OSError, MemoryError) as error:  # ctypes raises MemoryError where no memory may be executable
         log.info(Event("io_uring is not used", reason=getattr(error, "strerror", str(error))))
         return None
 
 
-def _deal_with_all(batch: Batch, at: int, results: Sequence[int]) -> None:
-    """Deal with the results of the batch's sends from number `at` on: a send may take a part, fail, or not be made."""
+def _write_rest(batch: Batch, at: int, results: Sequence[int]) -> None:
+    """Write what the batch's sends from number `at` on have not sent: a send may take a part, fail, or not be made."""
     sends = [(each, data) for data, roster, start, stop in batch for each in roster[start:stop]]
     for (subscriber, data), result in zip(sends[at : at + len(results)], results, strict=True):
         if result != len(data):
-            subscriber.write(data, max(result, 0))  # what failed here fails there as well, and is dealt with
+            subscriber.write(data, max(result, 0))  # a send that failed fails there too, and is handled

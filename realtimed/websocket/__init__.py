@@ -1,1 +1,1 @@
-"""WebSockets: handshake, frames, sessions and the protocols that are spoken over them."""
+"""WebSockets: handshake, frames, sessions, and the protocols spoken over them."""

@@ -1,4 +1,4 @@
-"""Sending all clients away at a pace, when the daemon stops."""
+"""Sends all clients away at a pace when the daemon stops."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from realtimed.websocket.sessions import Sessions
 __all__ = ["Drain", "Pace"]
 
 _TICK: Final = 0.05
-"""Seconds between two shares of the clients."""
+"""Seconds between two shares of clients."""
 
 _LARGEST_SHARE: Final = 1.3
-"""How many times its even share one second may get. After a delay by a busy processor the pace catches up as fast as
-this allows, not in one go."""
+"""How many times an even share of the clients one second may get. After a busy processor has caused a delay, the pace
+catches up at this rate, not in one go."""
 
 _SPARE: Final = 0.1
-"""The part of the time that is kept free at its end, to catch up after a delay by a busy processor."""
+"""The part of the time that is kept free at its end, to catch up after a delay."""
 
 _SLICE: Final = 100
-"""Clients that are sent away before other tasks get their turn."""
+"""Clients sent away before other tasks get their turn."""
 
 _RETURNS_PER_SECOND: Final = 500
-"""Clients that are asked to come back in each second after the end."""
+"""Clients asked to come back in each second after the end."""
 
 _SHORTEST_RETURN: Final = 1.0
-"""Seconds from the end until the first client comes back: about what a restart takes."""
+"""Seconds from the end until the first client comes back: about as long as a restart takes."""
 
 
 class Pace:
-    """How many clients to send away at a time, so that each second gets about the same share. Knows no clock.
+    """Decides how many clients to send away when, so that each second gets about the same share. Has no clock.
 
-    All times are seconds on one clock. The time for all of them begins at `now` and lasts `seconds`.
+    All times are in seconds on the caller's clock. The drain begins at `now` and lasts `seconds`.
     """
 
-    # Invariants: `_most` is how many clients one second may get; `_recent` has the shares of the last second: when, and
-    # how many. `_due` is how many clients should have gone by `_at` and have not, with a fraction.
+    # Invariants: `_most` is how many clients may go in one second. `_recent` has the shares of the last second: when,
+    # and how many. `_due` is how many clients should have gone by `_at` but have not, with a fraction.
 
     def __init__(self, now: float, seconds: float) -> None:
         self._ends_at = now + seconds
@@ -53,15 +53,15 @@ class Pace:
         self._recent: deque[tuple[float, int]] = deque()
 
     def seconds_left(self, now: float) -> float:
-        """Return how much of the time is left, at most 0 when it is over."""
+        """Return the seconds until the end; 0 or less when the drain is over."""
         return self._ends_at - now
 
     def plan(self, now: float, clients: int) -> None:
-        """Fit the pace to a number of clients, before the first share and when more have come."""
+        """Adapt the pace to a number of clients. Call this before the first share, and when more have joined."""
         self._most = max(self._most, math.ceil(clients / self.seconds_left(now) * _LARGEST_SHARE))
 
     def share(self, now: float, clients: int) -> int:
-        """Return how many of the `clients` that are there are to go now."""
+        """Return how many of the remaining `clients` to send away now."""
         while self._recent and self._recent[0][0] <= now - 1:
             self._recent.popleft()
         passed = now - self._at
@@ -74,10 +74,10 @@ class Pace:
 
 
 class Drain:
-    """The end of all sessions, within a number of seconds from now.
+    """Ends all sessions within a number of seconds from now.
 
-    Clients are asked to come back after that, when there is a daemon again: each at a moment of its own, over a time
-    that grows with their number.
+    It asks clients to come back after that, when a daemon runs again. Each gets a random time of its own, from a span
+    that grows with the number of clients.
     """
 
     def __init__(self, sessions: Sessions, seconds: float) -> None:
@@ -89,11 +89,11 @@ class Drain:
     async def run(self) -> None:
         """Send away about the same share of the clients in each second.
 
-        Returns when the time is over or nobody is left. `finish` sends away those for whom there was no time.
+        Returns when the time is over or no client remains. `finish` sends away those that remain.
         """
         joined = -1
         while (seconds := self._pace.seconds_left(trio.current_time())) > 0:
-            if joined != self._sessions.connections:  # handshakes were under way
+            if joined != self._sessions.connections:  # handshakes were under way, or this is the first time
                 joined = self._sessions.connections
                 self._waiting = self._open()
                 self._pace.plan(trio.current_time(), len(self._waiting))
@@ -103,13 +103,13 @@ class Drain:
             await self._send_away(self._pace.share(trio.current_time(), len(self._waiting)))
 
     async def finish(self) -> None:
-        """Send away all clients that are left, and from now on each that joins."""
+        """Send away all remaining clients, and from now on each client that joins."""
         self._sessions.send_away = self._send_one_away
         self._waiting = self._open()
         await self._send_away(len(self._waiting))
 
     def finish_now(self) -> None:
-        """Do the same as `finish` without a pause, for want of time."""
+        """Do the same as `finish` without a pause, when there is no time for one."""
         self._sessions.send_away = self._send_one_away
         for session in self._open():
             self._send_one_away(session)

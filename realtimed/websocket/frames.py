@@ -1,7 +1,7 @@
 """WebSocket frames (RFC 6455 section 5) as ready bytes.
 
-What a server sends is unmasked and, here, never compressed: one frame's bytes are right for every subscriber, so a
-publication is encoded once per wire format, however many receive it.
+A server sends unmasked frames, and this one never compresses them. So the bytes of a frame are right for every
+subscriber, and a publication is encoded once for each wire format, however many subscribers receive it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PONG: Final = 0xA
 CONTROL_PAYLOAD_LIMIT: Final = 125
 """Bytes a control frame may carry (RFC 6455 section 5.5)."""
 
-# The first byte, then every form of length, at once: one pack per frame.
+# The first byte and each form of the length together: one `pack` a frame.
 _pack_short = struct.Struct("!BB").pack
 _pack_medium = struct.Struct("!BBH").pack
 _pack_long = struct.Struct("!BBQ").pack
@@ -89,7 +89,7 @@ def binary_frame(payload: bytes) -> bytes:
 
 
 def check_close(code: int | None, reason: str) -> None:
-    """Raise `ValueError` unless an application may close with this code, if any, and a Close has room for the reason.
+    """Raise `ValueError` unless an application may close with this code, if any, and the reason fits into a Close.
 
     Source: RFC 6455 sections 7.4.2 and 5.5.
     """
@@ -101,9 +101,9 @@ def check_close(code: int | None, reason: str) -> None:
 
 
 def close_frame(code: int, reason: str = "") -> bytes:
-    """Return a Close. A `reason` beyond the 123 bytes a Close has room for is cut between characters."""
-    room = CONTROL_PAYLOAD_LIMIT - 2
-    text = reason.encode("utf-8", "replace")[:room].decode("utf-8", "ignore")
+    """Return a Close. A `reason` of more than the 123 bytes that fit into one is cut between characters."""
+    limit = CONTROL_PAYLOAD_LIMIT - 2
+    text = reason.encode("utf-8", "replace")[:limit].decode("utf-8", "ignore")
     return _frame(FINAL | CLOSE, struct.pack("!H", code) + text.encode())
 
 
@@ -112,7 +112,7 @@ PING: Final = _frame(FINAL | _PING, b"")
 
 
 def frame_boundary(data: bytes | bytearray | memoryview, offset: int) -> int:
-    """Return the first boundary between frames at or behind `offset`; `data` is whole frames of a server."""
+    """Return the offset of the first boundary between frames at or behind `offset`. `data` is whole server frames."""
     at = 0
     while at < offset:
         size = data[at + 1]

@@ -1,7 +1,7 @@
 """A WebSocket handshake's request: what is wrong with it, in words, and what trio-websocket needs of it. No I/O.
 
-The library refuses bad handshakes too, but without saying why, and takes some that RFC 6455 does not allow. So it
-never sees a peer's request, but one that is made of what was read here.
+The library refuses bad handshakes without saying why, and accepts some that RFC 6455 does not allow. So it never sees a
+peer's request, only one made of what was read here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import string
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Final, NamedTuple
@@ -32,13 +32,13 @@ _READ: Final = (
     b"host", b"connection", b"upgrade", b"content-length", b"transfer-encoding", b"x-forwarded-for",
     b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-protocol",
 )  # fmt: skip
-"""The headers that mean something here: they are ASCII. All others may have bytes above 0x7f in their values."""
+"""The headers that are read here. They must be ASCII. All others may have bytes above 0x7f in their values."""
 
 _IN_HOSTS: Final = (string.ascii_letters + string.digits + "-._~!$&'()*+,;=%[]:").encode()
-"""RFC 3986 section 3.2.2, and the colon before a port."""
+"""The bytes of RFC 3986 section 3.2.2, and the colon before a port."""
 
 _ADDRESS_LENGTH: Final = 64
-"""Characters of an IPv6 address with the name of an interface. Python takes a name of any length for part of it."""
+"""Characters of an IPv6 address with the name of an interface. Python accepts a name of any length."""
 
 _SCHEMES: Final = (b"http://", b"https://")
 
@@ -47,13 +47,13 @@ _PATH_LENGTH: Final = 1024
 
 _KEY_BYTES: Final = 16
 _KEY_LENGTH: Final = 24
-"""RFC 6455 section 4.1, number 7; and what they are in base64."""
+"""RFC 6455 section 4.1, number 7; and their length in base64."""
 
 
 class Refusal(NamedTuple):
-    """An HTTP answer that is not 101: its status, a sentence that says why, and headers that belong to it.
+    """An HTTP answer other than 101: its status, a sentence that says why, and its headers.
 
-    `header` is the name of the request's header that is wrong, for the log; "" if it is none.
+    `header` is the name of the wrong header of the request, for the log; "" if no header is wrong.
     """
 
     status: HTTPStatus
@@ -77,33 +77,24 @@ _OTHER_VERSION: Final = Refusal(
 
 
 def refusal(head: Head) -> Refusal | None:
-    """Return why a request is no WebSocket handshake, or None if it is one.
+    """Return why a request is not a WebSocket handshake, or None if it is one.
 
-    The rules are those of RFC 6455 section 4.2.1, and of RFC 9112 for what is no HTTP.
+    The rules are those of RFC 6455 section 4.2.1, and of RFC 9112 for what is not HTTP. The first check that finds
+    something decides.
     """
-    if head.fault is not None:
-        return Refusal(head.fault.status, head.fault.sentence, header=head.fault.header)
-    for name in _READ:
-        if not all(map(bytes.isascii, head.fields.get(name, ()))):
-            return _bad(f"The header {_spelled(name)} has a byte above 0x7f in its value (RFC 9110 section 5.5).", name)
-    unframed = _unframed(head)
-    if unframed is not None:
-        return unframed
-    if b"upgrade" not in head.fields:
-        return _NO_WEBSOCKET
-    return _wrong_handshake(head)
+    return next((found for check in _CHECKS if (found := check(head)) is not None), None)
 
 
 def forwarded_for(head: Head) -> str:
-    """Return whom the last proxy says it speaks for, "" if it says nothing that might be an address."""
+    """Return the address for which the last proxy says it speaks; "" if what it says is too long for an address."""
     hop = head.text(b"x-forwarded-for").rpartition(",")[2].strip()
     return hop if len(hop) <= _ADDRESS_LENGTH else ""
 
 
 def client_address(peer: str, head: Head) -> str:
-    """Return the address of the client, as far as it is known; `peer` is the address of its connection, "" for none.
+    """Return the address of the client, if known. `peer` is the address of its connection, or "".
 
-    What a proxy on this machine adds to X-Forwarded-For is believed, nothing else.
+    Only what a proxy on this machine adds to X-Forwarded-For is trusted.
     """
     if peer and not ip_address(peer.partition("%")[0]).is_loopback:
         return peer
@@ -114,7 +105,7 @@ def client_address(peer: str, head: Head) -> str:
 
 
 def http_answer(status: HTTPStatus, sentence: str, headers: str) -> bytes:
-    """Return an HTTP answer with a sentence as its body; `headers` are further ones, as lines."""
+    """Return an HTTP answer with a sentence as its body. `headers` are further headers, as lines."""
     body = sentence.encode() + b"\n"
     head = f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Length: {len(body)}\r\n{headers}"
     return f"{head}Content-Type: text/plain; charset=utf-8\r\n\r\n".encode() + body
@@ -123,10 +114,10 @@ def http_answer(status: HTTPStatus, sentence: str, headers: str) -> bytes:
 def path(head: Head) -> str:
     """Return the path of a request's target as Caddy's path matcher sees it: decoded, in lower case, slashes merged.
 
-    Of one that is longer than `_PATH_LENGTH`, only so much is decoded, and it ends with "…".
+    Of a longer path only the first `_PATH_LENGTH` bytes are decoded, and the result ends with "…".
     """
     target = head.target
-    if target.lower().startswith(_SCHEMES):  # a request to a proxy names the host as well
+    if target.lower().startswith(_SCHEMES):  # a request to a proxy also names the host
         target = b"/" + target.partition(b"://")[2].partition(b"?")[0].partition(b"/")[2]
     encoded = target.partition(b"?")[0].partition(b"#")[0].decode("ascii")
     decoded = unquote(encoded[:_PATH_LENGTH]) + "…" * (len(encoded) > _PATH_LENGTH)
@@ -141,10 +132,10 @@ def subprotocols(head: Head) -> Iterator[str]:
 
 
 def request_for_library(head: Head, subprotocol: str) -> bytes:
-    """Return a request that the library accepts, made of what was read of a handshake that `refusal` has let pass.
+    """Return a request that the library accepts, for a handshake that `refusal` has accepted.
 
-    The library keeps its request as long as the connection lives. So it gets neither the headers that nobody reads,
-    nor a long path, nor subprotocols besides the one that is spoken, which is "" for none.
+    The library keeps its request as long as the connection lives. So the request has no unused headers, no long path,
+    and no subprotocol but the chosen one; "" stands for none.
     """
     offer = f"Sec-WebSocket-Protocol: {subprotocol}\r\n" if subprotocol else ""
     return (
@@ -161,8 +152,19 @@ def _spelled(name: bytes) -> str:
     return name.decode("ascii").title().replace("Websocket", "WebSocket")
 
 
-def _unframed(head: Head) -> Refusal | None:
-    """Return why nobody knows where the request ends, or None: two readers might not agree on it."""
+def _not_http(head: Head) -> Refusal | None:
+    return Refusal(head.fault.status, head.fault.sentence, header=head.fault.header) if head.fault is not None else None
+
+
+def _not_ascii(head: Head) -> Refusal | None:
+    for name in _READ:
+        if not all(map(bytes.isascii, head.fields.get(name, ()))):
+            return _bad(f"The header {_spelled(name)} has a byte above 0x7f in its value (RFC 9110 section 5.5).", name)
+    return None
+
+
+def _unclear_end(head: Head) -> Refusal | None:
+    """Refuse a request about whose end two readers might not agree."""
     lengths = head.fields.get(b"content-length", [])
     if len(lengths) > 1:
         return _bad(f"A request has one Content-Length, not {len(lengths)} (RFC 9112 section 6.3).", b"content-length")
@@ -175,34 +177,54 @@ def _unframed(head: Head) -> Refusal | None:
     return None
 
 
-def _wrong_handshake(head: Head) -> Refusal | None:
-    fields = head.fields
+def _no_upgrade(head: Head) -> Refusal | None:
+    return _NO_WEBSOCKET if b"upgrade" not in head.fields else None
+
+
+def _wrong_request_line(head: Head) -> Refusal | None:
     if head.method != b"GET" or head.version != b"HTTP/1.1":
         return _bad("A WebSocket handshake is a GET request of HTTP/1.1.")
     if not head.target.lower().startswith((b"/", *_SCHEMES)):
         return _bad("The target of a request begins with a slash, as /ws does.")
-    if b"transfer-encoding" in fields:
+    return None
+
+
+def _has_body(head: Head) -> Refusal | None:
+    if b"transfer-encoding" in head.fields:
         return _bad("A WebSocket handshake has no body, and no Transfer-Encoding.", b"transfer-encoding")
-    if fields.get(b"content-length", [b"0"])[0].strip(b"0"):
+    if head.fields.get(b"content-length", [b"0"])[0].strip(b"0"):
         return _bad("A WebSocket handshake has no body, and no Content-Length but 0.", b"content-length")
-    hosts = fields.get(b"host", [])
+    return None
+
+
+def _wrong_host(head: Head) -> Refusal | None:
+    hosts = head.fields.get(b"host", [])
     if len(hosts) != 1:
         return _bad("A request has one Host header.", b"host")
     if hosts[0].translate(None, _IN_HOSTS):
         return _bad("The value of Host is a name or an address, and possibly a port (RFC 9110 section 7.2).", b"host")
+    return None
+
+
+def _wrong_upgrade(head: Head) -> Refusal | None:
     for name, word in ((b"upgrade", "websocket"), (b"connection", "upgrade")):
         if not head.has_word(name, word):
             return _bad("A WebSocket handshake has the headers Connection: Upgrade and Upgrade: websocket.", name)
-    versions = fields.get(b"sec-websocket-version", [])
+    return None
+
+
+def _wrong_version(head: Head) -> Refusal | None:
+    versions = head.fields.get(b"sec-websocket-version", [])
     if len(versions) != 1:
         return _bad("A WebSocket handshake has one Sec-WebSocket-Version, which is 13.", b"sec-websocket-version")
-    if versions != [b"13"]:
-        return _OTHER_VERSION
-    if not _is_key(fields.get(b"sec-websocket-key", [])):
-        return _bad(
-            f"A WebSocket handshake has one Sec-WebSocket-Key, {_KEY_BYTES} bytes in base64.", b"sec-websocket-key"
-        )
-    return None
+    return _OTHER_VERSION if versions != [b"13"] else None
+
+
+def _wrong_key(head: Head) -> Refusal | None:
+    if _is_key(head.fields.get(b"sec-websocket-key", [])):
+        return None
+    sentence = f"A WebSocket handshake has one Sec-WebSocket-Key, {_KEY_BYTES} bytes in base64."
+    return _bad(sentence, b"sec-websocket-key")
 
 
 def _is_key(values: list[bytes]) -> bool:
@@ -212,3 +234,18 @@ def _is_key(values: list[bytes]) -> bool:
         return len(base64.b64decode(values[0], validate=True)) == _KEY_BYTES
     except binascii.Error:
         return False
+
+
+_CHECKS: Final[tuple[Callable[[Head], Refusal | None], ...]] = (
+    _not_http,
+    _not_ascii,
+    _unclear_end,
+    _no_upgrade,
+    _wrong_request_line,
+    _has_body,
+    _wrong_host,
+    _wrong_upgrade,
+    _wrong_version,
+    _wrong_key,
+)
+"""What `refusal` checks, in this order. Each returns a refusal, or None if it finds nothing wrong."""

@@ -1,4 +1,4 @@
-"""Pings for all clients, and the end of connections that are silent or old."""
+"""Pings all clients, and ends connections that are silent or old."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from realtimed.websocket.sessions import Sessions
 __all__ = ["Heartbeat"]
 
 _RETURN_WITHIN: Final = 1.0
-"""Seconds within which a client is asked to come back after its connection was closed for its age. They are few."""
+"""A client whose connection is closed for its age is asked to come back within this many seconds. They are few."""
 
 _SWEEP: Final = 1000
-"""Clients that are looked at before other tasks get their turn."""
+"""Clients checked before other tasks get their turn."""
 
 _PARTS: Final = 50
-"""The most parts into which the pings of one share are divided."""
+"""The most parts into which the pings of a share are divided."""
 
 _PINGS_A_PART: Final = 4
-"""The fewest pings in a part, if it is not the only one."""
+"""The fewest pings in a part, if there are several parts."""
 
 
 class Heartbeat:
     """Pings every client once a `heartbeat`, and ends the connections of silent and of old clients.
 
-    Clients are divided into shares, one for each second of a `heartbeat`. `current` returns the configuration, in
-    which everything but `heartbeat` itself may change.
+    Clients are divided into shares, one for each second of a `heartbeat`. `current` returns the configuration; all of
+    it may change but `heartbeat`.
     """
 
     def __init__(self, sessions: Sessions, current: Callable[[], Config]) -> None:
@@ -46,23 +46,23 @@ class Heartbeat:
         self._excused_until = -math.inf
 
     async def run(self) -> None:
-        """Do this forever."""
+        """Ping and check clients forever."""
         step = self._interval / self._shares
         due: list[Session] = []
         while True:
             begin = trio.current_time()
             await self._ping(due, begin, step)
-            self._excuse_silence(late=trio.current_time() - (begin + step))
+            self._excuse_silence(delay=trio.current_time() - (begin + step))
             due = await self._sweep()
 
-    def _excuse_silence(self, late: float) -> None:
-        """If this process stood still, what clients have sent meanwhile has yet to be read: excuse their silence."""
+    def _excuse_silence(self, delay: float) -> None:
+        """Excuse silence after a `delay`: if this process stood still, it has yet to read what clients sent."""
         silence_timeout = self._current().silence_timeout
-        if late > (silence_timeout - self._interval) / 2:
+        if delay > (silence_timeout - self._interval) / 2:
             self._excused_until = trio.current_time() + silence_timeout
 
     async def _sweep(self) -> list[Session]:
-        """End the connections of silent and of old clients; return those of the others that are to be pinged next."""
+        """End the connections of silent and of old clients. Return the clients of the next share, to be pinged."""
         self._share = (self._share + 1) % self._shares
         now = trio.current_time()
         silence_timeout = self._current().silence_timeout
@@ -80,9 +80,9 @@ class Heartbeat:
         return due
 
     async def _ping(self, due: list[Session], begin: float, seconds: float) -> None:
-        """Ping the clients that are due, spread over the time that begins at `begin`, and return at its end.
+        """Ping the clients in `due`, spread over `seconds` from `begin` on, and return at the end of these.
 
-        Pongs come at once: after hundreds of pings in one go, all others would wait for as many pongs.
+        Pongs come at once: after hundreds of pings in one go, all other work would wait for as many pongs.
         """
         parts = max(min(len(due) // _PINGS_A_PART, _PARTS), 1)
         for part in range(parts):

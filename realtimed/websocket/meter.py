@@ -1,7 +1,7 @@
 """The walk over a client's frame headers.
 
-Reading frames is trio-websocket's work. `InboundMeter` only walks over the headers, because the library bounds a
-message by its characters and not by its bytes or fragments, and has no limit on the rate.
+trio-websocket reads the frames. `InboundMeter` only walks over their headers, because the library limits a message in
+characters, not in bytes or fragments, and has no limit on the rate.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ __all__ = ["InboundMeter"]
 class InboundMeter:
     """Counts a client's frames and the bytes of its messages, whatever pieces they arrive in.
 
-    `frames` counts all frames whose header has been seen. `too_big` is set by the header of the frame that takes a
-    message above `limit` bytes, before its payload is buffered anywhere; `closing` by the end of a Close. After
-    either, nothing more is to be passed on.
+    `frames` counts the frames whose header has been read. `too_big` is set by the header of the frame that takes a
+    message above `limit` bytes, before its payload is buffered anywhere. `closing` is set by the end of a Close. After
+    either, pass nothing more on.
     """
 
     __slots__ = ("_close", "_fragments", "_header", "_payload", "closing", "frames", "limit", "too_big")
 
-    # Invariant: `_header` holds an incomplete header (at most 13 bytes) only while `_payload`, the bytes still to come
-    # of the frame at hand, is 0. `_fragments` is the bytes of the unfinished message so far. `_close` is set from a
-    # Close's header on; behind that frame nothing is walked over.
+    # Invariant: `_header` has an incomplete header (at most 13 bytes) only while `_payload`, the bytes still to come of
+    # the current frame, is 0. `_fragments` is the bytes of the unfinished message so far. `_close` is set from the
+    # header of a Close on; the walk ends behind that frame.
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -51,7 +51,7 @@ class InboundMeter:
         )
 
     def walk(self, data: bytes) -> int:
-        """Walk over `data` and return how much of it is to be passed on: all, or all up to a Close's end."""
+        """Walk over `data`. Return how many bytes of it to pass on: all, or all up to the end of a Close."""
         size = len(data)
         at = min(self._payload, size)
         self._payload -= at
@@ -71,7 +71,7 @@ class InboundMeter:
         return at if self._close else size
 
     def _read(self, header: bytes) -> int:
-        """Take in one header and return its length, or 0 if it is not complete."""
+        """Read one header and return its length, or 0 if it is incomplete."""
         if len(header) < 2:
             return 0
         size = header[1] & 0x7F
@@ -83,7 +83,7 @@ class InboundMeter:
             taken = 14
             size = int.from_bytes(header[2:10], "big")
         if header[1] < 0x80:
-            taken -= 4  # an unmasked frame: the library refuses it
+            taken -= 4  # an unmasked frame, which the library refuses
         if len(header) < taken:
             return 0
         self.frames += 1

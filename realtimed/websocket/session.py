@@ -1,7 +1,7 @@
 """The life of one WebSocket: handshake, conversation, end. The only user of trio_websocket.
 
-The library reads frames, answers pings and speaks HTTP. We write our Closes ourselves, through the stream: so the
-library is never in the state "closing", in which it would trip over frames that a peer may still send.
+The library reads frames, answers pings and speaks HTTP. We write our Closes ourselves, to the stream. So the library is
+never in its state "closing", in which it fails on frames that a peer may still send.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from realtimed.config.settings import Config
 from realtimed.hub.channel import Channel
 from realtimed.hub.hub import Hub
 from realtimed.hub.publication import Ending
-from realtimed.net.admission import Place, TurnedAway
+from realtimed.net.admission import AddressEntry, TurnedAway
 from realtimed.net.head import Head
 from realtimed.process.logs import Event
 from realtimed.text import quoted
@@ -36,7 +36,6 @@ _PATH: Final = "/ws"
 _HEAD_LIMIT: Final = 16 * 1024
 """Bytes of a request's head."""
 
-
 _OF_THE_LIBRARY: Final[Mapping[int, Ending]] = {
     CloseCode.PROTOCOL_ERROR: Ending.PROTOCOL_ERROR,
     CloseCode.INVALID_DATA: Ending.INVALID_DATA,
@@ -50,7 +49,7 @@ log = logging.getLogger(__name__)
 
 
 class Session:
-    """One client, from the first byte to the last. It owns its stream."""
+    """One client, from its first byte to its last. Owns its stream."""
 
     __slots__ = (
         "_address",
@@ -73,9 +72,9 @@ class Session:
         "stream",
     )
 
-    # `_nursery` holds the library's reader and the stream's drain task. It gets a deadline when the connection is
-    # closing, so that the connection ends whatever the peer does. `_ending` is the first reason to end the connection.
-    # `_place` is set from the admission of the handshake until the stream is shut.
+    # `_nursery` has the library's reader and the stream's drain task. A closing connection gives it a deadline, so that
+    # the connection ends whatever the peer does. `_ending` is the first reason to end the connection. `_place` is the
+    # address's entry, set from the admission of the handshake until the stream is shut.
 
     def __init__(self, stream: ClientStream, hub: Hub, config: Config, sessions: Sessions) -> None:
         self.number = sessions.new_number()
@@ -83,7 +82,7 @@ class Session:
         self.rank = 0
         self.stream = stream
         self.connected_since = time.time()
-        self._connected_at = trio.current_time()  # for durations: somebody may set the time of day meanwhile
+        self._connected_at = trio.current_time()  # for durations: the time of day may be set meanwhile
         self.expires_at = sessions.expiry(config.max_age)
         self._hub = hub
         self._config = config
@@ -95,7 +94,7 @@ class Session:
         self._conversation: Conversation | None = None
         self._ending: Ending | None = None
         self._departed = False
-        self._place: Place | None = None
+        self._place: AddressEntry | None = None
 
     async def run(self) -> None:
         """Serve the client until the connection is over, and shut its stream."""
@@ -108,21 +107,21 @@ class Session:
                     if websocket is not None:
                         await self._converse(websocket)
                 finally:
-                    # A nursery that is closing takes no new tasks: from here on nothing may wait for the peer.
+                    # A closing nursery takes no new tasks, so from here on nothing new may wait for the peer.
                     self.stream.seal()
                 self._limit_the_end()
                 if websocket is None:
                     await self.stream.flush()
                     self._nursery.cancel_scope.cancel()
-                # Else the library's reader ends with the peer's Close or end of file, the drain task with the backlog.
+                # Otherwise the library's reader ends with the peer's Close or end of file, the drain with the backlog.
         finally:
             with trio.CancelScope(shield=True):
                 async with self._sessions.departures:
                     self._depart()
 
     def _depart(self) -> None:
-        """Release everything that the connection has taken."""
-        self._note_end(Ending.GONE, "the peer has gone")  # unless an end has been noted already
+        """Release everything that the connection holds."""
+        self._note_end(Ending.GONE, "the peer has gone")  # unless an end is already noted
         self._departed = True
         self._hub.leave(self.stream)
         self._sessions.members.pop(self.id, None)
@@ -130,12 +129,12 @@ class Session:
         if self._place is not None:
             self._sessions.admission.leave(self._place)
         self._let_go()
-        if self.stream.http_status == HTTPStatus.SWITCHING_PROTOCOLS and not self.stream.parser_is_through:
+        if self.stream.http_status == HTTPStatus.SWITCHING_PROTOCOLS and not self.stream.parser_finished:
             self._sessions.count_abandoned_parser()
 
     @property
     def address(self) -> str:
-        """The address of the client, as far as it is known."""
+        """The address of the client, if known, or ""."""
         return self._address
 
     @property
@@ -160,10 +159,9 @@ class Session:
         }
 
     def close(self, ending: Ending, reason: str, code: int | None = None) -> bool:
-        """End the connection; publications from before still go out before the Close. Returns at once.
+        """End the connection. What was published before still goes out before the Close. Returns at once.
 
-        `code` takes the place of the close code that the protocol has for the ending. Returns False if the connection
-        was ending already.
+        `code` replaces the protocol's close code for the ending. Returns False if the connection was already ending.
         """
         if self._ending is not None or self._conversation is None:
             return False
@@ -171,7 +169,7 @@ class Session:
         return self._close(ending, reason, code)
 
     def send_away(self, ending: Ending, retry_after: float) -> None:
-        """Close although the client has done nothing wrong, and ask it to come back after `retry_after` seconds.
+        """Close a connection without a fault of the client, and ask it to come back after `retry_after` seconds.
 
         `ending` is ``RESTART`` or ``MAX_AGE``.
         """
@@ -182,7 +180,7 @@ class Session:
             self._close(ending, conversation.farewell_reason(ending, retry_after))
 
     def _let_go(self) -> None:
-        """Break the circles of references, so that memory is freed at once and not by the garbage collector."""
+        """Break the reference cycles, so that memory is freed at once, without the garbage collector."""
         self.stream.detach()
         del self._nursery
         self._websocket = self._conversation = None
@@ -199,7 +197,7 @@ class Session:
             self.close(ending, reason)
 
     def _library_done(self) -> None:
-        """Deal with the end of trio-websocket's work on the stream."""
+        """Handle the end of trio-websocket's work on the stream."""
         if self._handshake is not None:
             self._note_refusal(self.stream.http_status, "not a valid WebSocket handshake")
             self.stream.seal()
@@ -210,12 +208,11 @@ class Session:
     # The handshake.
 
     async def _shake_hands(self) -> WebSocketConnection | None:
-        """Answer the request; return None if the connection is over then."""
+        """Answer the request. Return None if that ends the connection."""
         head = await self._receive_head()
         if not head:
             return None
-        # A deadline of its own: the client is not to blame that it had to wait for its turn, or that this process stood
-        # still.
+        # A new deadline: it is not the client's fault if it waited for its turn, or if this process stood still.
         websocket = None
         async with self._sessions.handshakes:
             self._handshake = trio.CancelScope(deadline=trio.current_time() + self._config.handshake_timeout)
@@ -227,7 +224,7 @@ class Session:
         return websocket
 
     async def _receive_head(self) -> bytes:
-        """Return the head of the request, or b"" if the connection is over."""
+        """Return the head of the request, or b"" if the connection ends."""
         try:
             return await self.stream.receive_head(_HEAD_LIMIT, trio.current_time() + self._config.handshake_timeout)
         except trio.TooSlowError:
@@ -254,7 +251,7 @@ class Session:
     async def _accept(self, head: Head) -> WebSocketConnection:
         protocol = choose(subprotocols(head))
         self.stream.hand_on(request_for_library(head, protocol.name))
-        # The meter has measured every message in bytes before the library gets to measure it in characters.
+        # The meter measures every message in bytes before the library measures it in characters.
         request = await wrap_server_stream(self._nursery, self.stream, max_message_size=self._config.max_inbound)
         self._conversation = protocol(self._hub, self.stream)
         self.stream.form = protocol.form
@@ -278,7 +275,7 @@ class Session:
         self._respond(HTTPStatus.REQUEST_TIMEOUT, f"The limit of a handshake, handshake-timeout, is {limit}.")
 
     def _turn_away(self, why: TurnedAway) -> None:
-        """Refuse a valid handshake for want of a place. Refusals of one address are logged only now and then."""
+        """Refuse a valid handshake because there is no place. An address's refusals are logged only once in a while."""
         if why.limit == "max_connections":
             self._note_refusal(HTTPStatus.SERVICE_UNAVAILABLE, why.sentence)
         else:
@@ -293,7 +290,7 @@ class Session:
     def _respond(
         self, status: HTTPStatus, sentence: str, headers: str = "Connection: close\r\n", header: str = ""
     ) -> None:
-        """Refuse the request with an HTTP answer, which is the last one of this connection."""
+        """Refuse the request with an HTTP answer, which ends the connection."""
         self._note_refusal(status.value, sentence, header)
         self._write_answer(status, sentence, headers)
 
@@ -314,7 +311,7 @@ class Session:
     # The conversation.
 
     async def _converse(self, websocket: WebSocketConnection) -> None:
-        """Read the client's messages until the connection is closing and the library sees its end."""
+        """Read the client's messages until the library sees the end of the connection."""
         conversation = self._conversation
         try:
             while conversation is not None:
@@ -326,19 +323,19 @@ class Session:
             self._follow_library()
 
     def _answer(self, conversation: Conversation, message: str | bytes) -> None:
-        """Carry out a message. The answer may have megabytes: nothing keeps it while the next message is awaited."""
+        """Carry out a message. The answer may have megabytes, so nothing keeps it while the next message is awaited."""
         try:
             self.stream.write_frames(conversation.receive(message))
         except ViolationError as violation:
             self.close(violation.ending, violation.reason)
 
     def _follow_library(self) -> None:
-        """Record how the library saw the connection end.
+        """Record how the connection ended for the library.
 
-        If the peer breaks RFC 6455, the library hangs up without a word: then we write the Close.
+        If the peer breaks RFC 6455, the library hangs up without a Close. Then we write it.
         """
         closed = self._websocket.closed if self._websocket is not None else None
-        if self.stream.cut_off:  # what the library says of its last words means nothing
+        if self.stream.cut_off:  # the library saw our last words, not the peer's
             self._note_end(Ending.GONE, "")
         elif closed is None:
             return
@@ -349,7 +346,7 @@ class Session:
             self.stream.seal()
 
     def _close(self, ending: Ending, reason: str, code: int | None = None, *, drop_unsent: bool = False) -> bool:
-        """Write the Close, unless the connection is ending already, and give the peer until the deadline to answer."""
+        """Write the Close, unless the connection is already ending, and give the peer until the deadline to answer."""
         if self._conversation is None:
             return False
         code = code or self._conversation.close_code(ending)
@@ -361,12 +358,12 @@ class Session:
         return True
 
     def _limit_the_end(self) -> None:
-        """See that the connection is over by the close-timeout, whatever the peer does."""
+        """Ensure that the connection is over after the close-timeout, whatever the peer does."""
         scope = self._nursery.cancel_scope
         scope.deadline = min(scope.deadline, trio.current_time() + self._config.close_timeout)
 
     def _note_end(self, ending: Ending, reason: str, code: int = _NO_CLOSE) -> bool:
-        """Count and log why the connection ends; return False if that has been done, or it never was a WebSocket."""
+        """Count and log why the connection ends. Return False if that is already done, or it is not a WebSocket."""
         if self._ending is not None or self.id not in self._sessions.members:
             return False
         self._ending = ending
@@ -387,7 +384,7 @@ class Session:
 
 
 async def serve_client(stream: ClientStream, hub: Hub, config: Config, sessions: Sessions) -> None:
-    """Serve one WebSocket. This is its exception boundary: a fault inside is a bug, and ends this connection only."""
+    """Serve one WebSocket. This is its exception boundary: a fault inside is a bug and ends only this connection."""
     session = Session(stream, hub, config, sessions)
     try:
         await session.run()

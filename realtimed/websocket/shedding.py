@@ -1,4 +1,4 @@
-"""What happens when too much waits for all clients together: the slowest are disconnected."""
+"""Disconnects the slowest clients when too much waits for all clients together."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from typing import Final, Protocol
 import trio
 
 from realtimed.hub.publication import Ending
+from realtimed.net.backlogs import Backlogs
 from realtimed.net.stream import QueuedStream
 from realtimed.websocket.session import Session
 from realtimed.websocket.sessions import Sessions
 
-__all__ = ["Listener", "shed_slowest"]
+__all__ = ["Publisher", "shed_slowest"]
 
 _GOAL: Final = 0.9
 """The part of `max-backlog-total` down to which clients are disconnected."""
 
 _SLICE: Final = 8
-"""Clients that are disconnected before other tasks get their turn."""
+"""Clients disconnected before other tasks get their turn."""
 
 _RETRY: Final = 1.0
-"""Seconds until the next look when nobody can be disconnected any more, and too much still waits."""
+"""Seconds until the next try when too much still waits and there is no client left to disconnect."""
 
 
-class Listener(Protocol):
-    """A subscriber on the control socket. History that is retained for it counts for clients."""
+class Publisher(Protocol):
+    """A connection on the control socket. History that is retained for it counts as if it were for clients."""
 
     @property
     def stream(self) -> QueuedStream:
@@ -40,7 +41,7 @@ class Listener(Protocol):
         """See `realtimed.net.stream.Owner`."""
 
 
-async def shed_slowest(sessions: Sessions, listeners: Callable[[], Iterable[Listener]]) -> None:
+async def shed_slowest(sessions: Sessions, publishers: Callable[[], Iterable[Publisher]]) -> None:
     """Whenever too much waits for all clients together, disconnect those for whom most waits, forever.
 
     Publishers wait until that is done, and no longer: a client that does not read delays nobody else.
@@ -48,31 +49,41 @@ async def shed_slowest(sessions: Sessions, listeners: Callable[[], Iterable[List
     backlogs = sessions.backlogs
     while True:
         await backlogs.exceeded()
-        waiting = [(_burden(each), each) for each in (*sessions.members.values(), *listeners())]
-        waiting = sorted((pair for pair in waiting if pair[0]), key=itemgetter(0))
-        goal = backlogs.total_limit * _GOAL
-        leaving = 0  # bytes of clients that have been ended and are not gone
-        while waiting and backlogs.held - leaving > goal:
-            for burden, each in reversed(waiting[-_SLICE:]):
-                if backlogs.held - leaving <= goal:
-                    break
-                if each.closing:  # its Close is behind all that waits
-                    each.end(Ending.GONE, "the peer takes nothing any more")
-                else:
-                    each.end(
-                        Ending.SLOW,
-                        f"{burden} bytes are waiting, and {backlogs.held} for all clients;"
-                        f" the limit, max-backlog-total, is {backlogs.total_limit}",
-                    )
-                leaving += _burden(each)
-            del waiting[-_SLICE:]
-            await trio.lowlevel.checkpoint()
-            while backlogs.let_go():
-                await trio.lowlevel.checkpoint()
+        await _shed(backlogs, [*sessions.members.values(), *publishers()])
         if backlogs.held > backlogs.total_limit:
             await trio.sleep(_RETRY)
 
 
-def _burden(client: Session | Listener) -> int:
-    """Return how many bytes, of those that count for clients, may be free again without this connection."""
+async def _shed(backlogs: Backlogs, clients: list[Session | Publisher]) -> None:
+    """Disconnect clients, those with the largest burdens first, until the goal will be reached."""
+    burdened = [(burden, client) for client in clients if (burden := _burden(client))]
+    burdened.sort(key=itemgetter(0))
+    goal = backlogs.total_limit * _GOAL
+    leaving = 0  # bytes of clients whose connections have been ended and are not gone
+    while burdened and backlogs.held - leaving > goal:
+        for burden, client in reversed(burdened[-_SLICE:]):
+            if backlogs.held - leaving <= goal:
+                break
+            _end(client, burden, backlogs)
+            leaving += _burden(client)
+        del burdened[-_SLICE:]
+        await trio.lowlevel.checkpoint()
+        while backlogs.let_go():
+            await trio.lowlevel.checkpoint()
+
+
+def _end(client: Session | Publisher, burden: int, backlogs: Backlogs) -> None:
+    """End a client's connection: with a Close, or at once if a Close already waits behind everything else."""
+    if client.closing:
+        client.end(Ending.GONE, "the peer takes nothing any more")
+    else:
+        client.end(
+            Ending.SLOW,
+            f"{burden} bytes are waiting, and {backlogs.held} for all clients;"
+            f" the limit, max-backlog-total, is {backlogs.total_limit}",
+        )
+
+
+def _burden(client: Session | Publisher) -> int:
+    """Return how many of the bytes that count for clients may become free without this connection."""
     return client.stream.burden if isinstance(client, Session) else client.stream.retained

@@ -23,10 +23,10 @@ __all__ = ["ClientStream"]
 _CLOSE_BYTE: Final = 0x88
 
 _FRAMES_A_PIECE: Final = 8
-"""About how many frames the library is given at once: it takes 20 µs for each."""
+"""About how many frames the library is given at once. It takes 20 µs for each."""
 
 _MANY_MORE: Final = 3
-"""How many times as many frames clients that send few of them may send in one turn."""
+"""Clients that send few frames wait for their turn only when this many times its frames have been handed over."""
 
 _NO_FRAME: Final = b"\xff\xff"
 
@@ -34,42 +34,27 @@ _NO_FRAME: Final = b"\xff\xff"
 class ClientStream(QueuedStream):
     """The stream under one WebSocket: what the hub writes and what trio-websocket writes, in order.
 
-    What comes in is metered before the library sees it. Once a Close has been written, by us or by the library,
-    nothing follows it, and the library sees nothing more: `receive_some` reads on by itself until the peer's Close or
-    end of file, and reports the latter. So a peer that pings while it is being closed finds nobody to trip over it.
+    Incoming bytes are metered before the library sees them. Once a Close has been written, by us or by the library,
+    nothing follows it, and the library sees nothing more: `receive_some` itself reads on until the peer's Close or end
+    of file, and then reports end of file. So the library does not fail on a peer that pings while it is being closed.
 
-    The library's parser waits for more in a generator that refers to the parser: left so, only a full garbage
-    collection would find it, and that is what the daemon does without. So the last that the library reads is no frame:
-    then the parser fails, and is through.
+    The library's parser waits for more bytes in a generator that refers to the parser. In that state only a full
+    garbage collection could free it, and the daemon does without. So the last bytes that the library reads are not a
+    frame: the parser fails on them and is finished.
     """
 
     __slots__ = (
-        "_dropping",
-        "_gate",
-        "_head",
-        "_inspected",
-        "_meter",
-        "_piece",
-        "_piece_frames",
-        "_rest",
-        "_tokens",
-        "_tokens_at",
-        "_turns",
-        "burst",
-        "cut_off",
-        "http_status",
-        "library_done",
-        "parser_is_through",
-        "rate",
+        "_dropping", "_gate", "_head", "_inspected", "_meter", "_piece", "_piece_frames", "_rest", "_tokens",
+        "_tokens_at", "_turns", "burst", "cut_off", "http_status", "library_done", "parser_finished", "rate",
     )  # fmt: skip
 
-    # `_head`, `_inspected` and `_rest` are bytes the library has not received yet: the request, what is handed over in
-    # pieces of `_piece` bytes, which are about `_piece_frames` frames, and what was read behind the request and has not
-    # been looked at. `_gate` is there until the handshake has been answered: the library would take what a hasty client
-    # sends before it for bad HTTP. `http_status` is that with which the library has answered the handshake, 0
-    # before. `parser_is_through` says that the library has been given what its parser ends with, `cut_off` that this
-    # was not a Close of the peer. `_dropping` is set when something has been read that the library does not get.
-    # `library_done` is called when trio-websocket is through with the stream; the owner sets it.
+    # `_head`, `_inspected` and `_rest` are bytes that the library has not received yet. `_head` is the request.
+    # `_inspected` is handed over in pieces of `_piece` bytes, which are about `_piece_frames` frames. `_rest` was read
+    # behind the request and is not metered yet. There is a `_gate` until the handshake is answered: the library would
+    # take what a hasty client sends before that for bad HTTP. `http_status` is that of the library's answer to the
+    # handshake, 0 before. `parser_finished` says that the library has been given what ends its parser, `cut_off`
+    # that this was not a Close of the peer. `_dropping` is set when something was read that the library does not get.
+    # `library_done` is called when trio-websocket is done with the stream; the owner sets it.
 
     def __init__(
         self,
@@ -87,7 +72,7 @@ class ClientStream(QueuedStream):
         self.http_status = 0
         self.library_done: Callable[[], None]
         self.cut_off = False
-        self.parser_is_through = False
+        self.parser_finished = False
         self._head = b""
         self._inspected = b""
         self._dropping = False
@@ -100,46 +85,46 @@ class ClientStream(QueuedStream):
         self._tokens_at = self.heard_at
 
     def detach(self) -> None:
-        """Forget nursery and owner, after `shut`."""
+        """Forget the nursery and the owner, after `shut`."""
         super().detach()
         del self.library_done
 
     async def receive_head(self, limit: int, deadline: float) -> bytes:
-        """Read an HTTP request's head; see `hand_on`. Returns b"" if the peer hangs up before its end.
+        """Read the head of an HTTP request; see `hand_on`. Returns b"" if the peer hangs up before its end.
 
         Raises `OverflowError` if it has more than `limit` bytes, and `trio.TooSlowError` if its end has not arrived by
-        `deadline`, on trio's clock: one that has is not too late because this process stood still meanwhile.
+        `deadline`, on trio's clock. A head that has arrived is in time, even if this process stood still meanwhile.
         """
         collected = HeadBuffer(limit)
-        late = False
+        timed_out = False
         while True:
-            more = self._receive_now(None)  # of many who connect at once, most have said all by the time it is read
+            more = self._receive_now(None)  # when many clients connect at once, most heads are there already
             if more == b"":
                 return b""
             if more is not None:
                 if collected.feed(more):
                     break
-            elif late:
+            elif timed_out:
                 raise trio.TooSlowError
             else:
                 with trio.CancelScope(deadline=deadline) as patience:
                     await trio.lowlevel.wait_readable(self._socket)
-                late = patience.cancelled_caught
+                timed_out = patience.cancelled_caught
         self._rest = collected.rest
         return collected.head
 
     def hand_on(self, head: bytes) -> None:
-        """Let the library receive `head` first of all."""
+        """Give the library `head` as the first bytes that it receives."""
         self._head = head
 
     def open_gate(self) -> None:
-        """Let the library read what comes after the handshake."""
+        """Allow the library to read what comes after the handshake."""
         if self._gate is not None:
             self._gate.set()
             self._gate = None
 
     def finish(self, close: bytes, *, drop_unsent: bool = False) -> None:
-        """Write a Close frame as the last of all frames. With `drop_unsent`, frames not begun yet are dropped."""
+        """Write a Close frame as the last frame. With `drop_unsent`, drop the frames that are not begun yet."""
         if self.sealed:
             return
         if drop_unsent and self._backlog is not None:
@@ -149,7 +134,7 @@ class ClientStream(QueuedStream):
         self.seal()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Write what the library has to say; its Close is the last word."""
+        """Write what the library sends. Nothing follows its Close."""
         if not self.http_status:
             self.http_status = int(data[9:12])  # HTTP/1.1 101
         self.write(bytes(data))
@@ -157,7 +142,7 @@ class ClientStream(QueuedStream):
             self.seal()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Hand the library what the peer sent, as long as it is within the limits and before its Close's end."""
+        """Return what the peer sent, if it is within the limits and before the end of its Close."""
         if self._head:
             head, self._head = self._head, b""
             return head
@@ -198,44 +183,44 @@ class ClientStream(QueuedStream):
         return self._last_words()
 
     async def _next_piece(self) -> bytes:
-        """Return the next piece of what has been inspected, when it is this stream's turn; b"" if it is sealed then."""
-        # Who has little to say does not wait behind those who send as much as they may, unless there are very many.
+        """Return the next piece of `_inspected` when it is this stream's turn; b"" if the stream is sealed then."""
+        # A client that sends little does not wait behind those that send all they may, unless there are very many.
         if self._turns.used_up(1 if self._piece_frames == _FRAMES_A_PIECE else _MANY_MORE):
             async with self._turns:
                 pass
-        if self.sealed:  # in the middle of a frame, perhaps, as far as the library knows
+        if self.sealed:  # for the library this may be in the middle of a frame
             self._inspected = b""
             self.cut_off = True
             return b""
         self._turns.spend(self._piece_frames)
         piece, self._inspected = self._inspected[: self._piece], self._inspected[self._piece :]
-        self.parser_is_through = self._meter.closing and not self._inspected
+        self.parser_finished = self._meter.closing and not self._inspected
         return piece
 
     def _last_words(self) -> bytes:
-        """Return what ends the library's parser, or b"" if that has been said, or would be part of a frame."""
+        """Return what ends the library's parser; b"" if it has ended, or would take that for a part of a frame."""
         if (
-            self.parser_is_through
+            self.parser_finished
             or self.cut_off
             or self.http_status != HTTPStatus.SWITCHING_PROTOCOLS
             or not self._meter.between_frames
         ):
             return b""
-        self.cut_off = self.parser_is_through = True
-        self.seal()  # what the library answers is nobody's business
+        self.cut_off = self.parser_finished = True
+        self.seal()  # the library's answer to that must not go out
         return _NO_FRAME
 
     async def aclose(self) -> None:
-        """Call `library_done`; the socket is the owner's to shut."""
+        """Call `library_done`. The owner shuts the socket."""
         self.library_done()
         self.open_gate()
         await trio.lowlevel.checkpoint()
 
     def _inspect(self, data: bytes) -> int:
-        """Meter what came in; return how much of it the library may see."""
+        """Meter incoming bytes. Return how many of them the library may see."""
         before = self._meter.frames
         passed = self._meter.walk(data)
-        # The library takes all that it is given in one go, and hardly less for a frame of no bytes than for a message.
+        # The library handles all it is given in one go, and an empty frame takes hardly less time than a message.
         frames = self._meter.frames - before
         self._piece = passed if frames <= _FRAMES_A_PIECE else max(passed * _FRAMES_A_PIECE // frames, 1)
         self._piece_frames = min(max(frames, 1), _FRAMES_A_PIECE)

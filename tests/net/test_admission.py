@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from realtimed.net.admission import LIMITS, Admission, Place, TurnedAway, counted_as
+from realtimed.net.admission import LIMITS, AddressEntry, Admission, TurnedAway, counted_as
 from tests.kit.hubs import Clock
 
 
@@ -17,9 +17,9 @@ def clock() -> Clock:
     return Clock(1_000_000.0)
 
 
-def admitted(admission: Admission, address: str) -> Place:
+def admitted(admission: Admission, address: str) -> AddressEntry:
     place = admission.admit(address)
-    assert isinstance(place, Place), place
+    assert isinstance(place, AddressEntry), place
     return place
 
 
@@ -55,11 +55,11 @@ def test_what_is_no_address_is_refused() -> None:
 def test_a_place_is_taken_in_the_step_that_finds_it(clock: Clock) -> None:
     admission = Admission(10, 0, 0, clock)
     places = [admission.admit("") for _ in range(300)]
-    assert sum(isinstance(each, Place) for each in places) == admission.taken == 10
+    assert sum(isinstance(each, AddressEntry) for each in places) == admission.taken == 10
     assert places[-1] == TurnedAway("max_connections", "The limit, max-connections, is 10 connections.", 5)
     assert admission.refused == {**dict.fromkeys(LIMITS, 0), "max_connections": 290}
     for each in places[:10]:
-        assert isinstance(each, Place)
+        assert isinstance(each, AddressEntry)
         admission.leave(each)
     assert admission.taken == 0
     admitted(admission, "")
@@ -161,7 +161,7 @@ def test_the_table_is_bounded_and_forgets_no_connection(clock: Clock) -> None:
         admission.leave(admitted(admission, f"10.0.{number >> 8}.{number & 255}"))
     assert admission.addresses == 50 + 16_384
     assert admission.taken == 50
-    assert isinstance(admission.admit("10.0.0.0"), Place), "the one that left first is forgotten"
+    assert isinstance(admission.admit("10.0.0.0"), AddressEntry), "the one that has been idle longest is forgotten"
     assert turned_away(admission, "10.0.156.63").limit == "handshakes_per_address", "the one that left last is not"
     clock.now += 1000
     for each in held:
@@ -247,13 +247,13 @@ def test_many_addresses_make_few_lines(clock: Clock) -> None:
 def test_the_busiest_and_the_sums_are_right_whatever_happens(rate: float, clock: Clock) -> None:
     chance = random.Random(1)
     admission = Admission(60, 20, rate, clock)
-    places: list[Place] = []
+    places: list[AddressEntry] = []
     for _ in range(20_000):
         clock.now += chance.random()
         address = chance.choice(["", "203.0.113.7", "203.0.113.8", f"198.51.100.{chance.randrange(100)}"])
         if places and chance.random() < 0.5:
             admission.leave(places.pop(chance.randrange(len(places))))
-        elif isinstance(place := admission.admit(address), Place):
+        elif isinstance(place := admission.admit(address), AddressEntry):
             places.append(place)
         counts = Counter(place.name for place in places if place.name)
         assert admission.taken == len(places)

@@ -30,7 +30,7 @@ CLOSE_CODES: Final[Mapping[Ending, CloseCode]] = {
     Ending.PROTOCOL_ERROR: CloseCode.PROTOCOL_ERROR,
     Ending.INVALID_DATA: CloseCode.INVALID_DATA,
 }
-"""The code with which we close, for each ending that is ours to say."""
+"""The code of our Close, for each ending that has one."""
 
 _INTERRUPTED: Final = {Ending.RESTART: "restarting", Ending.MAX_AGE: "connected for max-age"}
 
@@ -39,7 +39,7 @@ _HALF_A_PAIR_AT_THE_END: Final = re.compile(r"\\u[Dd][89ABab][0-9A-Fa-f]{2}.{,11
 
 
 class ViolationError(Exception):
-    """A message of the client ends the connection; the client can act on the `reason`."""
+    """A client's message ends its connection. The client can act on the `reason`."""
 
     def __init__(self, ending: Ending, reason: str) -> None:
         super().__init__(ending, reason)
@@ -65,21 +65,21 @@ class Conversation(ABC):
 
     @abstractmethod
     def receive(self, message: str | bytes) -> Iterable[Frames]:
-        """Do what a client's message asks for and return the frames that answer it.
+        """Do what a client's message asks for, and return the frames that answer it.
 
-        They are to be written before anything else. A long answer is an iterator that makes them as they are taken.
+        The caller writes them before anything else. A long answer is an iterator that makes frames lazily.
 
-        Raises `ViolationError` when the connection has to end.
+        Raises `ViolationError` when the connection must end.
         """
 
     def close_code(self, ending: Ending) -> int:
-        """Return the code of the Close for an ending that is ours to say."""
+        """Return the code of our Close for an ending that has one."""
         return CLOSE_CODES[ending]
 
     def farewell(self, ending: Ending, retry_after: float) -> bytes:
-        """Return the frames that go out before a Close which is not the client's fault.
+        """Return the frames to send before a Close that is not the client's fault.
 
-        `ending` is ``RESTART`` or ``MAX_AGE``. The client should come back after `retry_after` seconds.
+        `ending` is ``RESTART`` or ``MAX_AGE``. They ask the client to come back after `retry_after` seconds.
         """
         return b""
 
@@ -89,7 +89,7 @@ class Conversation(ABC):
 
 
 def not_valid(error: msgspec.ValidationError, actions: str) -> str:
-    """Return a sentence on what is wrong with a message, from the decoder's `error`; `actions` are those there are."""
+    """Return a sentence that says what is wrong with a message, from the decoder's `error`. `actions` names all."""
     other_action = _OTHER_ACTION.fullmatch(str(error))
     if other_action is None:
         return str(error)
@@ -97,11 +97,11 @@ def not_valid(error: msgspec.ValidationError, actions: str) -> str:
 
 
 def not_json(message: str, error: Exception) -> str:
-    """Return a sentence on why `message` is not JSON, from the `error` that the decoder gave."""
+    """Return a sentence that says why `message` is not JSON, from the decoder's `error`."""
     if isinstance(error, RecursionError):
         return "this JSON is nested too deeply"
     reason = str(error).removeprefix("JSON is malformed: ")
     if reason == "Input data was truncated":
-        # The decoder says so too when it looks for the other half of a pair of surrogates behind the end.
+        # The decoder says the same when it looks behind the end for the other half of a pair of surrogates.
         reason = "half a surrogate pair" if _HALF_A_PAIR_AT_THE_END.search(message) else "it ends too early"
     return f"not JSON: {reason}"

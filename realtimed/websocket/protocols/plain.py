@@ -1,10 +1,10 @@
-"""The plain protocol: what works from a browser's console, without a library.
+"""The plain protocol, which works from a browser's console without a library.
 
     → {"action":"subscribe","channel":"news"}
-    ← each message of the channel as it was published: text as a text frame, binary as a binary frame
+    ← each message of the channel as published: text as a text frame, binary as a binary frame
     → {"action":"unsubscribe","channel":"news"}
 
-There are no answers; a mistake closes the connection with a code and a reason.
+Nothing is answered. A mistake closes the connection with a code and a reason.
 """
 
 from __future__ import annotations

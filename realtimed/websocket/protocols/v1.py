@@ -10,9 +10,9 @@
     ← {"event":"error","id":7,"code":"invalid_channel","message":"…"}
     ← {"event":"goodbye","reason":"restart","retry_after_ms":1740}
 
-A mistake is answered with an error and ends nothing. `since` asks for what was published after that position: with
+A mistake is answered with an error and ends nothing. `since` asks for what was published after a position. With
 ``"recovered":true`` all of it follows, in order, before anything newer; with ``false`` nothing of it does. ``"last":n``
-asks for the newest n messages that are kept. `time` is that of publication, in milliseconds since 1970.
+asks for the newest n messages that are kept. `time` is the time of publication, in milliseconds since 1970.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _Ping(msgspec.Struct, tag_field="action", tag="ping"):
 
 
 class _Identified(msgspec.Struct):
-    """What is read of a message that is no valid command, so that its error can bear its id."""
+    """The id of a message that is not a valid command. The error carries it."""
 
     id: _Id = None
 
@@ -71,7 +71,7 @@ def _event(event: str, **fields: object) -> bytes:
     return text_frame(_encode({"event": event, **fields}))
 
 
-# One for each publication: msgspec encodes these in half the time that a dict takes.
+# Each publication makes one of these. msgspec encodes them in half the time of a dict.
 
 
 class _Text(msgspec.Struct, tag_field="event", tag="message", gc=False):
@@ -106,7 +106,7 @@ class RealtimeV1(Conversation):
 
     def greeting(self, client: str, heartbeat: float) -> bytes:
         """See `Conversation.greeting`."""
-        # A whole number is written as one: 25.0 is no integer to every reader of JSON.
+        # A whole number is written without a point: not every reader of JSON takes 25.0 for an integer.
         return _event("welcome", client=client, heartbeat=int(heartbeat) if heartbeat.is_integer() else heartbeat)
 
     def receive(self, message: str | bytes) -> Iterable[Frames]:
@@ -147,14 +147,14 @@ class RealtimeV1(Conversation):
 
 
 def _id(command: _Subscribe | _Unsubscribe | _Ping) -> dict[str, int | str]:
-    """Return the client's own id as the answer bears it: not at all if there was none."""
+    """Return the field for the command's id in its answer: none if the command had no id."""
     return {} if command.id is None else {"id": command.id}
 
 
 def _id_of(message: str) -> _Id:
     try:
         return _decode_id(message).id
-    except (msgspec.DecodeError, RecursionError):  # ValidationError is a DecodeError as well
+    except (msgspec.DecodeError, RecursionError):  # ValidationError is a DecodeError too
         return None
 
 
