@@ -52,12 +52,10 @@ class Session:
     """One client, from its first byte to its last. Owns its stream.
 
     A connection ends in one of four ways, and `_note_end` counts and logs the first of them:
-
     - `close`: publications from before go out, then a Close with a code and a reason of ours.
     - `send_away`: the same, with advice on when to come back.
     - `end`: the stream has found a reason; without a Close if the client would not get it.
     - `_follow_library`: the client has closed, or trio-websocket has found a protocol error.
-
     Then the peer has `close-timeout` for its part, and `_depart` releases everything.
     """
 
