@@ -537,7 +537,7 @@ namespace Realtime {
                 $numbered && \is_string($message) && isText($message) => new Message($offset, $message, false, $time),
                 $numbered && $message instanceof Bytes => new Message($offset, $message->bytes, true, $time),
                 default => throw new ProtocolException(
-                    "the daemon's history has a message that is none: " . quoted($kept)
+                    "the daemon's history has an entry that is not a message: " . quoted($kept)
                 ),
             };
         }

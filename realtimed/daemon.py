@@ -124,8 +124,7 @@ class Daemon:
 
     def _stop_now(self) -> None:
         """End without waiting for anybody."""
-        if not self._stop_begun:
-            self._begin_stop()
+        self._begin_stop()
         self._drain.finish_now()
         self._everything.cancel()
 
@@ -325,7 +324,9 @@ class Daemon:
         logging.getLogger().setLevel(config.log_level.upper())
 
     def _begin_stop(self) -> None:
-        """Say that the daemon stops, and begin the time of the drain."""
+        """Say that the daemon stops, and begin the time of the drain, unless that has been done."""
+        if self._stop_begun:
+            return
         config = self.config
         log.info(Event("stopping", clients=len(self.sessions.members), drain=config.drain))
         self._drain = Drain(self.sessions, config.drain)

@@ -202,7 +202,7 @@ def test_history_that_is_none_is_an_error(runtime_dir: Path, connect: Opener, me
         peer.answer(peer.request(), {"epoch": "e", "offset": 1, "messages": [message]})
 
     path = runtime_dir / "control.sock"
-    with FakeDaemon(path, odd), pytest.raises(ProtocolError, match="a message that is none"):
+    with FakeDaemon(path, odd), pytest.raises(ProtocolError, match="an entry that is not a message"):
         connect(path).history("news")
 
 
@@ -314,7 +314,7 @@ def test_history_that_is_none_is_an_error_in_php(runtime_dir: Path, messages: ob
 
     path = runtime_dir / "control.sock"
     with FakeDaemon(path, odd), running_php(path) as php:
-        with pytest.raises(PhpError, match=r"a message that is none|no usable 'messages'") as error:
+        with pytest.raises(PhpError, match=r"an entry that is not a message|no usable 'messages'") as error:
             php.run('return $client->history("news");')
         assert error.value.kind == "ProtocolException"
 

@@ -95,7 +95,7 @@ WRONG: Final[list[tuple[Ask, object, str]]] = [
     (MANY, [receipt()], "1 receipts for 2 channels"),
     (MANY, [receipt(), {**receipt(), "recipients": False}], "recipients"),
     *(
-        (HISTORY, {"epoch": "e", "offset": 1, "messages": value}, "a message that is none|not an array")
+        (HISTORY, {"epoch": "e", "offset": 1, "messages": value}, "an entry that is not a message|not an array")
         for value in values({}, None, [[True, "x"]], [[1, 7]], [[1, NOT_UTF_8]], [[-1, "x"]], [["x", 1]], [7], [[1]])
     ),
     (HISTORY, {"epoch": "e", "offset": 3, "messages": [[1, "a"], [2, "b"], [3, "c"]]}, "3 messages where 2 were"),
@@ -242,7 +242,7 @@ def test_no_message_is_taken_on_trust_and_those_before_it_are_received(
         subscribed.set()
         assert next(subscription).message == "good"
         for _ in range(2):
-            with pytest.raises(ProtocolError, match="a message that is none"):
+            with pytest.raises(ProtocolError, match="an entry that is not a message"):
                 next(subscription)
 
 

@@ -300,7 +300,7 @@ async def test_msgpack_that_is_no_rpc_ends_the_connection_after_an_error(daemon:
 @pytest.mark.parametrize(
     ("method", "params", "code", "says"),
     [
-        ("dance", [], "unknown_method", "there are broadcast"),
+        ("dance", [], "unknown_method", "the methods are broadcast"),
         ("broadcast", [], "invalid_params", "broadcast takes [channel, message, key?]"),
         ("broadcast", ["news", 5], "invalid_params", "a message is str or bin, not int"),
         ("broadcast", [5, "x"], "invalid_channel", "5 is not a channel name"),

@@ -145,7 +145,7 @@ async def connections(daemon: Daemon) -> int:
         ("https://A.example:443/", "ends with host and port", "https://a.example"),
         ("https://a.example:443", "implies port 443: leave it out", "https://a.example"),
         ("http://a.example:80", "implies port 80: leave it out", "http://a.example"),
-        ("https://a.example:", "unsaid", "https://a.example"),
+        ("https://a.example:", "implies port 443", "https://a.example"),
         ("http://a.example:08080", "this port", "http://a.example:8080"),
         ("https://a.example:0", "from 1 to 65535", None),
         ("https://a.example:65536", "from 1 to 65535", None),
@@ -178,7 +178,7 @@ async def connections(daemon: Daemon) -> int:
         ("file:///x", "a page that is a file", None),
         ("None", "the word is written none", None),
         ("NULL", "the word is written null", None),
-        ("Capacitor://localhost", "no origin", None),
+        ("Capacitor://localhost", "not an origin", None),
         ("\x1b[31m", "no host has such a name", None),
     ],
 )
