@@ -1,4 +1,4 @@
-"""Every exception that realtimed raises on purpose.
+"""Every exception that callers of realtimed see.
 
     RealtimeError
     ├── ConfigurationError     an option is wrong; the daemon does not start

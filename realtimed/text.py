@@ -17,8 +17,8 @@ def printable(text: str) -> str:
 def quoted(value: object, limit: int = 60) -> str:
     """Return `value` as it may stand in an error or a log line.
 
-    Control characters, terminal escapes, characters that turn the direction of writing, lone surrogates and what else
-    `str.isprintable` denies come out escaped, and no more than about `limit` characters of a string or of bytes.
+    Control characters, terminal escapes, characters that turn the direction of writing, lone surrogates and anything
+    else that `str.isprintable` rejects are escaped. A string or bytes are cut to about `limit` characters.
     """
     if isinstance(value, (str, bytes)) and len(value) > limit:
         return repr(value[:limit]) + "…"

@@ -65,7 +65,7 @@ _KEY_BYTES: Final = 16
 class Call(NamedTuple, Generic[_T]):
     """A method with its parameters. `read` turns the daemon's result into the caller's, or raises `ProtocolError`.
 
-    A call is `repeatable` if the daemon only answers again when it comes a second time. The `older` call asks for less,
+    A call is `repeatable` if the daemon answers a repeat without carrying it out again. The `older` call asks for less,
     with parameters that an older daemon understands when it refuses those of this call.
     """
 

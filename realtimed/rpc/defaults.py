@@ -1,4 +1,4 @@
-"""What the commands of the control socket take for granted when a parameter is left out, for both of its ends."""
+"""Default values of parameters of the control socket's commands, for both of its ends."""
 
 from __future__ import annotations
 
