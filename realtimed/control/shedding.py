@@ -22,11 +22,19 @@ async def shed_largest(service: Service) -> None:
     answers = service.answers
     while True:
         await answers.exceeded()
-        ended = _end_largest(service)
-        while not service.connections.isdisjoint(ended):
-            await service.finished.park()
-        if not ended:
+        if not await _shed(service):
             await trio.sleep(_SHED_INTERVAL)
+
+
+async def _shed(service: Service) -> bool:
+    """End connections and wait until they are gone; return whether there were any.
+
+    A function of its own, since what it refers to stays in memory, and the next time may be days away.
+    """
+    ended = _end_largest(service)
+    while not service.connections.isdisjoint(ended):
+        await service.finished.park()
+    return bool(ended)
 
 
 def _end_largest(service: Service) -> list[Publisher]:

@@ -8,15 +8,17 @@ from __future__ import annotations
 import gc
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from wsproto.events import CloseConnection, Ping, TextMessage
 from wsproto.frame_protocol import FrameProtocol
 
 from realtimed.config.loading import load
+from realtimed.control.server import Connection
 from realtimed.daemon import Daemon
 from realtimed.rpc.wire import encode_request
 from realtimed.websocket import sessions
@@ -39,11 +41,12 @@ def no_automatic_collection() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def daemon_in_this_process(directory: Path) -> AsyncIterator[Daemon]:
+async def daemon_in_this_process(directory: Path, **settings: str) -> AsyncIterator[Daemon]:
     daemon = Daemon(
         load({
             "socket": f"{directory}/c", "websocket": f"unix:{directory}/w", "handshake_timeout": "0.1",
             "close_timeout": "0.1", "command_timeout": "0.1", "backlog_timeout": "0.2", "max_backlog": "64K",
+            **settings,
         })
     )  # fmt: skip
     async with trio.open_nursery() as nursery:
@@ -144,6 +147,24 @@ async def test_nothing_is_left_for_the_garbage_collector(runtime_dir: Path, endi
                 gc.collect()
                 ours = Counter(type(each).__qualname__ for each in gc.garbage if is_ours(each))
     assert not ours
+
+
+async def test_what_was_shed_is_kept_by_nobody(runtime_dir: Path) -> None:
+    """Neither by a cycle nor by the task that ended it and waits for the next time."""
+    begun = encode_request(1, "broadcast", ["news", "x" * 900_000])[:-1]
+    with trio.fail_after(PATIENCE):
+        async with (
+            daemon_in_this_process(runtime_dir, max_answers_total="1M", command_timeout="60") as daemon,
+            AsyncExitStack() as stack,
+        ):
+            for _ in range(3):
+                sender = await stack.enter_async_context(publisher(runtime_dir / "c"))
+                with suppress(trio.BrokenResourceError):
+                    await sender.stream.send_all(begun)
+            while len(daemon.service.connections) > 1:
+                await trio.lowlevel.checkpoint()
+            await trio.testing.wait_all_tasks_blocked()
+            assert sum(isinstance(each, Connection) for each in gc.get_objects()) == 1
 
 
 async def hangs_up_in_a_frame(daemon: Daemon, client: RawClient) -> None:
