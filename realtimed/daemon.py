@@ -46,8 +46,7 @@ from realtimed.stats import Figures
 from realtimed.websocket.drain import Drain
 from realtimed.websocket.frames import CLOSE_REASONS
 from realtimed.websocket.heartbeat import Heartbeat
-from realtimed.websocket.session import serve_client
-from realtimed.websocket.sessions import admission_limits, make_sessions
+from realtimed.websocket.sessions import Sessions
 from realtimed.websocket.shedding import shed_slowest
 from realtimed.websocket.stream import ClientStream
 
@@ -85,10 +84,10 @@ class Daemon:
         self.hub = _make_hub(config)
         self.broker: Broker = LocalBroker(self.hub)
         self.fan_out = FanOut(self.hub, self._give_up)
-        self.sessions = make_sessions(config, self.hub)
+        self.client_files = ClientFiles(files_for_clients())
+        self.sessions = Sessions(config, self.hub, self.client_files.release)
         self.backlogs = self.sessions.backlogs
         self.admission = self.sessions.admission
-        self.client_files = ClientFiles(files_for_clients())
         self.answers = Backlogs(
             limit=WAITING_LIMIT, timeout=config.backlog_timeout, total_limit=config.max_answers_total
         )
@@ -136,9 +135,8 @@ class Daemon:
         # Signals first: when a peer can connect, the daemon can also be stopped.
         with trio.open_signal_receiver(*HEEDED) as received, ExitStack() as stack:
             signals = Signals(received, stop=self.stop, stop_now=self._stop_now, reload=self.reload)
-            for turns in (self.service.turns, self.sessions.turns):
-                trio.lowlevel.add_instrument(turns)
-                stack.callback(trio.lowlevel.remove_instrument, turns)
+            trio.lowlevel.add_instrument(self.service.turns)
+            stack.callback(trio.lowlevel.remove_instrument, self.service.turns)
             async with AsyncExitStack() as resources:
                 self._use_io_uring(resources)
                 listeners = await signals.unless_stopped(partial(self._open_listeners, resources))
@@ -151,7 +149,8 @@ class Daemon:
     # 1. `_admit` accepts no more WebSockets.
     # 2. `_accept_all` sends clients away over the time of the drain; meanwhile publishers are served.
     # 3. `_serve_publishers` accepts no more publishers, and lets the last ones finish.
-    # 4. `_serve_clients` waits until the last publications have gone out, and sends the last clients away.
+    # 4. `_serve_clients` waits until the last publications have gone out, sends the last clients away, and waits for
+    #    their Closes.
     # 5. `_serve` ends what runs in the background, and saves the history.
 
     async def _serve(self, listeners: _Listeners, signals: Signals) -> None:
@@ -166,35 +165,41 @@ class Daemon:
 
     async def _serve_clients(self, listeners: _Listeners) -> None:
         async with trio.open_nursery() as clients:
-            await self._serve_publishers(listeners, clients)
+            await clients.start(self.sessions.run)
+            await self._serve_publishers(listeners)
             with trio.move_on_after(self.config.close_timeout):
                 await self.fan_out.settle()
             await self._drain.finish()
-            clients.cancel_scope.deadline = trio.current_time() + self.config.close_timeout
+            with trio.move_on_after(self.config.close_timeout):
+                await self.sessions.emptied()
+            clients.cancel_scope.cancel()
 
-    async def _serve_publishers(self, listeners: _Listeners, clients: trio.Nursery) -> None:
+    async def _serve_publishers(self, listeners: _Listeners) -> None:
         async with trio.open_nursery() as publishers:
-            await self._accept_all(listeners, clients, publishers)
+            await self._accept_all(listeners, publishers)
             for stream in listeners.control.last_ones():
                 publishers.start_soon(serve_publisher, stream, self.service)
             await listeners.control.aclose()
             self.service.stop()
             publishers.cancel_scope.deadline = trio.current_time() + self.config.close_timeout
 
-    async def _accept_all(self, listeners: _Listeners, clients: trio.Nursery, publishers: trio.Nursery) -> None:
+    async def _accept_all(self, listeners: _Listeners, publishers: trio.Nursery) -> None:
+        def serve(stream: QueuedStream) -> None:
+            publishers.start_soon(serve_publisher, stream, self.service)
+
         async with trio.open_nursery() as accepting:
-            accepting.start_soon(accept, listeners.control, partial(serve_publisher, service=self.service), publishers)
-            await self._admit(listeners, clients)
+            accepting.start_soon(accept, listeners.control, serve)
+            await self._admit(listeners)
             self._begin_stop()
             for listener in listeners.websocket:
                 await listener.aclose()
             await self._drain.run()
             accepting.cancel_scope.cancel()
 
-    async def _admit(self, listeners: _Listeners, clients: trio.Nursery) -> None:
+    async def _admit(self, listeners: _Listeners) -> None:
         async with trio.open_nursery() as admitting:
             for listener in listeners.websocket:
-                admitting.start_soon(accept, listener, self._serve_client, clients, self.client_files.places)
+                admitting.start_soon(accept, listener, self.sessions.welcome, self.client_files.places)
             self._say_ready(listeners)
             await self._stopping.wait()
             admitting.cancel_scope.cancel()
@@ -246,23 +251,10 @@ class Daemon:
 
     def _client_stream(self, sock: socket.socket) -> ClientStream:
         self.client_files.taken += 1
-        return ClientStream(
-            sock,
-            self.backlogs,
-            max_inbound=self.config.max_inbound,
-            rate=self.config.inbound_rate,
-            burst=self.config.inbound_burst,
-            turns=self.sessions.turns,
-        )
+        return self.sessions.client_stream(sock)
 
     def _publisher_stream(self, sock: socket.socket) -> QueuedStream:
         return QueuedStream(sock, self.answers)
-
-    async def _serve_client(self, stream: ClientStream) -> None:
-        try:
-            await serve_client(stream, self.hub, self.config, self.sessions)
-        finally:
-            self.client_files.taken -= 1
 
     async def _serve_http(self, listener: SocketListener[trio.SocketStream], nursery: trio.Nursery) -> None:
         # Import these only now: a daemon without HTTP spends no memory on them.
@@ -313,14 +305,12 @@ class Daemon:
         self.hub.max_message, self.hub.max_channels = config.max_message, config.max_channels
         self.hub.max_subscriptions = config.max_subscriptions
         self.hub.watchers.max_patterns = config.max_channels
-        self.admission.configure(*admission_limits(config))
+        self.sessions.configure(config)
         self.client_files.limit = files_for_clients()
         self.keyed_receipts.limit = config.max_keys_bytes
-        self.backlogs.configure(config.max_backlog, config.backlog_timeout, config.max_backlog_total)
         self.answers.configure(WAITING_LIMIT, config.backlog_timeout, config.max_answers_total)
-        streams = [each.stream for each in self.sessions.members.values()]
-        for stream in (*streams, *(each.stream for each in self.service.connections)):
-            stream.limits_changed()
+        for publisher in self.service.connections:
+            publisher.stream.limits_changed()
         logging.getLogger().setLevel(config.log_level.upper())
 
     def _begin_stop(self) -> None:

@@ -141,4 +141,4 @@ async def serve(
         except Exception:  # the boundary of this connection: a fault ends nothing else
             log.exception(Event("internal error", client="http"))
 
-    await accept(listener, serve_one, nursery, endpoint.places)
+    await accept(listener, lambda stream: nursery.start_soon(serve_one, stream), endpoint.places)

@@ -28,9 +28,11 @@ from realtimed.hub.replays import Pieces
 from realtimed.net.backlog import Backlog
 from realtimed.net.backlogs import Backlogs
 
-__all__ = ["Owner", "QueuedStream"]
+__all__ = ["READ_BYTES", "Owner", "QueuedStream"]
 
-_RECEIVE_BYTES: Final = 4096
+READ_BYTES: Final = 4096
+"""Bytes that a read takes at most, if the caller does not ask for more."""
+
 _received: Final = memoryview(bytearray(64 * 2**10))
 
 _SO_PEERGROUPS: Final = 59
@@ -135,6 +137,16 @@ class QueuedStream(trio.abc.Stream):
             raw = self._socket.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)
         groups = (int.from_bytes(raw[at : at + 4], sys.byteorder) for at in range(0, len(raw), 4))
         return frozenset([credentials[2], *groups])
+
+    @property
+    def descriptor(self) -> int:
+        """The socket's descriptor, whatever the state; -1 once it is shut."""
+        return self._socket.fileno()
+
+    @property
+    def replaying(self) -> bool:
+        """Whether something that the peer has asked for waits to be sent. Then it may not ask for more."""
+        return self._backlog is not None and not self._backlog.replayed.is_set()
 
     @property
     def pending(self) -> int:
@@ -253,18 +265,18 @@ class QueuedStream(trio.abc.Stream):
         """See `trio.abc.ReceiveStream`."""
         while True:
             await trio.lowlevel.wait_readable(self._socket)
-            data = self._receive_now(max_bytes)
+            data = self.receive_now(max_bytes)
             if data is not None:
                 return data
 
-    def _receive_now(self, max_bytes: int | None) -> bytes | None:
-        """Return what has arrived, b"" at end of file, or None if nothing has.
+    def receive_now(self, max_bytes: int | None = None) -> bytes | None:
+        """Return what has arrived, b"" at end of file, or None if nothing has. Raises `trio.BrokenResourceError`.
 
         Callers in a loop wait in between, so that other tasks run however much this peer sends.
         """
-        size = max_bytes or _RECEIVE_BYTES
+        size = max_bytes or READ_BYTES
         try:
-            if size <= _RECEIVE_BYTES:
+            if size <= READ_BYTES:
                 data = self._socket.recv(size)
             else:  # `recv` allocates `size` bytes: if that is much, to copy what came costs less
                 data = bytes(_received[: self._socket.recv_into(_received, min(size, len(_received)))])
@@ -298,7 +310,7 @@ class QueuedStream(trio.abc.Stream):
         self._backlogs.check()
 
     async def _drain(self, backlog: Backlog) -> None:
-        """Send the backlog as fast as the peer reads."""
+        """Send the backlog as fast as the peer reads. Raises `trio.ClosedResourceError` if the stream is shut then."""
         while backlog.entries or backlog.more:
             if not backlog.entries:
                 await self._go_on(backlog)
@@ -308,7 +320,8 @@ class QueuedStream(trio.abc.Stream):
                 await trio.lowlevel.wait_writable(self._socket)
             if backlog.patience.cancelled_caught:
                 async with self._backlogs.endings:
-                    self._say_slow(backlog)
+                    if self._backlog is backlog:  # the stream may have been shut meanwhile
+                        self._say_slow(backlog)
                     await trio.lowlevel.checkpoint()
             else:
                 self._send_backlog(backlog)

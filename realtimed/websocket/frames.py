@@ -9,13 +9,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from realtimed.rpc import defaults
 
 __all__ = [
     "BINARY",
     "CLOSE",
+    "CLOSE_BYTE",
     "CLOSE_REASONS",
     "CONTROL_PAYLOAD_LIMIT",
     "FINAL",
@@ -25,6 +26,7 @@ __all__ = [
     "binary_frame",
     "close_frame",
     "frame_boundary",
+    "lone_close",
     "text_frame",
 ]
 
@@ -32,11 +34,20 @@ FINAL: Final = 0x80
 _TEXT: Final = 0x1
 BINARY: Final = 0x2
 CLOSE: Final = 0x8
+CLOSE_BYTE: Final = FINAL | CLOSE
+"""The first byte of a Close."""
+
 _PING: Final = 0x9
 PONG: Final = 0xA
 
 CONTROL_PAYLOAD_LIMIT: Final = 125
 """Bytes a control frame may carry (RFC 6455 section 5.5)."""
+
+_NO_STATUS: Final = 1005
+"""Stands for the code of a Close without one (RFC 6455 section 7.4.1)."""
+
+_MASKED_HEAD: Final = 6
+"""Bytes of a client's short frame before its payload: two, and the mask."""
 
 # The first byte and each form of the length together: one `pack` a frame.
 _pack_short = struct.Struct("!BB").pack
@@ -63,7 +74,7 @@ class CloseCode(IntEnum):
 
 CLOSE_REASONS: Final[Mapping[int, str]] = {
     **{int(code): code.name.lower() for code in CloseCode},
-    1005: "no_status_received",  # a Close without a code
+    _NO_STATUS: "no_status_received",
     1006: "abnormal_closure",  # no Close at all
 }
 """Names of the close codes."""
@@ -104,7 +115,38 @@ def close_frame(code: int, reason: str = "") -> bytes:
     """Return a Close. A `reason` of more than the 123 bytes that fit into one is cut between characters."""
     limit = CONTROL_PAYLOAD_LIMIT - 2
     text = reason.encode("utf-8", "replace")[:limit].decode("utf-8", "ignore")
-    return _frame(FINAL | CLOSE, struct.pack("!H", code) + text.encode())
+    return _frame(CLOSE_BYTE, struct.pack("!H", code) + text.encode())
+
+
+class ClientClose(NamedTuple):
+    """A client's Close: its code, 1005 if it has none, its reason, and the Close that answers it."""
+
+    code: int
+    reason: str
+    answer: bytes
+
+
+def lone_close(data: bytes) -> ClientClose | None:
+    """Return the Close that `data` is, if it is one whole Close and nothing else, with nothing unusual about it.
+
+    A Close is the end of a trio-websocket, and to make another costs more than the client's whole connection. So those
+    of browsers and libraries are answered without one, with the bytes that it would answer: a Close without a code, or
+    with 1000, 1001 or a code of an application, and a reason in UTF-8. `data` begins between two messages.
+    """
+    size = len(data) - _MASKED_HEAD
+    if size < 0 or data[0] != CLOSE_BYTE or data[1] != 0x80 | size or size > CONTROL_PAYLOAD_LIMIT:
+        return None
+    if not size:
+        return ClientClose(_NO_STATUS, "", _frame(CLOSE_BYTE, b""))
+    payload = bytes(byte ^ data[2 + at % 4] for at, byte in enumerate(data[_MASKED_HEAD:]))
+    code = int.from_bytes(payload[:2], "big")
+    if size == 1 or not (code in (1000, 1001) or 3000 <= code <= 4999):
+        return None
+    try:
+        reason = payload[2:].decode()
+    except UnicodeDecodeError:
+        return None
+    return ClientClose(code, reason, _frame(CLOSE_BYTE, payload))
 
 
 PING: Final = _frame(FINAL | _PING, b"")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import string
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
@@ -142,6 +143,17 @@ def request_for_library(head: Head, subprotocol: str) -> bytes:
         "GET / HTTP/1.1\r\nHost: realtimed\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
         f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {head.text(b'sec-websocket-key')}\r\n{offer}\r\n"
     ).encode()
+
+
+def switching_protocols(head: Head, subprotocol: str) -> bytes:
+    """Return the 101."""
+    key = head.fields[b"sec-websocket-key"][0]
+    token = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+    name = b"Sec-WebSocket-Protocol: " + subprotocol.encode() + b"\r\n" if subprotocol else b""
+    return (
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: " + token + b"\r\n" + name + b"\r\n"
+    )
 
 
 def _bad(sentence: str, name: bytes = b"") -> Refusal:

@@ -73,7 +73,7 @@ class Heartbeat:
                 session.close(Ending.SILENT, f"nothing heard from you for {silence_timeout:g} s")
             elif session.expires_at < now:
                 session.send_away(Ending.MAX_AGE, random.uniform(0, _RETURN_WITHIN))
-            elif session.number % self._shares == self._share:
+            elif session.rank % self._shares == self._share:
                 due.append(session)
             if count % _SWEEP == 0:
                 await trio.lowlevel.checkpoint()

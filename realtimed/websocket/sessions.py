@@ -7,9 +7,10 @@ import itertools
 import math
 import random
 import secrets
+import socket
 import time
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Final
+from typing import Final, TypeAlias
 
 import trio
 
@@ -18,50 +19,66 @@ from realtimed.errors import RefusedError
 from realtimed.hub.channel import Subscriber
 from realtimed.hub.hub import Hub
 from realtimed.hub.publication import Ending
-from realtimed.hub.watch import Watcher
+from realtimed.hub.watch import Watcher as ChannelWatcher
 from realtimed.net.admission import Admission
 from realtimed.net.backlogs import Backlogs
 from realtimed.net.fanout import MISSED
+from realtimed.net.watcher import Watcher
+from realtimed.process.deadlines import Deadlines
 from realtimed.process.open_files import connection_limit
-from realtimed.process.turns import Turns
+from realtimed.websocket.arrival import Arrival
+from realtimed.websocket.engines import Engines
 from realtimed.websocket.frames import check_close
+from realtimed.websocket.session import Session
+from realtimed.websocket.stream import ClientStream, InboundLimits
 
-if TYPE_CHECKING:
-    from realtimed.websocket.session import Session
+__all__ = ["Sessions"]
 
-__all__ = ["Sessions", "admission_limits", "make_sessions"]
+Connection: TypeAlias = Arrival | Session
 
 _ABANDONED_PARSERS: Final = 5000
 """Abandoned parsers, of about 1.5 KB each, until a garbage collection, which may take half a second."""
-
-_FRAMES_A_TURN: Final = 96
-"""Frames that the library is given in one turn of the event loop."""
-
-_READERS_A_TURN: Final = 16
-"""Clients whose next few frames the library is given in each turn of the event loop, when there are more frames."""
-
-_HANDSHAKES: Final = 8
-"""Handshakes under way at a time: when thousands of clients come, others are served in between."""
-
-_DEPARTURES: Final = 8
-"""Connections released in one turn of the event loop: when thousands of clients go, others are served in between."""
 
 _YOUNGEST: Final = 0.5
 """The share of `max-age` that every connection may reach."""
 
 
 class Sessions:
-    """All sessions, their places, and counts of those that have ended."""
+    """All sessions, their places, the tasks that they share, and counts of those that have ended.
+
+    `config` may be replaced; see `configure`. `released` is called for each connection whose socket has been closed.
+    """
 
     # Invariants: `members` has the sessions whose handshake was answered with 101, until their stream is shut, in the
-    # order of their `rank`, which is the number of `connections` before. `refused` counts the other answers by HTTP
-    # status. `ended` and `closed` count the ends of WebSockets, by ending and by close code. `abandoned_parsers` counts
-    # the parsers that no garbage collection has freed yet.
+    # order of their `rank`, which is the number of `connections` before. `open` is how many connections there are: the
+    # members, and the arrivals. An arrival is in `handshakes` or, after a refusal, in `closings`. `refused` counts the
+    # refusals by HTTP status. `ended` and `closed` count the ends of WebSockets, by ending and by close code.
+    # `abandoned_parsers` counts the parsers that no garbage collection has freed yet.
 
-    def __init__(self, admission: Admission, backlogs: Backlogs) -> None:
-        self.admission = admission
-        self.backlogs = backlogs
+    nursery: trio.Nursery
+    """Where the shared tasks run, and those that drain backlogs. It is open while `run` runs."""
+
+    def __init__(self, config: Config, hub: Hub, released: Callable[[], None]) -> None:
+        self.config = config
+        self.hub = hub
+        self.admission = Admission(*_admission_limits(config), time.monotonic)
+        self.backlogs = Backlogs(
+            limit=config.max_backlog,
+            timeout=config.backlog_timeout,
+            total_limit=config.max_backlog_total,
+            replays=hub.replays,
+        )
+        self.inbound = _inbound_limits(config)
+        self.watcher = Watcher()
+        self.engines = Engines(self._count_abandoned_parser)
+        self.handshakes: Deadlines[Arrival] = Deadlines(lambda: self.config.handshake_timeout, Arrival.too_late)
+        """Connections whose request has not arrived."""
+        self.closings: Deadlines[Connection] = Deadlines(lambda: self.config.close_timeout, lambda each: each.over())
+        """Connections that end, and have to be over in time."""
+        self.departing: Deadlines[Connection] = Deadlines(float, lambda each: each.depart())
+        """Connections that depart in the next turns of the event loop."""
         self.members: dict[str, Session] = {}
+        self.open = 0
         self.connections = 0
         self.refused: dict[int, int] = {}
         self.ended = dict.fromkeys(Ending, 0)
@@ -69,26 +86,76 @@ class Sessions:
         self.abandoned_parsers = 0
         self.send_away: Callable[[Session], None] | None = None
         """Set when the daemon is about to end. It ends the session of a client that still joins."""
-        self.run = secrets.token_hex(2)
+        self.run_id = secrets.token_hex(2)
         """A part of every client's id, so that no client has an id from before a restart."""
-        self.turns = Turns(_FRAMES_A_TURN, _READERS_A_TURN)
-        """Spreads the frames that clients send over turns of the event loop."""
-        self.handshakes = trio.Semaphore(_HANDSHAKES)
-        """Held by a session from the arrival of its request until its answer."""
-        self.departures = trio.Semaphore(_DEPARTURES)
+        self._released = released
+        self._emptied = trio.lowlevel.ParkingLot()
         self._numbers = itertools.count(1)
 
-    def expiry(self, max_age: float | None) -> float:
+    def configure(self, config: Config) -> None:
+        """Replace the configuration. What clients may send changes for new connections only."""
+        self.config = config
+        self.admission.configure(*_admission_limits(config))
+        self.backlogs.configure(config.max_backlog, config.backlog_timeout, config.max_backlog_total)
+        self.inbound = _inbound_limits(config)
+        self.handshakes.changed()
+        self.closings.changed()
+        for session in self.members.values():
+            session.stream.limits_changed()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve the connections that `welcome` gets, until cancelled. Then end those that are left."""
+        trio.lowlevel.add_instrument(self.engines.turns)
+        try:
+            async with trio.open_nursery() as self.nursery:
+                self.engines.nursery = self.nursery
+                for task in (self.watcher, self.handshakes, self.closings, self.departing):
+                    self.nursery.start_soon(task.run)
+                task_status.started()
+        finally:
+            trio.lowlevel.remove_instrument(self.engines.turns)
+            for each in [*self.handshakes, *self.closings, *self.members.values()]:
+                each.over()
+            self.watcher.close()
+
+    def client_stream(self, sock: socket.socket) -> ClientStream:
+        """Return the stream for a connection."""
+        return ClientStream(sock, self.backlogs, self.inbound)
+
+    def welcome(self, stream: ClientStream) -> None:
+        """Serve a connection."""
+        self.open += 1
+        Arrival(stream, self).begin()
+
+    def release(self, connection: Connection, stream: ClientStream) -> None:
+        """Close the socket of a connection that is over, and forget both."""
+        for deadlines in (self.closings, self.departing):
+            deadlines.remove(connection)
+        self.watcher.remove(stream.descriptor)
+        stream.shut()
+        stream.detach()
+        self.open -= 1
+        self._released()
+        if not self.open:
+            self._emptied.unpark_all()
+
+    async def emptied(self) -> None:
+        """Wait until there are no connections."""
+        while self.open:
+            await self._emptied.park()
+
+    def expiry(self) -> float:
         """Return when a connection made now reaches its age, on trio's clock.
 
         After a restart all clients connect at about the same time. Each connection gets a random age, so that they are
         not all closed at about the same time.
         """
+        max_age = self.config.max_age
         return math.inf if max_age is None else trio.current_time() + max_age * random.uniform(_YOUNGEST, 1)
 
-    def new_number(self) -> int:
-        """Return a number that no other session of this run has had."""
-        return next(self._numbers)
+    def new_id(self) -> str:
+        """Return an id that no other connection has had."""
+        return f"c-{self.run_id}-{next(self._numbers):x}"
 
     def disconnect(self, client: str, code: int | None, reason: str) -> bool:
         """End the connection of the client with this id. Return whether there is one that was not ending already.
@@ -103,7 +170,7 @@ class Sessions:
         session = self.members.get(client)
         return session is not None and session.close(Ending.KICKED, reason, code)
 
-    def give_up(self, subscribers: Collection[Subscriber | Watcher]) -> None:
+    def give_up(self, subscribers: Collection[Subscriber | ChannelWatcher]) -> None:
         """End the connections of those subscribers that are clients."""
         for session in list(self.members.values()):
             if session.stream in subscribers:
@@ -118,11 +185,10 @@ class Sessions:
         self.ended[ending] += 1
         self.closed[code] = self.closed.get(code, 0) + 1
 
-    def count_abandoned_parser(self) -> None:
+    def _count_abandoned_parser(self) -> None:
         """Count a parser that only a full garbage collection can free, and run one when there are too many.
 
-        They are few: only clients that end in the middle of a frame leave one. See
-        `realtimed.websocket.stream.ClientStream`.
+        They are few: only clients that end in the middle of a frame leave one. See `realtimed.websocket.engines`.
         """
         self.abandoned_parsers += 1
         if self.abandoned_parsers >= _ABANDONED_PARSERS:
@@ -130,18 +196,11 @@ class Sessions:
             gc.collect()
 
 
-def make_sessions(config: Config, hub: Hub) -> Sessions:
-    """Return the sessions of a daemon, none so far, with the limits of a configuration."""
-    backlogs = Backlogs(
-        limit=config.max_backlog,
-        timeout=config.backlog_timeout,
-        total_limit=config.max_backlog_total,
-        replays=hub.replays,
-    )
-    return Sessions(Admission(*admission_limits(config), time.monotonic), backlogs)
-
-
-def admission_limits(config: Config) -> tuple[int, int | None, float]:
+def _admission_limits(config: Config) -> tuple[int, int | None, float]:
     """Return the limits of `Admission`: all connections, those of one address, and its handshakes a second."""
     limit = connection_limit(config.max_connections)
     return limit, config.max_connections_per_address, config.handshakes_per_address
+
+
+def _inbound_limits(config: Config) -> InboundLimits:
+    return InboundLimits(config.max_inbound, config.inbound_rate, config.inbound_burst)

@@ -25,7 +25,7 @@ class Client:
 
     def __init__(self, number: int) -> None:
         self.id = f"c-{number}"
-        self.number = number
+        self.rank = number
         self.stream = self
         self.pinged_at: list[float] = []
 
@@ -77,7 +77,7 @@ async def test_who_leaves_or_falls_behind_is_not_pinged(
         await trio.sleep(1.5)  # it has been found due, and its turn is to come
         del members[gone.id]
 
-    gone.number = 1
+    gone.rank = 1
     with trio.move_on_after(2 * HEARTBEAT):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(leave)

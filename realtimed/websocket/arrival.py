@@ -1,0 +1,192 @@
+"""A connection until its request is answered: then it is a session, or it ends."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from realtimed.hub.publication import Ending
+from realtimed.net.admission import AddressEntry, TurnedAway
+from realtimed.net.head import Head, HeadBuffer
+from realtimed.net.stream import READ_BYTES
+from realtimed.process.logs import Event
+from realtimed.websocket.handshake import client_address, http_answer, path, refusal, subprotocols, switching_protocols
+from realtimed.websocket.protocols import choose
+from realtimed.websocket.session import Session
+from realtimed.websocket.stream import ClientStream
+
+if TYPE_CHECKING:
+    from realtimed.websocket.sessions import Sessions
+
+__all__ = ["Arrival"]
+
+_HEAD_LIMIT: Final = 16 * 1024
+"""Bytes of a request's head."""
+
+log = logging.getLogger(__name__)
+
+
+class Arrival:
+    """A connection that sends its request, or gets a refusal. Owns its stream until that is shut or has a session."""
+
+    __slots__ = ("_began_at", "_buffer", "_hung_up", "_over", "_sessions", "_stream", "id")
+
+    # Invariants: there is a `_buffer` while more of the head may come. Without one the request has been answered: there
+    # is a session, or a refusal has been written, and the connection ends when it has been sent. `_hung_up` says that
+    # the kernel has reported an end of file, which stands behind all bytes.
+
+    def __init__(self, stream: ClientStream, sessions: Sessions) -> None:
+        self._stream = stream
+        self._sessions = sessions
+        self.id = sessions.new_id()
+        """The id that the client has, or would have."""
+        self._buffer: HeadBuffer | None = HeadBuffer(_HEAD_LIMIT)
+        self._hung_up = False
+        self._over = False
+        self._began_at = trio.current_time()
+
+    def begin(self) -> None:
+        """Wait for the request. When many clients connect at once, most requests are there already."""
+        sessions = self._sessions
+        self._stream.attach(sessions.nursery, self)
+        sessions.handshakes.add(self)
+        sessions.watcher.add(self._stream.descriptor, self)
+        self.readable()
+
+    def readable(self, *, hung_up: bool = False) -> None:
+        """See `realtimed.net.watcher.Reader`. This is an exception boundary."""
+        self._hung_up = self._hung_up or hung_up
+        try:
+            self._read()
+        except Exception:
+            log.exception(Event("internal error", client=self.id))
+            self.over()
+
+    def _read(self) -> bool:
+        """Read some of the request. Return whether to read again; the watcher has been asked to, then."""
+        if self._buffer is None or self._over:
+            return False
+        try:
+            data = self._stream.receive_now()
+        except trio.BrokenResourceError:
+            data = b""
+        if data is None:
+            return False
+        if not data:
+            self.over()
+            return False
+        try:
+            whole = self._buffer.feed(data)
+        except OverflowError:
+            self._respond(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"A request's head may have {_HEAD_LIMIT} bytes.")
+            return False
+        if whole:
+            head, rest, self._buffer = self._buffer.head, self._buffer.rest, None
+            self._answer(Head(head), rest, more=len(data) == READ_BYTES)
+            return False
+        if len(data) == READ_BYTES or self._hung_up:
+            self._sessions.watcher.again(self)
+            return True
+        return False
+
+    def too_late(self) -> None:
+        """Refuse the request if its head has not arrived, even if this process stood still meanwhile."""
+        while self._read():
+            pass
+        if self._buffer is not None and not self._over:
+            limit = f"{self._sessions.config.handshake_timeout:g} s"
+            self._respond(HTTPStatus.REQUEST_TIMEOUT, f"The limit of a handshake, handshake-timeout, is {limit}.")
+
+    def _answer(self, head: Head, rest: bytes, *, more: bool) -> None:
+        """Answer the request. `rest` is what came behind it, and `more` says that there may be more to read."""
+        refused = refusal(head)
+        if refused is not None:
+            self._respond(*refused, address=client_address(self._stream.peer()[0], head))
+            return
+        address = client_address(self._stream.peer()[0], head)
+        admitted = self._sessions.admission.admit(address)
+        if isinstance(admitted, TurnedAway):
+            self._turn_away(admitted, address)
+        else:
+            self._open(head, address, admitted).begin(path(head), rest, more=more, hung_up=self._hung_up)
+
+    def _open(self, head: Head, address: str, place: AddressEntry) -> Session:
+        """Accept the handshake. Return a new session, which owns the stream from now on."""
+        sessions, stream = self._sessions, self._stream
+        sessions.handshakes.remove(self)
+        protocol = choose(subprotocols(head))
+        session = Session(self.id, stream, sessions, protocol, address, place, self._began_at)
+        stream.attach(sessions.nursery, session)
+        sessions.watcher.replace(stream.descriptor, session)
+        stream.write(switching_protocols(head, protocol.name))
+        return session
+
+    def _turn_away(self, why: TurnedAway, address: str) -> None:
+        """Refuse a valid handshake because there is no place. An address's refusals are logged only once in a while."""
+        status = HTTPStatus.SERVICE_UNAVAILABLE
+        if why.limit == "max_connections":
+            self._note_refusal(status, why.sentence, address)
+        else:
+            self._sessions.count_refusal(status)
+            if why.unlogged:
+                log.warning(Event("address refused", address=address, reason=why.sentence, handshakes=why.unlogged))
+        self._write_answer(status, why.sentence, f"Connection: close\r\nRetry-After: {why.retry_after}\r\n")
+
+    def _respond(
+        self,
+        status: HTTPStatus,
+        sentence: str,
+        headers: str = "Connection: close\r\n",
+        header: str = "",
+        address: str = "",
+    ) -> None:
+        """Refuse the request with an HTTP answer, which ends the connection."""
+        self._note_refusal(status, sentence, address, header)
+        self._write_answer(status, sentence, headers)
+
+    def _write_answer(self, status: HTTPStatus, sentence: str, headers: str) -> None:
+        self._buffer = None
+        self._sessions.handshakes.remove(self)
+        self._sessions.closings.add(self)
+        self._stream.write(http_answer(status, sentence, headers))
+        self._stream.seal()
+        self.drained()
+
+    def _note_refusal(self, status: HTTPStatus, reason: str, address: str = "", header: str = "") -> None:
+        """Count and log a refusal. `header` is the name of the wrong header, "" if none is wrong."""
+        self._sessions.count_refusal(status.value)
+        log.info(
+            Event(
+                "handshake refused",
+                client=self.id,
+                status=status.value,
+                reason=reason,
+                header=header or None,
+                address=address or self._stream.peer()[0],
+            )
+        )
+
+    # The stream's owner.
+
+    def end(self, ending: Ending, reason: str) -> None:
+        """See `realtimed.net.stream.Owner`: the peer takes no more bytes, or has not read its refusal in time."""
+        self._sessions.departing.add(self)
+
+    def drained(self) -> None:
+        """See `realtimed.websocket.stream.ClientOwner`."""
+        if not self._stream.pending:
+            self.over()
+
+    def depart(self) -> None:
+        """End the connection."""
+        self.over()
+
+    def over(self) -> None:
+        """Shut the stream and forget the connection."""
+        if not self._over:
+            self._over = True
+            self._sessions.handshakes.remove(self)
+            self._sessions.release(self, self._stream)
