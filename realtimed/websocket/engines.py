@@ -221,7 +221,7 @@ class Engine(trio.abc.Stream):
 class Engines:
     """All engines. They run in `nursery`, which has to be set before the first client comes."""
 
-    # Invariants: `_count` engines exist. `_held` of them are in the middle of a message, and `_starting` are not ready.
+    # Invariants: `count` engines exist. `_held` of them are in the middle of a message, and `_starting` are not ready.
     # `_free` have no borrower. `_waiting` has the borrowers that wait for an engine, first come, first served, and what
     # they pass on: only while `_free` is empty.
 
@@ -232,7 +232,7 @@ class Engines:
         self.turns = Turns(_FRAMES_A_TURN, _AT_WORK)
         """Spreads frames over turns of the event loop. It is an instrument of trio, which the daemon adds."""
         self.started = 0
-        self._count = 0
+        self.count = 0
         self._held = 0
         self._starting = 0
         self._free: list[Engine] = []
@@ -286,8 +286,8 @@ class Engines:
 
     def _grow(self) -> None:
         """Start an engine if a client waits for one, and not too many are at work."""
-        if self._starting < len(self._waiting) and self._count - self._held < _AT_WORK:
-            self._count += 1
+        if self._starting < len(self._waiting) and self.count - self._held < _AT_WORK:
+            self.count += 1
             self._starting += 1
             self.started += 1
             self.nursery.start_soon(self._run, Engine(self))
@@ -309,7 +309,7 @@ class Engines:
 
     def _gone(self, engine: Engine) -> None:
         """Forget an engine that has ended."""
-        self._count -= 1
+        self.count -= 1
         if engine.held:
             engine.held = False
             self._held -= 1

@@ -166,8 +166,8 @@ class Session:
 
         `ending` is ``RESTART`` or ``MAX_AGE``.
         """
-        conversation = self._conversation
         if self._ending is None:
+            conversation = self._conversation
             self._sessions.hub.catch_up(self.stream)
             self.stream.write(conversation.farewell(ending, retry_after))
             self._close(ending, conversation.farewell_reason(ending, retry_after))
@@ -253,7 +253,6 @@ class Session:
         sessions.members.pop(self.id, None)
         sessions.admission.leave(self._place)
         sessions.release(self, self.stream)
-        del self._conversation  # it leads to the stream
 
     # Reading.
 

@@ -56,7 +56,9 @@ class Sessions:
     # `abandoned_parsers` counts the parsers that no garbage collection has freed yet.
 
     nursery: trio.Nursery
-    """Where the shared tasks run, and those that drain backlogs. It is open while `run` runs."""
+    """Where the shared tasks run, and those that drain backlogs. `run` opens and closes it."""
+    watcher: Watcher
+    """What watches the sockets. `run` opens and closes it."""
 
     def __init__(self, config: Config, hub: Hub, released: Callable[[], None]) -> None:
         self.config = config
@@ -69,7 +71,6 @@ class Sessions:
             replays=hub.replays,
         )
         self.inbound = _inbound_limits(config)
-        self.watcher = Watcher()
         self.engines = Engines(self._count_abandoned_parser)
         self.handshakes: Deadlines[Arrival] = Deadlines(lambda: self.config.handshake_timeout, Arrival.too_late)
         """Connections whose request has not arrived."""
@@ -106,6 +107,7 @@ class Sessions:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve the connections that `welcome` gets, until cancelled. Then end those that are left."""
         trio.lowlevel.add_instrument(self.engines.turns)
+        self.watcher = Watcher()
         try:
             async with trio.open_nursery() as self.nursery:
                 self.engines.nursery = self.nursery

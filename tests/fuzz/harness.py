@@ -13,8 +13,6 @@ from realtimed.config.loading import load
 from realtimed.control.server import Connection
 from realtimed.daemon import Daemon
 from realtimed.net.stream import QueuedStream
-from realtimed.websocket.session import Session
-from realtimed.websocket.stream import ClientStream
 
 __all__ = ["BURST", "MAX_INBOUND", "cut", "publisher_hears", "websocket_hears"]
 
@@ -92,14 +90,11 @@ async def _converse(serve: Callable[[Daemon, socket.socket], Awaitable[None]], p
 
 
 async def _serve_websocket(daemon: Daemon, sock: socket.socket) -> None:
-    stream = ClientStream(
-        sock,
-        daemon.backlogs,
-        max_inbound=MAX_INBOUND,
-        rate=daemon.config.inbound_rate,
-        burst=daemon.config.inbound_burst,
-    )
-    await Session(stream, daemon.hub, daemon.config, daemon.sessions).run()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(daemon.sessions.run)
+        daemon.sessions.welcome(daemon.sessions.client_stream(sock))
+        await daemon.sessions.emptied()
+        nursery.cancel_scope.cancel()
 
 
 async def _serve_publisher(daemon: Daemon, sock: socket.socket) -> None:

@@ -157,8 +157,10 @@ class Looked(Sink):
 class Owner:
     """The owner of a stream, which remembers what the stream says of itself.
 
-    Once it has a `stream`, it seals it when that is slow, as a session does.
+    Once it has a `stream`, it seals it when that is slow, as a session does. It may own a publisher's or a client's.
     """
+
+    id = "c-1"
 
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -168,3 +170,9 @@ class Owner:
         self.said.append("broken" if ending is Ending.GONE else reason)
         if ending is Ending.SLOW and self.stream is not None:
             self.stream.seal()
+
+    def drained(self) -> None:
+        """Nothing has waited for that."""
+
+    def over(self) -> None:
+        self.said.append("over")

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from realtimed.cli.realtimed import main
 from realtimed.hub.publication import Frames, WireFormat
-from realtimed.websocket import session
+from realtimed.websocket import arrival
 from realtimed.websocket.frames import binary_frame, text_frame
 from realtimed.websocket.protocols import Conversation
 from realtimed.websocket.protocols.plain import Plain
@@ -35,5 +35,5 @@ def _choose(_: Iterable[str]) -> type[Conversation]:
 
 
 if __name__ == "__main__":
-    vars(session)["choose"] = _choose
+    vars(arrival)["choose"] = _choose
     main()

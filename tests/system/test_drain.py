@@ -24,9 +24,8 @@ from realtimed import AsyncClient, NoDaemonError
 from realtimed.config.loading import load
 from realtimed.config.settings import Config
 from realtimed.errors import ConfigurationError
+from realtimed.hub.hub import Hub
 from realtimed.hub.publication import Ending
-from realtimed.net.admission import Admission
-from realtimed.net.backlogs import Backlogs
 from realtimed.websocket.drain import Drain
 from realtimed.websocket.session import Session
 from realtimed.websocket.sessions import Sessions
@@ -126,7 +125,7 @@ class Sheep:
 
 
 def flock(number: int) -> tuple[Sessions, list[Sheep]]:
-    sessions = Sessions(Admission(number, None, 0, trio.current_time), Backlogs(limit=1, timeout=1, total_limit=1))
+    sessions = Sessions(Config(), Hub(max_message=1000, max_channels=128), released=lambda: None)
     sheep = [Sheep() for _ in range(number)]
     sessions.members.update({f"c-{n}": cast(Session, each) for n, each in enumerate(sheep)})
     return sessions, sheep

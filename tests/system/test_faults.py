@@ -23,8 +23,6 @@ from realtimed.config.loading import load
 from realtimed.daemon import Daemon as DaemonInside
 from realtimed.rpc.wire import encode_request
 from realtimed.websocket.frames import CloseCode
-from realtimed.websocket.session import Session
-from realtimed.websocket.stream import ClientStream
 from tests.kit.clients import (
     REQUEST,
     Publisher,
@@ -219,14 +217,14 @@ class PoorSocket(socket.socket):
 async def test_a_kernel_without_memory_ends_the_connection_it_had_none_for(nursery: trio.Nursery) -> None:
     inside = DaemonInside(load({"io_uring": "off"}))
     nursery.start_soon(inside.fan_out.run)
+    await nursery.start(inside.sessions.run)
     clients = []
     peers = AsyncExitStack()
     for _ in range(2):
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         sock = PoorSocket(fileno=ours.detach())
-        stream = ClientStream(sock, inside.backlogs, max_inbound=1000, rate=50, burst=100)
-        nursery.start_soon(Session(stream, inside.hub, inside.config, inside.sessions).run)
+        inside.sessions.welcome(inside.sessions.client_stream(sock))
         peer = RawClient(trio.SocketStream(trio.socket.from_stdlib_socket(theirs)))
         peers.push_async_exit(peer.stream)
         await peer.stream.send_all(REQUEST)

@@ -145,12 +145,12 @@ async def accepted_after(errors: list[int], path: Path, check: Callable[[], Awai
         listener = SocketListener(listening, lambda sock: trio.SocketStream(trio.socket.from_stdlib_socket(sock)))
         served = trio.Event()
 
-        async def serve(stream: trio.SocketStream) -> None:
-            async with stream:
-                served.set()
+        def serve(stream: trio.SocketStream) -> None:
+            stream.socket.close()
+            served.set()
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(accept, listener, serve, nursery)
+            nursery.start_soon(accept, listener, serve)
             await served.wait()
             await check()
             nursery.cancel_scope.cancel()

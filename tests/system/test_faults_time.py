@@ -128,7 +128,7 @@ async def test_a_handshake_that_arrived_while_the_daemon_stood_still_is_answered
         before = await settled(asking)
         async with await trio.open_unix_socket(daemon.websocket_socket) as stream:
             await stream.send_all(REQUEST[:40])
-            while (await asking.call("stats"))["tasks"] == before["tasks"]:
+            while (await asking.call("stats"))["descriptors"] == before["descriptors"]:
                 pass
             with standing_still(daemon.process.pid):
                 await stream.send_all(REQUEST[40:])

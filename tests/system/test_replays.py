@@ -27,7 +27,7 @@ from realtimed.net.backlogs import ENTRY_BYTES, Backlogs
 from realtimed.websocket.frames import close_frame, text_frame
 from realtimed.websocket.protocols.plain import Plain
 from realtimed.websocket.protocols.v1 import RealtimeV1
-from realtimed.websocket.stream import ClientStream
+from realtimed.websocket.stream import ClientStream, InboundLimits
 from tests.fuzz.frames import messages_of
 from tests.kit.clients import REQUEST, Publisher, publisher, subscribe
 from tests.kit.patience import LONG_PATIENCE
@@ -60,7 +60,7 @@ class Setting:
         self.replays = Replays(no_history())
         self.backlogs = backlogs or Backlogs(limit=LIMIT, timeout=TIMEOUT, total_limit=2**30, replays=self.replays)
         self.owner = Owner()
-        self.stream = ClientStream(ours, self.backlogs, max_inbound=1000, rate=1, burst=1)
+        self.stream = ClientStream(ours, self.backlogs, InboundLimits(message=1000, rate=1, burst=1))
         self.owner.stream = self.stream
         self.stream.attach(nursery, self.owner)
 
