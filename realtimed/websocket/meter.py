@@ -8,17 +8,7 @@ from __future__ import annotations
 
 from realtimed.websocket.frames import BINARY, CLOSE, CONTROL_PAYLOAD_LIMIT, FINAL, PONG
 
-__all__ = ["InboundMeter", "is_lone_pong"]
-
-
-def is_lone_pong(data: bytes) -> bool:
-    """Whether `data`, which begins a frame, is one whole Pong and nothing else."""
-    return (
-        len(data) > 1
-        and data[0] == FINAL | PONG
-        and data[1] >= 0x80
-        and len(data) == data[1] - 0x80 + 6 <= CONTROL_PAYLOAD_LIMIT + 6
-    )
+__all__ = ["InboundMeter"]
 
 
 class InboundMeter:
@@ -29,19 +19,7 @@ class InboundMeter:
     either, pass nothing more on.
     """
 
-    __slots__ = (
-        "_close",
-        "_fragments",
-        "_header",
-        "_last",
-        "_open",
-        "_payload",
-        "closing",
-        "frames",
-        "limit",
-        "messages",
-        "too_big",
-    )
+    __slots__ = ("_close", "_fragments", "_header", "_payload", "closing", "frames", "limit", "too_big")
 
     # Invariant: `_header` has an incomplete header (at most 13 bytes) only while `_payload`, the bytes still to come of
     # the current frame, is 0. `_fragments` is the bytes of the unfinished message so far. `_close` is set from the
@@ -50,9 +28,6 @@ class InboundMeter:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.frames = 0
-        self.messages = 0
-        self._last = False
-        self._open = False
         self.too_big = False
         self.closing = False
         self._close = False
@@ -65,22 +40,21 @@ class InboundMeter:
         """Whether the next byte begins a frame."""
         return not self._payload and not self._header
 
-    @property
-    def between_messages(self) -> bool:
-        return not self._payload and not self._header and not self._open and not self._close
-
     def is_pong(self, data: bytes) -> bool:
         """Whether `data`, which comes next, is one whole Pong and nothing else."""
-        return self.between_frames and is_lone_pong(data)
+        return (
+            len(data) > 1
+            and data[0] == FINAL | PONG
+            and data[1] >= 0x80
+            and len(data) == data[1] - 0x80 + 6 <= CONTROL_PAYLOAD_LIMIT + 6
+            and self.between_frames
+        )
 
     def walk(self, data: bytes) -> int:
         """Walk over `data`. Return how many bytes of it to pass on: all, or all up to the end of a Close."""
         size = len(data)
         at = min(self._payload, size)
         self._payload -= at
-        if self._last and not self._payload and at:
-            self._last = False
-            self.messages += 1
         while at < size and not self._close:
             start = at - len(self._header)
             header = self._header + data[at : at + 14]
@@ -93,9 +67,6 @@ class InboundMeter:
             step = min(self._payload, size - at)
             self._payload -= step
             at += step
-            if self._last and not self._payload:
-                self._last = False
-                self.messages += 1
         self.closing = self._close and not self._payload
         return at if self._close else size
 
@@ -121,10 +92,8 @@ class InboundMeter:
         if opcode <= BINARY:
             self._fragments = size if opcode else self._fragments + size
             self.too_big = self.too_big or self._fragments > self.limit
-            self._open = not header[0] & FINAL
             if header[0] & FINAL:
                 self._fragments = 0
-                self._last = True
         elif opcode == CLOSE:
             self._close = True
         return taken
