@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 import trio
-from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
+from trio_websocket import ConnectionClosed, wrap_server_stream
 
 from realtimed.process.logs import Event
 from realtimed.process.turns import Turns
@@ -82,8 +82,8 @@ class Engine(trio.abc.Stream):
     """One trio-websocket, and the stream under it."""
 
     __slots__ = (
-        "_engines", "_handled", "_input", "_messages", "_over", "_piece", "_piece_frames", "_reader", "_websocket",
-        "borrower", "held",
+        "_engines", "_handled", "_input", "_messages", "_over", "_piece", "_piece_frames", "_reader", "borrower",
+        "held", "ready",
     )  # fmt: skip
 
     # Invariants: `_input` is what the library has not read yet, in pieces of `_piece` bytes, which are about
@@ -99,26 +99,23 @@ class Engine(trio.abc.Stream):
         self._messages = 0
         self._handled = 0
         self._reader: trio.lowlevel.Task | None = None
-        self._websocket: WebSocketConnection | None = None
         self._over = False
         self.borrower: Borrower | None = None
         self.held = False
-
-    @property
-    def ready(self) -> bool:
+        self.ready = False
         """Whether the handshake is over."""
-        return self._websocket is not None
 
     async def run(self) -> None:
         """Read for borrowers until a Close, a protocol error or `end`."""
         async with trio.open_nursery() as nursery:
             # The meter measures every message in bytes before the library measures it in characters.
             request = await wrap_server_stream(nursery, self, max_message_size=sys.maxsize)
-            self._websocket = await request.accept()
+            websocket = await request.accept()  # no attribute: it refers to this object
+            self.ready = True
             self._engines.got_ready(self)
             try:
                 while True:
-                    self._handle(await self._websocket.get_message())
+                    self._handle(await websocket.get_message())
             except ConnectionClosed as closed:
                 self._report(closed)
 
