@@ -60,7 +60,7 @@ _EXPIRED_AT_ONCE: Final = 1000
 
 log = logging.getLogger(__name__)
 
-_S = TypeVar("_S", bound=trio.abc.Stream)
+_S = TypeVar("_S")
 
 
 class Daemon:

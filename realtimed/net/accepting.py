@@ -27,7 +27,7 @@ a few milliseconds, however many clients connect."""
 
 log = logging.getLogger(__name__)
 
-_S = TypeVar("_S", bound=trio.abc.Stream)
+_S = TypeVar("_S")
 
 
 class ClientFiles:

@@ -39,17 +39,14 @@ class Backlog:
     """What one client has not read yet, in the order written."""
 
     __slots__ = (
-        "_backlogs", "_later", "_replays", "asked", "cost", "drained", "entries", "over_since", "patience", "replayed",
-        "sent", "size", "time",
+        "_backlogs", "_later", "_replays", "asked", "cost", "entries", "over_since", "sent", "size", "time",
     )  # fmt: skip
 
     # Invariants: `entries` is in the order of time; the first `sent` bytes of its head are sent. `_later` has what
     # follows the entries, with `_replays` replays that have pieces still to be made; if it is not empty, a replay is
     # first. `size` is how many bytes wait, without pieces that are not made yet; `asked` counts those of them that the
     # client has asked for; `cost` is the memory that all of it takes for this client alone. `time` is that of the last
-    # entry, or later. `over_since` is when more than the limit began to wait, infinite while no more does. The stream
-    # waits for the peer within the scope `patience`. `replayed` is set unless `asked` is above 0 or there are
-    # `_replays`; `drained` is set when the stream has dropped this backlog.
+    # entry, or later. `over_since` is when more than the limit began to wait, infinite while no more does.
 
     def __init__(self, backlogs: Backlogs) -> None:
         self._backlogs = backlogs
@@ -60,17 +57,18 @@ class Backlog:
         self.asked = 0
         self.cost = 0
         self.over_since = math.inf
-        self.patience = trio.CancelScope()
-        self.replayed = trio.Event()
-        self.replayed.set()
-        self.drained = trio.Event()
-        self._later: deque[Later] = deque()
+        self._later: deque[Later] | None = None
         self._replays = 0
 
     @property
     def live(self) -> int:
         """Bytes that wait without the client having asked for them."""
         return self.size - self.asked
+
+    @property
+    def replaying(self) -> bool:
+        """Whether something waits that the client has asked for."""
+        return bool(self.asked or self._replays)
 
     @property
     def more(self) -> bool:
@@ -80,7 +78,7 @@ class Backlog:
     @property
     def retained(self) -> int:
         """Bytes of history that may be retained for this client alone."""
-        return sum(data.retained for _, data, _ in self._later if isinstance(data, Pieces)) if self._replays else 0
+        return sum(data.retained for _, data, _ in self._later or () if isinstance(data, Pieces))
 
     def add(self, data: bytes, sent: int) -> None:
         """Append `data`, of which the first `sent` bytes have been sent. If anything else waits, `sent` must be 0."""
@@ -120,13 +118,13 @@ class Backlog:
         time that it has for every message.
         """
         time = trio.current_time()
-        if self.replayed.is_set():
-            self.replayed = trio.Event()
         if begun:
             self.time = max(self.time, time)
             self.sent = sent
             self._append_asked(begun, sent, pace)
         if rest.more():
+            if self._later is None:
+                self._later = deque()
             self._later.append((time, rest, True))
             self._replays += 1
 
@@ -195,8 +193,6 @@ class Backlog:
             self.cost -= self._backlogs.discharge(data, asked)
         if self.live <= self._backlogs.limit:
             self.over_since = math.inf
-        if not self.asked and not self._replays:
-            self.replayed.set()
 
     @property
     def deadline(self) -> float:
@@ -211,13 +207,7 @@ class Backlog:
             return False
         if self.over_since == math.inf:
             self.over_since = trio.current_time()
-            self.patience.deadline = min(self.patience.deadline, self.deadline)
         return self.live > FAR_OVER * limit
-
-    def limits_changed(self) -> None:
-        """Apply the limits of `Backlogs`, which may have been lowered."""
-        self.is_far_over()
-        self.patience.deadline = min(self.patience.deadline, self.deadline)
 
     def drop_unsent(self, boundary: Callable[[Data, int], int]) -> None:
         """Keep only the rest of a partly sent frame.
@@ -239,9 +229,9 @@ class Backlog:
     def clear(self) -> None:
         """Drop everything."""
         self._backlogs.discard(self.entries)
-        self._backlogs.discard(self._later)
-        self.entries, self._later = deque(), deque()
+        if self._later is not None:
+            self._backlogs.discard(self._later)
+        self.entries, self._later = deque(), None
         self._replays = 0
         self.size = self.asked = self.cost = self.sent = 0
         self.over_since = math.inf
-        self.replayed.set()

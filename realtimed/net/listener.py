@@ -32,7 +32,7 @@ _LOCK_PATIENCE: Final = 10.0
 _LOCK_INTERVAL: Final = 0.05
 """Seconds between two tries to get that lock."""
 
-StreamT = TypeVar("StreamT", bound=trio.abc.Stream)
+StreamT = TypeVar("StreamT")
 
 
 class SocketListener(trio.abc.AsyncResource, Generic[StreamT]):

@@ -19,6 +19,8 @@ __all__ = ["Reader", "Watcher"]
 _EVENTS: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 _ENDS: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
+_READABLE: Final = select.EPOLLIN | _ENDS
+
 _BATCH: Final = 256
 """Events that are taken from the kernel at a time."""
 
@@ -35,6 +37,9 @@ class Reader(Protocol):
         `hung_up` says that an end of file, or an error, stands behind all bytes, for which there will be no other call.
         So the reader reads on until it finds it. Must not raise: the watcher serves all clients.
         """
+
+    def writable(self) -> None:
+        """Send more; see `Watcher.watch_writable`. Must not raise."""
 
 
 class Watcher:
@@ -82,6 +87,13 @@ class Watcher:
         # Closing would be enough only if no other process had the socket open, too.
         self._epoll.unregister(fd)
 
+    def __contains__(self, fd: int) -> bool:
+        return fd in self._readers
+
+    def watch_writable(self, fd: int, wanted: bool) -> None:
+        """Call `writable` from now on, or no more, when a watched socket begins to take more; soon if it does now."""
+        self._epoll.modify(fd, _EVENTS | select.EPOLLOUT if wanted else _EVENTS)
+
     def again(self, reader: Reader) -> None:
         """Call `reader` in the next turn of the event loop, whatever the kernel reports."""
         self._again[reader] = None
@@ -95,8 +107,11 @@ class Watcher:
             if not self._again:
                 await self._wait()
             called = 0
-            for reader, hung_up in self._ready():
-                reader.readable(hung_up=hung_up)
+            for reader, flags in self._ready():
+                if flags & select.EPOLLOUT:
+                    reader.writable()
+                if flags & _READABLE:
+                    reader.readable(hung_up=bool(flags & _ENDS))
                 called += 1
                 if called == _SLICE:
                     called = 0
@@ -110,8 +125,8 @@ class Watcher:
         finally:
             self._waiting = False
 
-    def _ready(self) -> Iterator[tuple[Reader, bool]]:
-        """Yield the readers to call in this round, and whether the kernel reports an end."""
+    def _ready(self) -> Iterator[tuple[Reader, int]]:
+        """Yield the readers to call in this round, and what the kernel reports."""
         again, self._again = self._again, {}
         for fd, flags in self._epoll.poll(0, _BATCH):
             if fd == self._alarm:
@@ -119,7 +134,7 @@ class Watcher:
                 continue
             reader = self._readers.get(fd)
             if reader is not None:
-                again.pop(reader, None)
-                yield reader, bool(flags & _ENDS)
+                asked = select.EPOLLIN if again.pop(reader, 0) is None else 0
+                yield reader, flags | asked
         for reader in again:
-            yield reader, False
+            yield reader, select.EPOLLIN

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
@@ -11,7 +12,7 @@ import trio
 from realtimed.hub.publication import Ending
 from realtimed.net.admission import AddressEntry, TurnedAway
 from realtimed.net.head import Head, HeadBuffer
-from realtimed.net.stream import READ_BYTES
+from realtimed.net.outbound import READ_BYTES
 from realtimed.process.logs import Event
 from realtimed.websocket.handshake import client_address, http_answer, path, refusal, subprotocols, switching_protocols
 from realtimed.websocket.protocols import choose
@@ -51,16 +52,24 @@ class Arrival:
     def begin(self) -> None:
         """Wait for the request. When many clients connect at once, most requests are there already."""
         sessions = self._sessions
-        self._stream.attach(sessions.nursery, self)
+        self._stream.attach(self)
         sessions.handshakes.add(self)
         sessions.watcher.add(self._stream.descriptor, self)
         self.readable()
 
     def readable(self, *, hung_up: bool = False) -> None:
-        """See `realtimed.net.watcher.Reader`. This is an exception boundary."""
+        """See `realtimed.net.watcher.Reader`."""
         self._hung_up = self._hung_up or hung_up
+        self.guard(self._read)
+
+    def writable(self) -> None:
+        """See `realtimed.net.watcher.Reader`."""
+        self._stream.send_more()
+
+    def guard(self, step: Callable[[], object]) -> None:
+        """See `realtimed.websocket.stream.ClientOwner`. This is an exception boundary."""
         try:
-            self._read()
+            step()
         except Exception:
             log.exception(Event("internal error", client=self.id))
             self.over()
@@ -119,7 +128,7 @@ class Arrival:
         sessions.handshakes.remove(self)
         protocol = choose(subprotocols(head))
         session = Session(self.id, stream, sessions, protocol, address, place, self._began_at)
-        stream.attach(sessions.nursery, session)
+        stream.attach(session)
         sessions.watcher.replace(stream.descriptor, session)
         stream.write(switching_protocols(head, protocol.name))
         return session
@@ -179,6 +188,9 @@ class Arrival:
         """See `realtimed.websocket.stream.ClientOwner`."""
         if not self._stream.pending:
             self.over()
+
+    def replay_sent(self) -> None:
+        """See `realtimed.websocket.stream.ClientOwner`."""
 
     def depart(self) -> None:
         """End the connection."""

@@ -22,7 +22,7 @@ import trio
 from realtimed.hub.channel import Channel
 from realtimed.hub.publication import Ending
 from realtimed.net.admission import AddressEntry
-from realtimed.net.stream import READ_BYTES
+from realtimed.net.outbound import READ_BYTES
 from realtimed.process.logs import Event
 from realtimed.text import quoted
 from realtimed.websocket.engines import Engine
@@ -42,6 +42,9 @@ _OF_THE_LIBRARY: Final[Mapping[int, Ending]] = {
     CloseCode.INVALID_DATA: Ending.INVALID_DATA,
 }
 """The close codes with which trio-websocket ends a connection."""
+
+_ANSWERED_AT_ONCE: Final = 8
+"""Messages that have waited for a replay and are answered before other clients get their turn."""
 
 _NO_CLOSE: Final = 1006
 """Stands for a close code where there was no Close (RFC 6455 section 7.4.1)."""
@@ -269,10 +272,14 @@ class Session:
     def readable(self, *, hung_up: bool = False) -> None:
         """See `realtimed.net.watcher.Reader`."""
         self._hung_up = self._hung_up or hung_up
-        self._guard(self._read)
+        self.guard(self._read)
 
-    def _guard(self, step: Callable[[], None]) -> None:
-        """Call `step`. This is an exception boundary: a fault inside is a bug, and ends this connection only."""
+    def writable(self) -> None:
+        """See `realtimed.net.watcher.Reader`."""
+        self.stream.send_more()
+
+    def guard(self, step: Callable[[], None]) -> None:
+        """See `realtimed.websocket.stream.ClientOwner`. This is an exception boundary."""
         try:
             step()
         except Exception:
@@ -282,6 +289,9 @@ class Session:
     def _read(self) -> None:
         """Read once: others get their turn before the next time."""
         if self._over or self._peer_done:
+            return
+        if self._inbox is not None and not self.stream.replaying:
+            self._answer_inbox(self._inbox)
             return
         if self._busy:
             self._unread = True
@@ -322,9 +332,8 @@ class Session:
             self._inbox.append(message)
         elif self.stream.replaying:
             self._inbox = deque([message])
-            self._sessions.nursery.start_soon(self._answer_later)
         else:
-            self._guard(partial(self._answer, message))
+            self.guard(partial(self._answer, message))
 
     def _answer(self, message: str | bytes) -> None:
         if self._ending is not None:
@@ -334,14 +343,23 @@ class Session:
         except ViolationError as violation:
             self.close(violation.ending, violation.reason)
 
-    async def _answer_later(self) -> None:
-        """Answer the messages of the inbox when all is sent that the client has asked for."""
-        while self._inbox:
-            await self.stream.flush_replay()
-            if self._inbox:  # otherwise the connection is over
-                self._guard(partial(self._answer, self._inbox.popleft()))
-        self._inbox = None
-        self._guard(self.read_on)
+    def _answer_inbox(self, inbox: deque[str | bytes]) -> None:
+        """Answer some of the messages that have waited for a replay, and then read on."""
+        for _ in range(min(_ANSWERED_AT_ONCE, len(inbox))):
+            if self.stream.replaying:
+                return  # the answer before this one has begun another
+            self._answer(inbox.popleft())
+        if inbox:
+            self._sessions.watcher.again(self)
+        else:
+            self._inbox = None
+            self._unread = True
+            self.read_on()
+
+    def replay_sent(self) -> None:
+        """See `realtimed.websocket.stream.ClientOwner`."""
+        if self._inbox is not None:
+            self._sessions.watcher.again(self)
 
     def read_on(self) -> None:
         """See `realtimed.websocket.engines.Borrower`."""

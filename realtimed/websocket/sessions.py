@@ -22,6 +22,7 @@ from realtimed.hub.publication import Ending
 from realtimed.hub.watch import Watcher as ChannelWatcher
 from realtimed.net.admission import Admission
 from realtimed.net.backlogs import Backlogs
+from realtimed.net.drains import Drains
 from realtimed.net.fanout import MISSED
 from realtimed.net.watcher import Watcher
 from realtimed.process.deadlines import Deadlines
@@ -70,6 +71,7 @@ class Sessions:
             total_limit=config.max_backlog_total,
             replays=hub.replays,
         )
+        self.drains = Drains(self.backlogs)
         self.inbound = _inbound_limits(config)
         self.engines = Engines(self._count_abandoned_parser)
         self.handshakes: Deadlines[Arrival] = Deadlines(lambda: self.config.handshake_timeout, Arrival.too_late)
@@ -111,7 +113,7 @@ class Sessions:
         try:
             async with trio.open_nursery() as self.nursery:
                 self.engines.nursery = self.nursery
-                for task in (self.watcher, self.handshakes, self.closings, self.departing):
+                for task in (self.watcher, self.drains, self.handshakes, self.closings, self.departing):
                     self.nursery.start_soon(task.run)
                 task_status.started()
         finally:
@@ -122,7 +124,7 @@ class Sessions:
 
     def client_stream(self, sock: socket.socket) -> ClientStream:
         """Return the stream for a connection."""
-        return ClientStream(sock, self.backlogs, self.inbound)
+        return ClientStream(sock, self.backlogs, self.inbound, self.watcher, self.drains)
 
     def welcome(self, stream: ClientStream) -> None:
         """Serve a connection."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import socket
+from collections.abc import Callable
+from functools import partial
 from typing import Final, NamedTuple, Protocol
 
 import trio
@@ -12,8 +13,9 @@ import trio
 from realtimed.hub.publication import Ending
 from realtimed.net.backlog import Backlog
 from realtimed.net.backlogs import Backlogs
-from realtimed.net.stream import Owner, QueuedStream
-from realtimed.process.logs import Event
+from realtimed.net.drains import Drains
+from realtimed.net.outbound import OutboundStream, Owner
+from realtimed.net.watcher import Watcher
 from realtimed.websocket.frames import frame_boundary
 from realtimed.websocket.meter import InboundMeter, is_lone_pong
 
@@ -21,8 +23,6 @@ __all__ = ["ClientOwner", "ClientStream", "Inbound", "InboundLimits"]
 
 _TOLERANCE: Final = 1e-6
 """Seconds that rounding errors may amount to."""
-
-log = logging.getLogger(__name__)
 
 
 class InboundLimits(NamedTuple):
@@ -44,36 +44,46 @@ class Inbound(NamedTuple):
 class ClientOwner(Owner, Protocol):
     """The owner of a client's stream."""
 
-    @property
-    def id(self) -> str:
-        """The client's id."""
+    def guard(self, step: Callable[[], None]) -> None:
+        """Call `step`, and end this connection if it raises an exception, which is a bug."""
 
     def drained(self) -> None:
         """Do what has to wait until everything is sent. The stream may also have broken."""
 
-    def over(self) -> None:
-        """Shut the stream and forget the connection."""
+    def replay_sent(self) -> None:
+        """Do what has to wait until all is sent that the client has asked for."""
 
 
-class ClientStream(QueuedStream):
+class ClientStream(OutboundStream):
     """The stream under one WebSocket.
 
-    All clients' streams share a nursery for the tasks that drain backlogs. So such a task ends with its stream, and
-    keeps its exceptions to itself.
+    It has no task. What owns it calls `send_more` when the watcher says that the socket takes more.
     """
 
-    __slots__ = ("_full_at", "_limits", "_meter")
+    __slots__ = ("_drains", "_full_at", "_limits", "_meter", "_watcher")
 
     # `_meter` is there from the first byte of a message, or of a frame, to the end of the last one; and after a Close
     # of ours. `_full_at` is when the client may send a whole burst again, on trio's clock.
 
     _owner: ClientOwner
 
-    def __init__(self, sock: socket.socket, backlogs: Backlogs, limits: InboundLimits) -> None:
+    def __init__(
+        self, sock: socket.socket, backlogs: Backlogs, limits: InboundLimits, watcher: Watcher, drains: Drains
+    ) -> None:
         super().__init__(sock, backlogs)
+        self._watcher = watcher
+        self._drains = drains
         self._limits = limits
         self._meter: InboundMeter | None = None
         self._full_at = -math.inf
+
+    def attach(self, owner: ClientOwner) -> None:
+        """Set the owner."""
+        self._owner = owner
+
+    def detach(self) -> None:
+        """Forget the owner, after `shut`."""
+        del self._owner
 
     def finish(self, close: bytes, *, drop_unsent: bool = False) -> None:
         """Write a Close frame as the last frame. With `drop_unsent`, drop the frames that are not begun yet."""
@@ -143,15 +153,58 @@ class ClientStream(QueuedStream):
         )
         return False
 
-    async def _drain(self, backlog: Backlog) -> None:
-        """See `QueuedStream`. This is an exception boundary: the nursery is everybody's."""
-        owner = self._owner
-        try:
-            await super()._drain(backlog)
-        except trio.ClosedResourceError:
-            return  # the stream was shut meanwhile
-        except Exception:
-            log.exception(Event("internal error", client=owner.id))
-            owner.over()
-            return
-        owner.drained()
+    # Draining.
+
+    def _begin_draining(self, backlog: Backlog) -> None:
+        self._watcher.watch_writable(self.descriptor, True)
+
+    def _set_timer(self) -> None:
+        self._drains.set_timer(self, self._timer)
+
+    def _note_progress(self, backlog: Backlog) -> None:
+        if self._backlog is None:
+            if self.descriptor in self._watcher:
+                self._watcher.watch_writable(self.descriptor, False)
+            self._owner.drained()
+        if not backlog.replaying:
+            self._owner.replay_sent()
+
+    def send_more(self) -> None:
+        """Send what the kernel takes of the backlog. The owner is told when there is nothing left."""
+        if self._backlog is not None:
+            self._owner.guard(self._send_more)
+
+    def next_piece(self, waited: float) -> None:
+        """See `realtimed.net.drains`."""
+        if self._backlog is not None:
+            self._owner.guard(partial(self._next_piece, self._backlog, waited))
+
+    def time_is_up(self, timer: float) -> None:
+        """See `realtimed.net.drains`."""
+        if timer == self._timer:  # otherwise there is another one
+            self._timer = math.inf
+            if self._backlog is not None and not self.sealed:
+                self._owner.guard(partial(self._look_at_time, self._backlog))
+
+    def _send_more(self) -> None:
+        backlog = self._backlog
+        if backlog is None or (backlog.entries and not self._send_backlog(backlog)):
+            return  # when the kernel takes more, the watcher says so
+        if backlog.entries:
+            self._drains.send_soon(self)
+        elif backlog.more:
+            self._drains.replay_soon(self)
+        elif self._backlog is backlog:
+            self._forget_backlog()
+
+    def _next_piece(self, backlog: Backlog, waited: float) -> None:
+        backlog.next_piece(waited, self._backlogs.pace)
+        self._check_deadline(backlog)
+        self._backlogs.check()
+        self._send_more()
+
+    def _look_at_time(self, backlog: Backlog) -> None:
+        if backlog.deadline <= trio.current_time():
+            self._say_slow(backlog)
+        else:
+            self._check_deadline(backlog)

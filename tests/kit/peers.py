@@ -28,7 +28,8 @@ from realtimed.control.server import Connection
 from realtimed.daemon import Daemon as Core
 from realtimed.errors import RefusedError
 from realtimed.hub.publication import Frames, WireFormat
-from realtimed.net.stream import Owner, QueuedStream
+from realtimed.net.outbound import Owner
+from realtimed.net.stream import QueuedStream
 from realtimed.rpc.wire import Decoder, Message, Notification, Response, encode_request
 from realtimed.websocket.protocols import ViolationError, choose
 from tests.kit.clients import websocket

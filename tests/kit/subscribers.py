@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from realtimed.hub.channel import Channel
 from realtimed.hub.publication import Ending, Publication, WireFormat
-from realtimed.net.stream import QueuedStream
+from realtimed.net.outbound import OutboundStream
 
 __all__ = [
     "LINES",
@@ -160,19 +160,21 @@ class Owner:
     Once it has a `stream`, it seals it when that is slow, as a session does. It may own a publisher's or a client's.
     """
 
-    id = "c-1"
-
     def __init__(self) -> None:
         self.said: list[str] = []
-        self.stream: QueuedStream | None = None
+        self.replays_sent = 0
+        self.stream: OutboundStream | None = None
 
     def end(self, ending: Ending, reason: str) -> None:
         self.said.append("broken" if ending is Ending.GONE else reason)
         if ending is Ending.SLOW and self.stream is not None:
             self.stream.seal()
 
+    def guard(self, step: Callable[[], None]) -> None:
+        step()
+
     def drained(self) -> None:
         """Nothing has waited for that."""
 
-    def over(self) -> None:
-        self.said.append("over")
+    def replay_sent(self) -> None:
+        self.replays_sent += 1

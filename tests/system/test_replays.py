@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from itertools import chain
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from realtimed.hub.publication import Frames, Publication, WireFormat
 from realtimed.hub.replays import Replays
 from realtimed.net.backlog import FAR_OVER, OVER_SECONDS
 from realtimed.net.backlogs import ENTRY_BYTES, Backlogs
+from realtimed.net.drains import Drains
+from realtimed.net.watcher import Watcher
 from realtimed.websocket.frames import close_frame, text_frame
 from realtimed.websocket.protocols.plain import Plain
 from realtimed.websocket.protocols.v1 import RealtimeV1
@@ -60,9 +62,24 @@ class Setting:
         self.replays = Replays(no_history())
         self.backlogs = backlogs or Backlogs(limit=LIMIT, timeout=TIMEOUT, total_limit=2**30, replays=self.replays)
         self.owner = Owner()
-        self.stream = ClientStream(ours, self.backlogs, InboundLimits(message=1000, rate=1, burst=1))
+        watcher, drains = Watcher(), Drains(self.backlogs)
+        self.stream = ClientStream(ours, self.backlogs, InboundLimits(message=1000, rate=1, burst=1), watcher, drains)
         self.owner.stream = self.stream
-        self.stream.attach(nursery, self.owner)
+        self.stream.attach(self.owner)
+        watcher.add(self.stream.descriptor, self)
+        nursery.start_soon(self._run, watcher, drains)
+
+    async def _run(self, watcher: Watcher, drains: Drains) -> None:
+        with closing(watcher):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(watcher.run)
+                nursery.start_soon(drains.run)
+
+    def readable(self, *, hung_up: bool = False) -> None:
+        """The peer sends nothing."""
+
+    def writable(self) -> None:
+        self.stream.send_more()
 
     def missed(self, count: int, size: int = FRAME) -> Iterator[Frames]:
         """Return the frames of a replay."""
@@ -221,22 +238,16 @@ async def test_what_waits_behind_a_replay_waits_for_the_replay_and_not_for_the_c
 
 async def test_the_next_command_waits_for_the_replay_and_not_for_what_is_published_meanwhile() -> None:
     async with setting() as here:
-        answered = trio.Event()
-
-        async def wait_for_turn() -> None:
-            await here.stream.flush_replay()
-            answered.set()
-
         here.backlogs.limit = 10 * LIMIT
         here.stream.write_frames(here.answer(40))
         here.stream.write(bytes(5 * LIMIT))
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(wait_for_turn)
-            await wait_all_tasks_blocked()
-            assert not answered.is_set()
-            while not answered.is_set():
-                await here.read(1000)
-            assert here.stream.pending, "live messages are still waiting"
+        await wait_all_tasks_blocked()
+        assert here.owner.replays_sent == 0
+        while here.stream.replaying:
+            assert not here.owner.replays_sent
+            await here.read(1000)
+        assert here.owner.replays_sent == 1
+        assert here.stream.pending, "live messages are still waiting"
 
 
 async def test_an_answer_without_frames_and_one_of_a_single_frame_hold_nobody_up() -> None:
@@ -249,8 +260,7 @@ async def test_an_answer_without_frames_and_one_of_a_single_frame_hold_nobody_up
         here.stream.write_frames(())
         here.stream.write_frames([ANSWER])
         assert here.stream.pending == before + len(ANSWER)
-        with trio.fail_after(1):
-            await here.stream.flush_replay()
+        assert not here.stream.replaying
 
 
 async def test_a_replay_that_is_asked_for_during_another_one_follows_it() -> None:
@@ -262,8 +272,7 @@ async def test_a_replay_that_is_asked_for_during_another_one_follows_it() -> Non
         expected = b"".join([*here.answer(40), b"live", *here.answer(30)])
         assert await here.read(len(expected)) == expected
         assert not here.backlogs.streams
-        with trio.fail_after(1):
-            await here.stream.flush_replay()
+        assert not here.stream.replaying
 
 
 async def test_many_share_the_frames_of_one_replay_and_each_counts_its_own() -> None:
@@ -324,6 +333,7 @@ async def test_all_long_replays_take_turns() -> None:
         for other in others:
             other.stream.shut()
             other.peer.close()
+        nursery.cancel_scope.cancel()
     assert sum(made.values()) == 100_000
     assert max(made.values()) <= 2 * 257, "one begins, and one goes on"
 
