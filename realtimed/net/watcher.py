@@ -62,7 +62,8 @@ class Watcher:
         self._waiting = False
 
     def close(self) -> None:
-        """Close the epoll object. No socket may be watched any more."""
+        """Watch nothing any more."""
+        self._readers.clear()
         self._epoll.close()
         os.close(self._alarm)
 

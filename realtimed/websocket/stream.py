@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final, NamedTuple, Protocol
 
 import trio
 
-from realtimed.hub.publication import Ending
+from realtimed.hub.publication import Ending, Frames
 from realtimed.net.backlog import Backlog
 from realtimed.net.backlogs import Backlogs
 from realtimed.net.drains import Drains
@@ -154,6 +154,13 @@ class ClientStream(OutboundStream):
         return False
 
     # Draining.
+
+    def write_frames(self, frames: Iterable[Frames]) -> None:
+        """See `OutboundStream`."""
+        super().write_frames(frames)
+        if self._backlog is not None and not self._backlog.entries:
+            # Not when the kernel takes more: it may never, and then there has to be something whose time runs out.
+            self._drains.replay_soon(self)
 
     def _begin_draining(self, backlog: Backlog) -> None:
         self._watcher.watch_writable(self.descriptor, True)
