@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import string
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
@@ -26,6 +27,7 @@ __all__ = [
     "refusal",
     "request_for_library",
     "subprotocols",
+    "switching_protocols",
 ]
 
 _READ: Final = (
@@ -48,6 +50,9 @@ _PATH_LENGTH: Final = 1024
 _KEY_BYTES: Final = 16
 _KEY_LENGTH: Final = 24
 """RFC 6455 section 4.1, number 7; and their length in base64."""
+
+_KEY_SUFFIX: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+"""What proves that the server speaks WebSocket: hashed together with the key (RFC 6455 section 1.3)."""
 
 
 class Refusal(NamedTuple):
@@ -141,6 +146,20 @@ def request_for_library(head: Head, subprotocol: str) -> bytes:
     return (
         "GET / HTTP/1.1\r\nHost: realtimed\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
         f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {head.text(b'sec-websocket-key')}\r\n{offer}\r\n"
+    ).encode()
+
+
+def switching_protocols(head: Head, subprotocol: str) -> bytes:
+    """Return the answer to a handshake that `refusal` has accepted (RFC 6455 section 4.2.2).
+
+    `subprotocol` is one that the client offers; "" stands for none. trio-websocket would write the same bytes.
+    """
+    [key] = head.fields[b"sec-websocket-key"]
+    proof = base64.b64encode(hashlib.sha1(key + _KEY_SUFFIX).digest()).decode()
+    chosen = f"Sec-WebSocket-Protocol: {subprotocol}\r\n" if subprotocol else ""
+    return (
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Accept: {proof}\r\n{chosen}\r\n"
     ).encode()
 
 

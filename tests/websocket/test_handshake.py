@@ -9,18 +9,22 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import Request
 
 from realtimed.net.head import Head
-from realtimed.websocket.handshake import Refusal, forwarded_for, path, refusal, request_for_library, subprotocols
+from realtimed.websocket.handshake import (
+    Refusal,
+    forwarded_for,
+    path,
+    refusal,
+    request_for_library,
+    subprotocols,
+    switching_protocols,
+)
 from tests.fuzz.mutations import mutations
 from tests.kit.budget import within_budget
 from tests.kit.clients import REQUEST
+from tests.kit.heads import HEADS, KEY, answer_of_the_library, answer_of_trio_websocket, key_of, own_request, with_
 
-KEY = b"dGhlIHNhbXBsZSBub25jZQ=="
 ROOM = 15_700
 """Bytes that may be added to a handshake."""
-
-
-def with_(*lines: bytes) -> bytes:
-    return b"\r\n".join([REQUEST.removesuffix(b"\r\n\r\n"), *lines, b"", b""])
 
 
 def reason(request: bytes) -> Refusal:
@@ -211,6 +215,27 @@ def test_what_passes_here_is_accepted_by_the_library(more: list[bytes], lines: l
     assert_the_library_accepts(b"\r\n".join([b"GET /ws HTTP/1.1", *lines, *more, b"", b""]))
 
 
+# The answer.
+
+
+def test_the_answer_is_that_of_the_example_in_the_rfc() -> None:
+    assert switching_protocols(Head(REQUEST), "") == (
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
+    )
+
+
+@pytest.mark.parametrize("subprotocol", ["", "realtime.v1"])
+@pytest.mark.parametrize("head", HEADS)
+def test_the_answer_is_what_trio_websocket_would_write(head: bytes, subprotocol: str) -> None:
+    read = Head(head)
+    assert refusal(read) is None
+    request = own_request(key_of(read), subprotocol)
+    answer = switching_protocols(read, subprotocol)
+    assert answer == answer_of_trio_websocket(request, subprotocol)
+    assert answer == answer_of_the_library(request, subprotocol)
+
+
 # Time.
 
 LARGE = {
@@ -242,6 +267,7 @@ def test_bad_requests_are_judged_within_their_budget(request_: bytes) -> None:
             for _ in subprotocols(read):
                 pass
             request_for_library(read, "")
+            switching_protocols(read, "realtime.v1")
 
     assert len(request_) <= 16 * 1024
     within_budget(judge, len(request_))
