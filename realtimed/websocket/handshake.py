@@ -1,7 +1,7 @@
-"""A WebSocket handshake's request: what is wrong with it, in words, and what trio-websocket needs of it. No I/O.
+"""A WebSocket handshake's request: what is wrong with it, in words, and the answer to a good one. No I/O.
 
-The library refuses bad handshakes without saying why, and accepts some that RFC 6455 does not allow. So it never sees a
-peer's request, only one made of what was read here.
+trio-websocket refuses bad handshakes without saying why, and accepts some that RFC 6455 does not allow. And its answer
+takes a hundred times as long. So it never sees a peer's request. A fuzzer, `tests.fuzz.switching`, compares the answers.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ __all__ = [
     "http_answer",
     "path",
     "refusal",
-    "request_for_library",
     "subprotocols",
+    "switching_protocols",
 ]
 
 _READ: Final = (
@@ -49,6 +49,9 @@ _PATH_LENGTH: Final = 1024
 _KEY_BYTES: Final = 16
 _KEY_LENGTH: Final = 24
 """RFC 6455 section 4.1, number 7; and their length in base64."""
+
+_KEY_SUFFIX: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+"""What proves that the server speaks WebSocket: hashed together with the key (RFC 6455 section 1.3)."""
 
 
 class Refusal(NamedTuple):
@@ -132,28 +135,18 @@ def subprotocols(head: Head) -> Iterator[str]:
     return filter(None, map(str.strip, head.text(b"sec-websocket-protocol").split(",")))
 
 
-def request_for_library(head: Head, subprotocol: str) -> bytes:
-    """Return a request that the library accepts, for a handshake that `refusal` has accepted.
-
-    The library keeps its request as long as the connection lives. So the request has no unused headers, no long path,
-    and no subprotocol but the chosen one; "" stands for none.
-    """
-    offer = f"Sec-WebSocket-Protocol: {subprotocol}\r\n" if subprotocol else ""
-    return (
-        "GET / HTTP/1.1\r\nHost: realtimed\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {head.text(b'sec-websocket-key')}\r\n{offer}\r\n"
-    ).encode()
-
-
 def switching_protocols(head: Head, subprotocol: str) -> bytes:
-    """Return the 101."""
-    key = head.fields[b"sec-websocket-key"][0]
-    token = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
-    name = b"Sec-WebSocket-Protocol: " + subprotocol.encode() + b"\r\n" if subprotocol else b""
+    """Return the answer to a handshake that `refusal` has accepted (RFC 6455 section 4.2.2).
+
+    `subprotocol` is one that the client offers; "" stands for none. trio-websocket would write the same bytes.
+    """
+    [key] = head.fields[b"sec-websocket-key"]
+    proof = base64.b64encode(hashlib.sha1(key + _KEY_SUFFIX).digest()).decode()
+    chosen = f"Sec-WebSocket-Protocol: {subprotocol}\r\n" if subprotocol else ""
     return (
-        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Accept: " + token + b"\r\n" + name + b"\r\n"
-    )
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Accept: {proof}\r\n{chosen}\r\n"
+    ).encode()
 
 
 def _bad(sentence: str, name: bytes = b"") -> Refusal:

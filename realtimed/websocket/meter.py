@@ -2,7 +2,7 @@
 
 trio-websocket reads the frames. `InboundMeter` only walks over their headers, because the library limits a message in
 characters, not in bytes or fragments, and has no limit on the rate. The meter also says where messages end. There a
-trio-websocket may pass from one client to the next, so the two have to agree.
+trio-websocket may pass from one client to the next, so the two have to agree. `tests.fuzz.desync` checks that they do.
 """
 
 from __future__ import annotations

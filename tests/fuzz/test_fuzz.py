@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,15 @@ from tests.kit.stack import ROOT
 
 SEED = 6455
 
-COUNTS = {"wire": 2000, "protocols": 1000, "inbound": 250, "handshake": 400, "control": 400}
+COUNTS = {
+    "wire": 2000,
+    "protocols": 1000,
+    "inbound": 250,
+    "handshake": 400,
+    "control": 400,
+    "desync": 500,
+    "switching": 1000,
+}
 """About a second for each."""
 
 
@@ -94,11 +103,25 @@ def test_a_servers_frames_are_told_apart() -> None:
             list(messages_of(wrong))
 
 
-def test_a_fuzzer_says_what_it_has_done_and_ends(tmp_path: Path) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz", "protocols", "--megabytes", "0.02"],
-        cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False, timeout=120,
+def fuzz(where: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tests.fuzz", *arguments],
+        cwd=where, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
+
+
+def test_a_fuzzer_says_what_it_has_done_and_ends(tmp_path: Path) -> None:
+    ended = fuzz(tmp_path, "protocols", "--megabytes", "0.02")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "inputs/s" in ended.stdout
     assert not list(tmp_path.glob("fuzz-*"))
+
+
+def test_a_fuzzer_goes_on_until_it_has_checked_enough(tmp_path: Path) -> None:
+    ended = fuzz(tmp_path, "desync", "--blind", "--until", "frames=2000")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    frames = re.search(r"(\d+) frames", ended.stdout)
+    assert frames is not None
+    assert int(frames[1]) >= 2000
+    ended = fuzz(tmp_path, "desync", "--blind", "--until", "frames=1000000", "--megabytes", "0.01")
+    assert ended.returncode == 1, "it was not enough"

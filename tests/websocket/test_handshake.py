@@ -9,18 +9,21 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import Request
 
 from realtimed.net.head import Head
-from realtimed.websocket.handshake import Refusal, forwarded_for, path, refusal, request_for_library, subprotocols
+from realtimed.websocket.handshake import (
+    Refusal,
+    forwarded_for,
+    path,
+    refusal,
+    subprotocols,
+    switching_protocols,
+)
 from tests.fuzz.mutations import mutations
 from tests.kit.budget import within_budget
 from tests.kit.clients import REQUEST
+from tests.kit.heads import HEADS, KEY, answer_of_the_library, answer_of_trio_websocket, key_of, own_request, with_
 
-KEY = b"dGhlIHNhbXBsZSBub25jZQ=="
 ROOM = 15_700
 """Bytes that may be added to a handshake."""
-
-
-def with_(*lines: bytes) -> bytes:
-    return b"\r\n".join([REQUEST.removesuffix(b"\r\n\r\n"), *lines, b"", b""])
 
 
 def reason(request: bytes) -> Refusal:
@@ -174,16 +177,10 @@ def assert_the_library_accepts(request: bytes, subprotocol: str = "") -> None:
     read = Head(request)
     if refusal(read) is not None:
         return
-    event = library_reads(request_for_library(read, subprotocol))
+    event = library_reads(own_request(key_of(read), subprotocol))
     assert event.subprotocols == [subprotocol] * bool(subprotocol)
     keys = [value for name, value in event.extra_headers if name == b"sec-websocket-key"]
     assert keys == read.fields[b"sec-websocket-key"]
-
-
-def test_the_library_gets_only_what_it_needs() -> None:
-    request = request_for_library(Head(with_(b"Cookie: " + b"x" * ROOM).replace(b"/ws", b"/" + b"w" * 200)), "a")
-    assert len(request) < 250
-    assert library_reads(request).subprotocols == ["a"]
 
 
 def test_what_passes_here_is_accepted_by_the_library_whatever_was_changed_in_it() -> None:
@@ -209,6 +206,27 @@ VALUES = st.sampled_from([b"", b"0", b"13", KEY, b"websocket", b"upgrade", b"x,y
 def test_what_passes_here_is_accepted_by_the_library(more: list[bytes], lines: list[bytes]) -> None:
     assert_the_library_accepts(b"\r\n".join([b"GET /ws HTTP/1.1", *more, *lines, b"", b""]))
     assert_the_library_accepts(b"\r\n".join([b"GET /ws HTTP/1.1", *lines, *more, b"", b""]))
+
+
+# The answer.
+
+
+def test_the_answer_is_that_of_the_example_in_the_rfc() -> None:
+    assert switching_protocols(Head(REQUEST), "") == (
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
+    )
+
+
+@pytest.mark.parametrize("subprotocol", ["", "realtime.v1"])
+@pytest.mark.parametrize("head", HEADS)
+def test_the_answer_is_what_trio_websocket_would_write(head: bytes, subprotocol: str) -> None:
+    read = Head(head)
+    assert refusal(read) is None
+    request = own_request(key_of(read), subprotocol)
+    answer = switching_protocols(read, subprotocol)
+    assert answer == answer_of_trio_websocket(request, subprotocol)
+    assert answer == answer_of_the_library(request, subprotocol)
 
 
 # Time.
@@ -241,7 +259,7 @@ def test_bad_requests_are_judged_within_their_budget(request_: bytes) -> None:
             path(read)
             for _ in subprotocols(read):
                 pass
-            request_for_library(read, "")
+            switching_protocols(read, "realtime.v1")
 
     assert len(request_) <= 16 * 1024
     within_budget(judge, len(request_))
