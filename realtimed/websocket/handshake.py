@@ -1,7 +1,7 @@
 """A WebSocket handshake's request: what is wrong with it, in words, and the answer to a good one. No I/O.
 
-trio-websocket refuses bad handshakes without saying why, and accepts some that RFC 6455 does not allow. And its answer
-takes a hundred times as long. So it never sees a peer's request. A fuzzer, `tests.fuzz.switching`, compares the answers.
+trio-websocket refuses bad handshakes without saying why, and accepts some that RFC 6455 does not allow. Its answer takes
+a hundred times as long as ours. So it never sees a peer's request. A fuzzer, `tests.fuzz.switching`, compares the answers.
 """
 
 from __future__ import annotations
