@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable
 from itertools import islice
 from typing import Final
@@ -13,6 +12,7 @@ import trio
 from realtimed.hub.publication import Frames
 from realtimed.hub.replays import Pieces
 from realtimed.net.backlogs import Backlogs, Data, Entry, Later
+from realtimed.net.fifo import Fifo
 
 __all__ = ["FAR_OVER", "OVER_SECONDS", "Backlog"]
 
@@ -50,14 +50,14 @@ class Backlog:
 
     def __init__(self, backlogs: Backlogs) -> None:
         self._backlogs = backlogs
-        self.entries: deque[Entry] = deque()
+        self.entries: Fifo[Entry] = Fifo()
         self.time = -math.inf
         self.sent = 0
         self.size = 0
         self.asked = 0
         self.cost = 0
         self.over_since = math.inf
-        self._later: deque[Later] | None = None
+        self._later: Fifo[Later] | None = None
         self._replays = 0
 
     @property
@@ -86,7 +86,7 @@ class Backlog:
         self.size += len(data) - sent
         queue = self._later or self.entries
         if len(data) <= _SMALL:
-            if queue and not sent and self._gathered(queue[-1], data, time):
+            if queue and not sent and self._gathered(queue.last, data, time):
                 return
             stored: Data = bytearray(data)
         else:
@@ -124,7 +124,7 @@ class Backlog:
             self._append_asked(begun, sent, pace)
         if rest.more():
             if self._later is None:
-                self._later = deque()
+                self._later = Fifo()
             self._later.append((time, rest, True))
             self._replays += 1
 
@@ -132,7 +132,7 @@ class Backlog:
         """Make the next piece of the first replay. `waited`: seconds spent on our turn, not the client's fault."""
         if not self._later:
             return
-        time, pieces, _ = self._later[0]
+        time, pieces, _ = self._later.head
         assert isinstance(pieces, Pieces), "a replay is first of what is to come"
         self.time = max(self.time, time) + waited
         run: list[Frames] = []
@@ -163,7 +163,7 @@ class Backlog:
     def _advance(self) -> None:
         """Move entries from `_later` to `entries`, up to the next replay."""
         while self._later:
-            time, data, asked = self._later[0]
+            time, data, asked = self._later.head
             if isinstance(data, Pieces):
                 return
             self._later.popleft()
@@ -179,7 +179,7 @@ class Backlog:
     def took(self, count: int) -> None:
         """Remove the first `count` bytes of `buffers`, which have been sent."""
         while self.entries:
-            _, data, asked = self.entries[0]
+            _, data, asked = self.entries.head
             part = min(count, len(data) - self.sent)
             count -= part
             self.sent += part
@@ -197,7 +197,7 @@ class Backlog:
     @property
     def deadline(self) -> float:
         """The time at which the client is slow, unless it reads some of this before."""
-        waiting = self.entries[0][0] + self._backlogs.timeout if self.entries else math.inf
+        waiting = self.entries.head[0] + self._backlogs.timeout if self.entries else math.inf
         return min(waiting, self.over_since + OVER_SECONDS)
 
     def is_far_over(self) -> bool:
@@ -215,7 +215,7 @@ class Backlog:
         `boundary` returns the offset of the first boundary between frames at or behind an offset.
         """
         sent = self.sent
-        begun = self.entries[0] if self.entries and sent else None
+        begun = self.entries.head if self.entries and sent else None
         self.clear()
         if begun is not None:
             time, data, _ = begun
@@ -231,7 +231,7 @@ class Backlog:
         self._backlogs.discard(self.entries)
         if self._later is not None:
             self._backlogs.discard(self._later)
-        self.entries, self._later = deque(), None
+        self.entries, self._later = Fifo(), None
         self._replays = 0
         self.size = self.asked = self.cost = self.sent = 0
         self.over_since = math.inf

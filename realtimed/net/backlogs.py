@@ -9,11 +9,12 @@ import trio
 
 from realtimed.hub.history import History, Retention
 from realtimed.hub.replays import Pieces, Replays
+from realtimed.net.fifo import Fifo
 
 __all__ = ["CHUNK_COST", "ENTRY_BYTES", "SHARED_BYTES", "Backlogs", "Data", "Entry", "Later"]
 
 ENTRY_BYTES: Final = 120
-"""Memory of an entry beside its bytes, in CPython on a 64-bit machine: a tuple, a float, a slot in a deque."""
+"""Memory of an entry beside its bytes, in CPython on a 64-bit machine: a tuple, a float, a place in a queue."""
 
 SHARED_BYTES: Final = 160
 """Memory of a frame that several clients may wait for, beside its bytes: their object, and its item in `_shared`."""
@@ -43,7 +44,7 @@ Entry: TypeAlias = tuple[float, Data, bool]
 Later: TypeAlias = tuple[float, Data | Pieces, bool]
 """An entry, or a replay with pieces that are not made yet."""
 
-_Queue: TypeAlias = deque[Entry] | deque[Later]
+_Queue: TypeAlias = Fifo[Entry] | Fifo[Later]
 
 
 class Backlogs:

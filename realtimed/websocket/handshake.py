@@ -1,7 +1,7 @@
 """A WebSocket handshake's request: what is wrong with it, in words, and the answer to a good one. No I/O.
 
-trio-websocket refuses bad handshakes without saying why, and accepts some that RFC 6455 does not allow. Its answer takes
-a hundred times as long as ours. So it never sees a peer's request. A fuzzer, `tests.fuzz.switching`, compares the answers.
+trio-websocket refuses bad handshakes without saying why, accepts some that RFC 6455 does not allow, and takes a hundred
+times as long to answer. So it never sees a peer's request. The fuzzer `tests.fuzz.switching` compares the answers.
 """
 
 from __future__ import annotations
