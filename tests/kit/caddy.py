@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -26,7 +28,10 @@ from tests.kit.parts import (
     until_ready,
 )
 
-__all__ = ["Caddy", "find_caddy", "running_caddy"]
+__all__ = ["GO_SETTINGS", "Caddy", "find_caddy", "running_caddy"]
+
+GO_SETTINGS: Final = "adaptivestackstart=0"
+"""The GODEBUG of Caddy's unit, in systemd/caddy.service.d."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ async def running_caddy(
 
     It listens on a free port unless `environment` says otherwise; a variable that is None there is left unset.
     Certificates are kept in `directory`, or where Caddy keeps the user's if not `own_storage`. Without `app` Caddy has
-    to find the demo by itself.
+    to find the demo by itself. GODEBUG is as in Caddy's unit, unless this process has one.
     """
     port = free_port()
     admin = directory / "caddy-admin.sock"
@@ -70,6 +75,7 @@ async def running_caddy(
         "PHP_FASTCGI": f"unix/{php_socket or directory / 'php-fpm.sock'}",
         "CERTIFICATE_PORT": str(free_port()),
         "CADDY_ADMIN": f"unix/{admin}",
+        "GODEBUG": os.environ.get("GODEBUG", GO_SETTINGS),
         "XDG_CONFIG_HOME": str(directory / "caddy-config"),
     }
     if app is not None:

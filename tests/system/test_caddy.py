@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 import trio
 from trio_websocket import WebSocketConnection, open_websocket
 
+from tests.kit.caddy import GO_SETTINGS
 from tests.kit.clients import closing, publisher, subscribe, websocket
 from tests.kit.handshakes import Answer, connected, get, handshake, request, upgrade
 from tests.kit.stack import (
@@ -165,6 +167,45 @@ async def test_a_domain_name_has_its_certificate_before_anyone_asks(runtime_dir:
                 break
         assert answer.status == 101
         assert (await get(caddy.http_port, "/", host="ws.yourdomain.com")).status == 308
+
+
+# Memory.
+
+
+async def stacks_of_websockets(directory: Path, daemon: Daemon, number: int, **environment: str) -> float:
+    """Return the bytes that Caddy's stacks have grown by when `number` WebSockets are open."""
+
+    async def stacks() -> float:
+        async with await trio.open_unix_socket(str(caddy.admin_socket)) as stream:
+            page = await request(stream, "/metrics", [("Connection", "close")], host="")
+        match = re.search(r"^go_memstats_stack_inuse_bytes (\S+)$", page.body, re.MULTILINE)
+        assert match is not None, page.body
+        return float(match[1])
+
+    async with (
+        running_caddy(directory, websocket_socket=daemon.websocket_socket, environment=environment) as caddy,
+        AsyncExitStack() as stack,
+    ):
+        before = await stacks()
+        for _ in range(number):
+            stream = await stack.enter_async_context(connected(caddy.port))
+            assert (await request(stream, "/ws", upgrade(origin_of(caddy)))).status == 101
+        return await stacks() - before
+
+
+async def test_the_setting_of_caddys_unit_makes_stacks_smaller(runtime_dir: Path, daemon: Daemon) -> None:
+    """Go ignores settings that it does not know: this fails when a new version knows it no more."""
+    usual = await stacks_of_websockets(runtime_dir, daemon, 300, GODEBUG="adaptivestackstart=1")
+    ours = await stacks_of_websockets(runtime_dir, daemon, 300, GODEBUG=GO_SETTINGS)
+    assert ours < 0.9 * usual
+
+
+def test_http_1_alone_is_served_where_it_is_asked_for() -> None:
+    command: list[str | Path] = [find_caddy(), "adapt", "--config", CADDYFILE]
+    for options, protocols in ({"CADDY_SERVER_OPTIONS": "protocols h1"}, ["h1"]), ({}, None):
+        adapted = subprocess.run(command, env=options, capture_output=True, check=True, text=True)
+        servers = json.loads(adapted.stdout)["apps"]["http"]["servers"].values()
+        assert [server.get("protocols") for server in servers if server["listen"] == [":8080"]] == [protocols]
 
 
 # The way to the daemon.

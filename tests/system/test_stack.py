@@ -111,6 +111,21 @@ def test_this_machine_has_several_names_where_no_host_is_named(address: str, ori
 
 
 @pytest.mark.parametrize(
+    ("address", "options"),
+    [
+        (":8080", "protocols h1"),
+        ("http://example.com", "protocols h1"),
+        (":443", None),
+        ("example.com", None),
+        ("http://example.com, https://example.com", None),
+    ],
+)
+def test_only_pages_with_tls_get_http_2_and_3(address: str, options: str | None) -> None:
+    origins = [origin for each in address.split(", ") for origin in stack.origins_of(each)]
+    assert stack.server_options(origins) == options
+
+
+@pytest.mark.parametrize(
     "origins", ["*", "https://a.example,https://b.example", "https://a.example/", "a.example", "https://A.example"]
 )
 async def test_an_origin_that_no_browser_sends_is_said(origins: str) -> None:

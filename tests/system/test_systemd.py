@@ -27,6 +27,7 @@ from realtimed.config.reloading import Change, compare
 from realtimed.config.settings import Config
 from realtimed.errors import ConfigurationError
 from realtimed.process.systemd import Handover, ServiceManager, receive_sockets
+from tests.kit.caddy import GO_SETTINGS
 from tests.kit.clients import closing, handshake_of, publisher, raw_client, subscribe, websocket
 from tests.kit.patience import LONG_PATIENCE
 from tests.kit.service_manager import Manager, find_systemd, listening, service_manager
@@ -617,6 +618,10 @@ def test_the_sockets_are_where_everyone_looks() -> None:
     groups = unit("caddy.service.d/realtimed.conf")["Service"]["SupplementaryGroups"].split()
     assert ws["SocketGroup"] in groups
     assert control["SocketGroup"] not in groups, "Caddy cannot broadcast"
+
+
+def test_caddy_runs_in_tests_with_the_settings_of_its_unit() -> None:
+    assert unit("caddy.service.d/realtimed.conf")["Service"]["Environment"] == f"GODEBUG={GO_SETTINGS}"
 
 
 def test_the_groups_are_made_and_php_is_in_the_publishers(tmp_path: Path) -> None:
