@@ -169,12 +169,13 @@ class ClientStream(OutboundStream):
         self._drains.set_timer(self, self._timer)
 
     def _note_progress(self, backlog: Backlog) -> None:
+        owner = self._owner
+        if not backlog.replaying:
+            owner.replay_sent()
         if self._backlog is None:
             if self.descriptor in self._watcher:
                 self._watcher.watch_writable(self.descriptor, False)
-            self._owner.drained()
-        if not backlog.replaying:
-            self._owner.replay_sent()
+            owner.drained()  # last: it may end the connection
 
     def send_more(self) -> None:
         """Send what the kernel takes of the backlog. The owner is told when there is nothing left."""
