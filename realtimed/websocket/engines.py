@@ -122,8 +122,7 @@ class Engine(trio.abc.Stream):
     def _report(self, closed: ConnectionClosed) -> None:
         """Tell the borrower how the connection ended for the library, after all messages before the end."""
         borrower, reason = self.borrower, closed.reason
-        if borrower is not None:
-            assert reason is not None, "the library knows how the connection ended"
+        if borrower is not None and reason is not None:  # without a reason the library has failed, and raises why
             self.borrower = borrower.engine = None
             borrower.library_closed(reason.code, reason.reason or "")
 
