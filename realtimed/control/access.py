@@ -12,7 +12,7 @@ def why_forbidden(config: Config, stream: QueuedStream) -> str | None:
     """Return why the process at the other end of `stream` may do nothing, as a sentence; None if it may publish."""
     if not config.allow_user and not config.allow_group:
         return None
-    _, uid, gid = stream.peer()[1] or (0, -1, -1)
+    _, uid, gid = stream.peer_credentials() or (0, -1, -1)
     if uid in config.allow_user or not stream.peer_groups().isdisjoint(config.allow_group):
         return None
     return (

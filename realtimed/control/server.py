@@ -88,7 +88,7 @@ class Connection:
         self._counted = 0
         self._commands = 0
         self._refusal_logged = False
-        pid, uid, gid = stream.peer()[1] or (0, -1, -1)
+        pid, uid, gid = stream.peer_credentials() or (0, -1, -1)
         self._peer = {"pid": pid, "uid": uid, "gid": gid}
         """The fields of the log that say who the publisher is."""
         stream.form = WITHOUT_TIME

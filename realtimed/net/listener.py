@@ -53,6 +53,7 @@ class SocketListener(trio.abc.AsyncResource, Generic[StreamT]):
         self._path = path
         self._reopen = reopen
         self._inode = _inode(path) if path is not None else None
+        self._tcp = sock.family != socket.AF_UNIX
         self.name = str(self.address)
         """Its address as the log shows it."""
 
@@ -106,7 +107,7 @@ class SocketListener(trio.abc.AsyncResource, Generic[StreamT]):
             while len(accepted) < limit:
                 sock, _ = self._socket.accept()
                 sock.setblocking(False)
-                if sock.family != socket.AF_UNIX:
+                if self._tcp:
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 accepted.append(self._wrap(sock))
         except (BlockingIOError, ConnectionAbortedError):

@@ -84,16 +84,13 @@ class OutboundStream(ABC):
         self.heard_at = trio.current_time()
         """When the peer last sent something or took some of its backlog, on trio's clock."""
 
-    def peer(self) -> tuple[str, tuple[int, int, int] | None]:
-        """Return the peer's network address ("" on a Unix socket) and its (pid, uid, gid) (None on TCP)."""
-        if self._socket.family == socket.AF_UNIX:
-            raw = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-            pid, uid, gid = (int.from_bytes(raw[at : at + 4], "little", signed=True) for at in (0, 4, 8))
-            return "", (pid, uid, gid)
+    def peer_address(self) -> str:
+        """Return the peer's network address; "" on a Unix socket."""
         try:
-            return str(self._socket.getpeername()[0]), None
+            name = self._socket.getpeername()
         except OSError:  # it has already reset the connection
-            return "", None
+            return ""
+        return str(name[0]) if isinstance(name, tuple) else ""
 
     @property
     def descriptor(self) -> int:

@@ -43,12 +43,20 @@ class QueuedStream(OutboundStream, trio.abc.Stream):
         """Forget the nursery and the owner, after `shut`."""
         del self._nursery, self._owner
 
+    def peer_credentials(self) -> tuple[int, int, int] | None:
+        """Return the pid, uid and gid of the process at the other end of a Unix socket; None on TCP."""
+        if self._socket.family != socket.AF_UNIX:
+            return None
+        raw = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        pid, uid, gid = (int.from_bytes(raw[at : at + 4], sys.byteorder, signed=True) for at in (0, 4, 8))
+        return pid, uid, gid
+
     def peer_groups(self) -> frozenset[int]:
         """Return the groups of the process at the other end of a Unix socket, supplementary groups included.
 
         If it has more than 256 supplementary groups, none of these is returned: Python cannot ask the kernel for them.
         """
-        credentials = self.peer()[1]
+        credentials = self.peer_credentials()
         if credentials is None:
             return frozenset()
         raw = b""

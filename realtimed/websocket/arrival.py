@@ -111,27 +111,29 @@ class Arrival:
 
     def _answer(self, head: Head, rest: bytes, *, more: bool) -> None:
         """Answer the request. `rest` is what came behind it, and `more` says that there may be more to read."""
+        address = client_address(self._stream.peer_address(), head)
         refused = refusal(head)
         if refused is not None:
-            self._respond(*refused, address=client_address(self._stream.peer()[0], head))
+            self._respond(*refused, address=address)
             return
-        address = client_address(self._stream.peer()[0], head)
         admitted = self._sessions.admission.admit(address)
         if isinstance(admitted, TurnedAway):
             self._turn_away(admitted, address)
         else:
-            self._open(head, address, admitted).begin(path(head), rest, more=more, hung_up=self._hung_up)
+            session, answer = self._open(head, address, admitted)
+            session.begin(answer, path(head), more=more, hung_up=self._hung_up)
+            if rest:
+                session.take(rest)
 
-    def _open(self, head: Head, address: str, place: AddressEntry) -> Session:
-        """Accept the handshake. Return a new session, which owns the stream from now on."""
+    def _open(self, head: Head, address: str, place: AddressEntry) -> tuple[Session, bytes]:
+        """Accept the handshake. Return a new session, which owns the stream from now on, and the answer."""
         sessions, stream = self._sessions, self._stream
         sessions.handshakes.remove(self)
         protocol = choose(subprotocols(head))
         session = Session(self.id, stream, sessions, protocol, address, place, self._began_at)
         stream.attach(session)
         sessions.watcher.replace(stream.descriptor, session)
-        stream.write(switching_protocols(head, protocol.name))
-        return session
+        return session, switching_protocols(head, protocol.name)
 
     def _turn_away(self, why: TurnedAway, address: str) -> None:
         """Refuse a valid handshake because there is no place. An address's refusals are logged only once in a while."""
@@ -174,7 +176,7 @@ class Arrival:
                 status=status.value,
                 reason=reason,
                 header=header or None,
-                address=address or self._stream.peer()[0],
+                address=address or self._stream.peer_address(),
             )
         )
 

@@ -102,10 +102,10 @@ class Session:
         self._peer_done = False
         self._over = False
 
-    def begin(self, path: str, rest: bytes, *, more: bool, hung_up: bool) -> None:
-        """Greet the client, which has asked for `path`, and go on with the `rest` of what has been read.
+    def begin(self, answer: bytes, path: str, *, more: bool, hung_up: bool) -> None:
+        """Write the `answer` to the handshake, and greet the client, which has asked for `path`.
 
-        `more` says that more bytes may have come, and `hung_up` that there is an end of file behind them.
+        `more` says that more bytes may have come from it, and `hung_up` that there is an end of file behind them.
         """
         sessions, conversation = self._sessions, self._conversation
         self.stream.form = conversation.form
@@ -115,16 +115,15 @@ class Session:
             protocol = conversation.name or "plain"
             log.debug(Event("client connected", client=self.id, address=self._address, protocol=protocol))
         if path != _PATH:
+            self.stream.write(answer)
             self.close(Ending.NO_SUCH_PATH, f"no such path: {quoted(path)}; WebSockets are served at {_PATH}")
         else:
-            self.stream.write(conversation.greeting(self.id, sessions.config.heartbeat))
+            self.stream.write(answer + conversation.greeting(self.id, sessions.config.heartbeat))
             if sessions.send_away is not None:
                 sessions.send_away(self)
         self._hung_up = hung_up
         if more or hung_up:
             sessions.watcher.again(self)
-        if rest:
-            self._take(rest)
 
     @property
     def address(self) -> str:
@@ -308,9 +307,9 @@ class Session:
             return
         if len(data) == READ_BYTES or self._hung_up:
             self._sessions.watcher.again(self)
-        self._take(data)
+        self.take(data)
 
-    def _take(self, data: bytes) -> None:
+    def take(self, data: bytes) -> None:
         """Handle bytes of the client."""
         stream = self.stream
         if not stream.sealed:
