@@ -19,9 +19,10 @@ _LIVE: Final = frozenset({
     # At once, for all connections.
     "max_channels", "max_backlog", "backlog_timeout", "max_backlog_total", "silence_timeout", "max_message",
     "max_connections", "max_connections_per_address", "handshakes_per_address", "max_subscriptions",
-    "max_answers_total", "max_keys_bytes", "drain", "log_level", "command_timeout",
-    # For new WebSockets; `close_timeout` at once for publishers, and when the daemon stops.
-    "max_inbound", "inbound_rate", "inbound_burst", "handshake_timeout", "close_timeout", "max_age",
+    "max_answers_total", "max_keys_bytes", "drain", "log_level", "command_timeout", "handshake_timeout",
+    "close_timeout",
+    # For new WebSockets.
+    "max_inbound", "inbound_rate", "inbound_burst", "max_age",
 })  # fmt: skip
 """Settings that a running daemon applies. All others need a restart, and so does a new one until it is listed here."""
 
