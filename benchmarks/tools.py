@@ -144,9 +144,7 @@ def _without_services() -> Iterator[None]:
 def _install(command: Sequence[str], timeout: float = _INSTALL_TIMEOUT, **variables: str) -> None:
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1", **variables}
     try:
-        done = subprocess.run(
-            command, check=False, capture_output=True, text=True, timeout=timeout, env=environment
-        )
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=timeout, env=environment)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise AbsentError(f"{' '.join(command[:2])} failed: {error}") from None
     if done.returncode:
