@@ -18,6 +18,7 @@ from benchmarks import machine
 from benchmarks.bench import Bench
 from benchmarks.go_servers import CADDYHUB
 from benchmarks.loading import Load, Sample, loading
+from benchmarks.processes import BenchmarkError
 from benchmarks.report import Table, count, span
 from benchmarks.servers import realtimed_behind_caddy
 from benchmarks.targets import Server, Target
@@ -97,6 +98,8 @@ async def _rounds(
     """Run both with their clients connected, one working at a time."""
     samples: dict[tuple[int, str], list[Sample]] = {}
     async with bench.started([_OURS, CADDYHUB]) as targets, AsyncExitStack() as stack:
+        if len(targets) < 2:
+            raise BenchmarkError("one of the two has not started")
         loads: dict[str, Load] = {}
         for name, (target, place) in targets.items():
             bench.progress(f"whole way, {case}: connecting to {name}")
@@ -120,8 +123,10 @@ async def _memory(bench: Bench) -> None:
             # Two processes, one after the other: what earlier clients have left behind would count as well.
             for broadcasts in (0, _BROADCASTS):
                 async with bench.started([server]) as targets:
-                    for target, place in targets.values():
-                        figures |= await _footprint(bench, target, place, broadcasts)
+                    if not targets:
+                        raise BenchmarkError(f"{server.name} has not started again")
+                    target, place = targets[server.name]
+                    figures |= await _footprint(bench, target, place, broadcasts)
             rounds.setdefault(server.name, []).append(figures)
     ours, hub = rounds[_OURS.name], rounds[CADDYHUB.name]
     table = Table(
