@@ -15,9 +15,10 @@ from pathlib import Path
 import trio
 
 from benchmarks import machine, tools
+from benchmarks.bench import Bench
 from benchmarks.processes import BenchmarkError
 from benchmarks.report import Table
-from benchmarks.scenarios import SCENARIOS, Bench
+from benchmarks.scenarios import SCENARIOS
 from benchmarks.servers import SERVERS
 from benchmarks.targets import Server
 from tests.kit.stack import MissingComponentError, PartFailedError, runtime_directory

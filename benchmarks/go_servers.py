@@ -1,4 +1,4 @@
-"""The servers written in Go that are measured, as their makers ship them: programs, which have to be on the PATH."""
+"""The servers written in Go: Centrifugo and Mercure as their makers ship them, and a hub inside Caddy of this suite."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import tools
-from benchmarks.targets import CHANNEL, REQUEST, Server, Target, started
+from benchmarks.targets import CHANNEL, REQUEST, Server, Target, length_prefixed, started
 from tests.kit.stack import free_port
 
-__all__ = ["CENTRIFUGO", "MERCURE"]
+__all__ = ["CADDYHUB", "CENTRIFUGO", "MERCURE"]
 
 
 def _centrifugo() -> Path:
@@ -126,5 +126,46 @@ async def _running_mercure(directory: Path) -> AsyncIterator[Target]:
         )
 
 
+_HUB_CADDYFILE: Final = """
+{{
+    auto_https off
+    admin off
+    persist_config off
+    log {{
+        level ERROR
+    }}
+}}
+http://:{port} {{
+    handle /ws {{
+        @foreign not header Origin http://localhost:{port}
+        respond @foreign 403
+        hub unix/{publishers}
+    }}
+}}
+"""
+
+
+def _caddyhub() -> Path:
+    return tools.need_go_build("caddyhub")
+
+
+@asynccontextmanager
+async def _running_caddyhub(directory: Path) -> AsyncIterator[Target]:
+    """Run it with a policy for origins, as the project's Caddyfile has one. Clients come over TCP."""
+    port, publishers, config = free_port(), directory / "publishers", directory / "Caddyfile"
+    config.write_text(_HUB_CADDYFILE.format(port=port, publishers=publishers))
+    command: list[str | Path] = [_caddyhub(), "run", "--config", config]
+    async with started("caddyhub", command, directory, [port, publishers]) as process:
+        yield Target(
+            processes={"caddyhub": process.pid},
+            address=f"tcp:{port}",
+            publish_address=f"unix:{publishers}",
+            publication=length_prefixed,
+            request=REQUEST % (b"/ws", b"Origin: http://localhost:%d\r\n" % port),
+            subscription=b'{"action":"subscribe","channel":"%b"}' % CHANNEL,
+        )
+
+
+CADDYHUB: Final = Server("caddyhub", _caddyhub, _running_caddyhub)
 CENTRIFUGO: Final = Server("Centrifugo", _centrifugo, _running_centrifugo)
 MERCURE: Final = Server("Mercure", _mercure, _running_mercure, is_websocket=False)

@@ -9,73 +9,30 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from statistics import median
 from typing import Any, Final
 
 import trio
 
 from benchmarks import machine
+from benchmarks.bench import Bench
 from benchmarks.loading import Load, Sample, loading
 from benchmarks.processes import BenchmarkError
 from benchmarks.report import Table, count, span
 from benchmarks.servers import REALTIMED, realtimed_behind_caddy, realtimed_v1
-from benchmarks.targets import Server, Target
+from benchmarks.targets import Server
+from benchmarks.whole_way import whole_way
 from tests.kit.stack import ROOT, running_daemon
 
-__all__ = ["SCENARIOS", "Bench"]
+__all__ = ["SCENARIOS"]
 
 _SLOW_LIMIT: Final = 64_000
 """Deliveries in flight that a slow server gets; with more, one run would take a minute."""
 
 _SETTLE: Final = 1.0
 """Seconds in which a server may finish what connecting clients have left it to do, before memory is read."""
-
-
-@dataclass
-class Bench:
-    """What was asked for on the command line, and where results go."""
-
-    load: Path
-    directory: Path
-    servers: Sequence[Server]
-    rounds: int
-    seconds: float
-    sizes: Sequence[int]
-    clients: Sequence[int]
-    windows: Sequence[int]
-    full: bool
-    progress: Callable[[str], None]
-    report: Callable[[Table], None]
-    _cases: int = field(default=0)
-
-    def place(self, name: str) -> Path:
-        """Make a directory for one server of one case. Sockets get paths that are short and without spaces."""
-        self._cases += 1
-        place = self.directory / f"{self._cases}-{name.replace(' ', '-')}"
-        place.mkdir()
-        return place
-
-    def chosen(self, *names: str) -> list[Server]:
-        """Return those of the servers asked for that a scenario is about."""
-        return [server for server in self.servers if server.name in names]
-
-    @asynccontextmanager
-    async def started(self, servers: Sequence[Server]) -> AsyncIterator[dict[str, tuple[Target, Path]]]:
-        """Run servers; one that cannot is reported and left out."""
-        async with AsyncExitStack() as stack:
-            targets: dict[str, tuple[Target, Path]] = {}
-            for server in servers:
-                self.progress(f"starting {server.name}")
-                place = self.place(server.name)
-                try:
-                    targets[server.name] = await stack.enter_async_context(server.running(place)), place
-                except BenchmarkError as error:
-                    print(f"{server.name}: {error}", file=sys.stderr)
-            yield targets
 
 
 async def _compare(bench: Bench, title: str, servers: Sequence[Server], windows: Sequence[int], **options: Any) -> None:
@@ -385,4 +342,5 @@ SCENARIOS: Final[dict[str, Callable[[Bench], Awaitable[None]]]] = {
     "history": history,
     "slow-consumers": slow_consumers,
     "through-caddy": through_caddy,
+    "whole-way": whole_way,
 }

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import tools
-from benchmarks.go_servers import CENTRIFUGO, MERCURE
-from benchmarks.targets import CHANNEL, REQUEST, Server, Target, started
+from benchmarks.go_servers import CADDYHUB, CENTRIFUGO, MERCURE
+from benchmarks.targets import CHANNEL, REQUEST, Server, Target, length_prefixed, started
 from tests.kit.stack import running_caddy, running_daemon
 
 __all__ = ["FLOOR", "REALTIMED", "SERVERS", "realtimed_behind_caddy", "realtimed_v1"]
@@ -35,11 +35,6 @@ def _string(size: int) -> bytes:
 def _notification(size: int) -> tuple[bytes, bytes]:
     """Return what surrounds a message in MessagePack-RPC: [2, "broadcast", [channel, message]]."""
     return b"\x93\x02\xa9broadcast\x92\xa8" + CHANNEL + _string(size), b""
-
-
-def _length_prefixed(size: int) -> tuple[bytes, bytes]:
-    """Return what surrounds a message on the control sockets of this suite's own servers."""
-    return (len(CHANNEL) + size).to_bytes(4, "big") + CHANNEL, b""
 
 
 # realtimed itself, directly and behind Caddy.
@@ -107,7 +102,7 @@ def _own(
                 processes={name: process.pid},
                 address=f"unix:{websocket}",
                 publish_address=f"unix:{control}",
-                publication=_length_prefixed,
+                publication=length_prefixed,
             )
 
     return run
@@ -256,6 +251,7 @@ SERVERS: Final = (
     _peer("uWebSockets", _node("uwebsockets.js", "uwebsockets"), NODE_PATH=str(tools.NODE_MODULES)),
     Server("nchan", _prepare_nchan, _running_nchan),
     Server("Redis", _prepare_redis, _running_redis, is_websocket=False),
+    CADDYHUB,
     CENTRIFUGO,
     MERCURE,
     FLOOR,

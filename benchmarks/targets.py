@@ -14,7 +14,7 @@ from typing import Final
 
 from benchmarks.processes import running, until_connectable
 
-__all__ = ["CHANNEL", "REQUEST", "Server", "Target", "started"]
+__all__ = ["CHANNEL", "REQUEST", "Server", "Target", "length_prefixed", "started"]
 
 CHANNEL: Final = b"########"
 
@@ -65,6 +65,11 @@ class Server:
     is_websocket: bool = True
     slow: bool = False
     """Some hundred times slower than the others: measured with fewer messages in flight, or a run takes minutes."""
+
+
+def length_prefixed(size: int) -> tuple[bytes, bytes]:
+    """Return what surrounds a message on the control sockets of this suite's own servers."""
+    return (len(CHANNEL) + size).to_bytes(4, "big") + CHANNEL, b""
 
 
 @asynccontextmanager

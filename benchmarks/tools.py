@@ -23,6 +23,7 @@ __all__ = [
     "PYTHON_PACKAGES",
     "AbsentError",
     "compiled",
+    "need_go_build",
     "need_go_program",
     "need_node",
     "need_program",
@@ -34,6 +35,8 @@ CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") 
 NODE_MODULES: Final = CACHE / "node" / "node_modules"
 PYTHON_PACKAGES: Final = CACHE / "python"
 _INSTALL_TIMEOUT: Final = 300
+_GO_BUILD_TIMEOUT: Final = 1200
+"""Seconds: a first build of Caddy compiles some thousand packages."""
 _SERVICE_POLICY: Final = Path("/usr/sbin/policy-rc.d")
 
 
@@ -83,6 +86,22 @@ def need_go_program(program: str, module: str = "") -> Path:
     return Path(found)
 
 
+def need_go_build(module: str) -> Path:
+    """Return the path of a peer of ours that is written in Go, building what has changed since the last time.
+
+    Raises `AbsentError` if Go or a module that the peer needs is missing.
+    """
+    go = shutil.which("go")
+    if go is None:
+        raise AbsentError("Go is not installed")
+    program = CACHE / "bin" / module
+    _install(
+        [go, "build", "-C", str(HERE / "peers" / module), "-trimpath", "-buildvcs=false", "-o", str(program), "."],
+        timeout=_GO_BUILD_TIMEOUT,
+    )
+    return program
+
+
 def need_node(*packages: str) -> Path:
     """Return Node's path after installing npm packages into the cache. Raises `AbsentError` if that fails."""
     node = shutil.which("node")
@@ -122,12 +141,10 @@ def _without_services() -> Iterator[None]:
             _SERVICE_POLICY.unlink()
 
 
-def _install(command: Sequence[str], **variables: str) -> None:
+def _install(command: Sequence[str], timeout: float = _INSTALL_TIMEOUT, **variables: str) -> None:
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1", **variables}
     try:
-        done = subprocess.run(
-            command, check=False, capture_output=True, text=True, timeout=_INSTALL_TIMEOUT, env=environment
-        )
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=timeout, env=environment)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise AbsentError(f"{' '.join(command[:2])} failed: {error}") from None
     if done.returncode:
