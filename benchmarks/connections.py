@@ -49,12 +49,24 @@ _HEARTBEAT: Final = ("--heartbeat", "4s", "--history-size", "0")
 
 
 async def connect_storm(bench: Bench) -> None:
-    """Measure what it takes when everyone comes back at once."""
-    clients = 5000
+    """Measure what it takes when everyone comes back at once, and when all leave."""
+    for clients in bench.crowds:
+        await _connect_storm(bench, clients)
+
+
+async def _connect_storm(bench: Bench, clients: int) -> None:
     names = ("realtimed", "trio-websocket", "websockets", "ws", "uWebSockets", "nchan")
     table = Table(
         f"Connect storm: {clients} clients at once",
-        ["server", "all connected after s", "handshake p99 ms", "server CPU a connection µs", "realtimed ÷ it"],
+        [
+            "server",
+            "all connected after s",
+            "handshake p99 ms",
+            "server CPU a connection µs",
+            "realtimed ÷ it",
+            "to leave µs",
+            "realtimed ÷ it",
+        ],
         data={"servers": {}},
         notes=["For realtimed each connection also sends a subscription; the others subscribe by the request's path."],
     )
@@ -70,25 +82,28 @@ async def connect_storm(bench: Bench) -> None:
                 ) as load:
                     await trio.sleep(_SETTLE)
                     used = machine.processor_seconds(process) - before
-                    results.setdefault(name, []).append({**load.ready, "server_cpu": used})
-                await trio.sleep(_SETTLE)  # the server sees them all go; that is not measured
+                await trio.sleep(_SETTLE)  # the server sees them all go
+                left = machine.processor_seconds(process) - before - used
+                results.setdefault(name, []).append({**load.ready, "server_cpu": used, "leaving_cpu": left})
     ours = results.get(REALTIMED.name, [])
     for name, rounds in results.items():
-        ratios = [our["server_cpu"] / each["server_cpu"] for our, each in zip(ours, rounds, strict=False)]
-        table.rows.append([
-            name,
-            span(each["seconds"] for each in rounds),
-            span(each["handshake_ms"]["p99"] for each in rounds),
-            span(each["server_cpu"] / clients * 1e6 for each in rounds),
-            span(ratios) if name != REALTIMED.name else "1",
-        ])  # fmt: skip
+        row = [name, span(each["seconds"] for each in rounds), span(each["handshake_ms"]["p99"] for each in rounds)]
+        for figure in ("server_cpu", "leaving_cpu"):
+            ratios = [our[figure] / each[figure] for our, each in zip(ours, rounds, strict=False) if each[figure]]
+            row.append(span(each[figure] / clients * 1e6 for each in rounds))
+            row.append(span(ratios) if name != REALTIMED.name else "1")
+        table.rows.append(row)
         table.data["servers"][name] = {"rounds": rounds}
     bench.report(table)
 
 
 async def idle_memory(bench: Bench) -> None:
     """Measure what a connection holds that says nothing. One round: memory is not noisy."""
-    clients = max(bench.clients)
+    for clients in bench.crowds:
+        await _idle_memory(bench, clients)
+
+
+async def _idle_memory(bench: Bench, clients: int) -> None:
     servers = [server for server in bench.servers if server.is_websocket]
     table = Table(
         f"Idle memory: {clients} connections, each subscribed to the same channel",

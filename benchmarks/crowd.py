@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Collection
 from contextlib import closing
-from typing import Final
+from typing import Final, Self
 
 from benchmarks.machine import anonymous_bytes, precise_processor_seconds
 from benchmarks.processes import BenchmarkError
@@ -76,6 +76,14 @@ class Crowd:
         self._sockets: dict[int, socket.socket] = {}  # by file descriptor, in the order in which they have connected
         self._epoll = select.epoll()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._epoll.close()
+        for sock in self._sockets.values():
+            sock.close()
+
     @property
     def channels(self) -> list[str]:
         """The names of the channels."""
@@ -119,7 +127,8 @@ class Crowd:
         """Begin one more connection; return its descriptor, or None if the kernel's queue is full."""
         sock = socket.socket(socket.AF_UNIX)
         sock.setblocking(False)
-        if error := sock.connect_ex(self._address):
+        error = sock.connect_ex(self._address)
+        if error:
             sock.close()
             if error == errno.EAGAIN:
                 return None
@@ -175,13 +184,11 @@ class Crowd:
                 number -= self._read(descriptor).count(_EMPTY_PING)
                 self._sockets[descriptor].sendall(pong)
 
-    def leave(self, clients: int, last_word: bytes = b"") -> None:
-        """Have some clients go, with a last frame or without a word."""
+    def vanish(self, clients: int) -> None:
+        """Have some clients go without a word."""
         for descriptor in list(self._sockets)[:clients]:
-            with self._sockets.pop(descriptor) as sock:
-                self._epoll.unregister(descriptor)
-                if last_word:
-                    sock.sendall(last_word)
+            self._epoll.unregister(descriptor)
+            self._sockets.pop(descriptor).close()
 
 
 class _Cost:
@@ -216,9 +223,12 @@ def _until(client: Client, name: str, value: int) -> None:
 
 def live(client: Client, address: str, server: int, clients: int) -> dict[str, float]:
     """Lead a crowd through the life of its connections: connect, speak, be slow, receive, leave."""
-    crowd = Crowd(address, clients)
     client.stats()
-    cost = _Cost(server)
+    with Crowd(address, clients) as crowd:
+        return _life(crowd, client, _Cost(server), clients)
+
+
+def _life(crowd: Crowd, client: Client, cost: _Cost, clients: int) -> dict[str, float]:
     figures: dict[str, float] = {"connected": crowd.connect(), "connect": cost.processor()}
     figures["subscribed_memory"] = cost.memory()
 
@@ -242,10 +252,10 @@ def live(client: Client, address: str, server: int, clients: int) -> dict[str, f
     crowd.receive(_END.encode(), _MESSAGES)
     figures["received_memory"] = cost.memory()
 
-    crowd.leave(clients // 2)
+    crowd.vanish(clients // 2)
     _until(client, "clients", clients - clients // 2)
     figures["vanish"] = cost.processor() * clients / (clients // 2)
-    crowd.leave(clients, _frame(_CLOSE, _GOING_AWAY))
+    crowd.say(_frame(_CLOSE, _GOING_AWAY))
     _until(client, "clients", 0)
     figures["close"] = cost.processor() * clients / (clients - clients // 2)
     figures["empty_memory"] = cost.memory()
@@ -254,13 +264,13 @@ def live(client: Client, address: str, server: int, clients: int) -> dict[str, f
 
 def measure_heartbeat(client: Client, address: str, server: int, clients: int) -> dict[str, float]:
     """Measure what one ping of all clients and their pongs cost."""
-    crowd = Crowd(address, clients)
-    crowd.connect()
-    crowd.answer_pings(clients)  # the first ones may have come while others were connecting
-    _until(client, "clients", clients)
-    cost = _Cost(server)
-    crowd.answer_pings(_HEARTBEATS * clients)
-    return {"heartbeat": cost.processor() / _HEARTBEATS}
+    with Crowd(address, clients) as crowd:
+        crowd.connect()
+        crowd.answer_pings(clients)  # the first ones may have come while others were connecting
+        _until(client, "clients", clients)
+        cost = _Cost(server)
+        crowd.answer_pings(_HEARTBEATS * clients)
+        return {"heartbeat": cost.processor() / _HEARTBEATS}
 
 
 def main() -> int:
