@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import trio
@@ -19,7 +20,7 @@ from benchmarks.bench import Bench
 from benchmarks.processes import BenchmarkError
 from benchmarks.report import Table
 from benchmarks.scenarios import SCENARIOS
-from benchmarks.servers import SERVERS
+from benchmarks.servers import OTHER_CHECKOUT, REALTIMED, SERVERS, other_checkout
 from benchmarks.targets import Server
 from tests.kit.stack import MissingComponentError, PartFailedError, runtime_directory
 
@@ -32,8 +33,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"of {', '.join(SCENARIOS)}; default: all")
     parser.add_argument("--servers", nargs="+", metavar="SERVER", help=f"of {names}; default: all")
     parser.add_argument("--sizes", nargs="+", type=int, metavar="BYTES", help="of messages")
-    parser.add_argument("--clients", nargs="+", type=int, metavar="N", help="subscribers of one channel")
+    parser.add_argument("--clients", nargs="+", type=int, metavar="N", help="subscribers, or connections")
     parser.add_argument("--in-flight", nargs="+", type=int, metavar="N", help="messages in flight")
+    parser.add_argument(
+        "--against", type=Path, metavar="PATH",
+        help="another checkout of the project: compare its daemon with ours, and with no other server unless named",
+    )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=9, help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=0.5, help="of each run; default: %(default)s")
     parser.add_argument("--full", action="store_true", help="all sizes and numbers; takes about an hour")
@@ -49,18 +54,25 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _prepared(names: list[str] | None) -> tuple[list[Server], dict[str, str]]:
+def _wanted(names: list[str] | None, against: Path | None) -> list[Server]:
+    """Return the servers that the command line asks for."""
+    if against is None:
+        return [server for server in SERVERS if names is None or server.name in names]
+    named = [server for server in SERVERS if server.name in (names or [REALTIMED.name])]
+    return [*named, other_checkout(against.resolve())]
+
+
+def _prepared(servers: Sequence[Server]) -> tuple[list[Server], dict[str, str]]:
     """Return the servers that can be measured, and why the others cannot."""
     present, absent = [], {}
-    for server in SERVERS:
-        if names is None or server.name in names:
-            _progress(f"preparing {server.name}")
-            try:
-                server.prepare()
-            except tools.AbsentError as error:
-                absent[server.name] = str(error)
-            else:
-                present.append(server)
+    for server in servers:
+        _progress(f"preparing {server.name}")
+        try:
+            server.prepare()
+        except tools.AbsentError as error:
+            absent[server.name] = str(error)
+        else:
+            present.append(server)
     return present, absent
 
 
@@ -75,7 +87,10 @@ def main() -> int:
     """Run the scenarios that the command line names; return the exit status."""
     arguments = _arguments()
     sizes = arguments.sizes or ([64, 128, 1024, 16384] if arguments.full else [128])
-    servers, absent = _prepared(arguments.servers)
+    servers, absent = _prepared(_wanted(arguments.servers, arguments.against))
+    if OTHER_CHECKOUT in absent:
+        print(absent[OTHER_CHECKOUT], file=sys.stderr)
+        return 1
     results: list[dict[str, object]] = []
     about = {**machine.describe(), "rounds": arguments.rounds, "seconds": arguments.seconds, "absent": absent}
 
@@ -98,8 +113,10 @@ def main() -> int:
                 seconds=arguments.seconds,
                 sizes=sizes,
                 clients=arguments.clients or [1000, 10_000],
+                crowds=arguments.clients or [5000, 10_000],
                 windows=arguments.in_flight or [1, 8, 64],
                 full=arguments.full,
+                against=arguments.against and arguments.against.resolve(),
                 progress=_progress,
                 report=report,
             )

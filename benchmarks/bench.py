@@ -1,4 +1,4 @@
-"""What all scenarios get: what was asked for on the command line, and how servers are started."""
+"""What all scenarios are given: what was asked for on the command line, and places for servers to run in."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks.processes import BenchmarkError
 from benchmarks.report import Table
+from benchmarks.servers import OTHER_CHECKOUT, REALTIMED
 from benchmarks.targets import Server, Target
 
 __all__ = ["Bench"]
@@ -26,8 +27,13 @@ class Bench:
     seconds: float
     sizes: Sequence[int]
     clients: Sequence[int]
+    """Subscribers, where a scenario is about messages."""
+    crowds: Sequence[int]
+    """Connections, where it is about connections."""
     windows: Sequence[int]
     full: bool
+    against: Path | None
+    """Another checkout of the project, whose daemon is compared with ours."""
     progress: Callable[[str], None]
     report: Callable[[Table], None]
     _cases: int = field(default=0)
@@ -40,8 +46,9 @@ class Bench:
         return place
 
     def chosen(self, *names: str) -> list[Server]:
-        """Return those of the servers asked for that a scenario is about."""
-        return [server for server in self.servers if server.name in names]
+        """Return those of the servers asked for that a scenario is about. Where ours is, so is that of `against`."""
+        wanted = {*names, OTHER_CHECKOUT} if REALTIMED.name in names else names
+        return [server for server in self.servers if server.name in wanted]
 
     @asynccontextmanager
     async def started(self, servers: Sequence[Server]) -> AsyncIterator[dict[str, tuple[Target, Path]]]:

@@ -3,8 +3,9 @@
  * Strategy. Each thread reads its share of the connections through io_uring or, without it, through edge-triggered epoll
  * into one large buffer, and only walks over frame headers. A message begins with eight digits, its number, so every
  * frame that arrives is checked: the numbers a subscriber sees must rise, and in the end each must have received exactly
- * its messages. The thread that receives the last delivery of a message publishes the next one, which keeps a fixed
- * number of messages in flight (a closed loop). Times of sending and of arrival come from the same clock.
+ * its messages. A message is in flight until the last of its channel's subscribers, however many they are, has all of
+ * it. The thread that receives this last delivery publishes the next message, which keeps a fixed number in flight (a
+ * closed loop). Times of sending and of arrival come from the same clock.
  *
  * The differences between servers (request, subscription, publication) are templates in hexadecimal, in which ########
  * stands for the number of a channel. Redis and Mercure do not speak WebSocket and have frames of a fixed form instead.
@@ -93,6 +94,7 @@ static const char *status = "101";       /* of the answer to the request; empty 
 static int greeting_bytes;               /* behind the head of that answer, or all of it */
 static bool publishes, pings;
 static Template request, subscription, prefix, suffix;
+static uint32_t *audiences;              /* of the channels: subscribers that read */
 
 /* Written with `lock` held, unless atomic. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -101,7 +103,8 @@ static Reader *readers;
 static int opened, begun, closed;        /* atomic */
 static uint32_t arrived[WINDOW_MAX];     /* atomic: deliveries of the message with that number, modulo */
 static uint64_t sent_at[WINDOW_MAX];
-static uint32_t first, published, completed, last_wanted, audience;
+static uint32_t first, published, completed, last_wanted;
+static uint64_t expected;                /* deliveries of the messages published in this run */
 static uint64_t run_until, last_completion;
 static bool running;
 static Histogram completions;
@@ -189,6 +192,12 @@ static void fill_in(uint8_t *bytes, size_t count, int channel)
         memcpy(at, digits, DIGITS);
 }
 
+/* Return the channel of a client's subscription. */
+static int channel_of(int client, int subscription_number)
+{
+    return (int)(((long)client * channels_each + subscription_number) % channels);
+}
+
 static void watch(int epoll, int fd, void *owner, uint32_t events)
 {
     struct epoll_event event = {.events = events, .data.ptr = owner};
@@ -228,6 +237,12 @@ static void flush_publisher(void)
     watch_for_room(false);
 }
 
+/* Return how many subscribers are to receive a message. */
+static uint32_t audience(uint32_t number)
+{
+    return audiences[number % (uint32_t)channels];
+}
+
 static void publish(void)
 {
     uint32_t number = published++;
@@ -250,6 +265,7 @@ static void publish(void)
     memcpy(at, digits, DIGITS);
     memcpy(at + size, suffix.bytes, suffix.size);
     outgoing_end += total;
+    expected += audience(number);
     arrived[number % WINDOW_MAX] = 0;
     sent_at[number % WINDOW_MAX] = now();
 }
@@ -313,7 +329,7 @@ static void subscribe(Connection *c)
     frame[3] = header == 6 ? 0 : (uint8_t)subscription.size;
     for (int i = 0; i < channels_each && c->state == OPEN; i++) {
         memcpy(frame + header, subscription.bytes, subscription.size);
-        fill_in(frame + header, subscription.size, (int)(((long)c->number * channels_each + i) % channels));
+        fill_in(frame + header, subscription.size, channel_of(c->number, i));
         send_small(c, frame, header + subscription.size);
     }
 }
@@ -420,7 +436,7 @@ static void end_frame(Reader *r, Connection *c, uint64_t at)
     c->last = c->message + 1;
     r->received++;
     record(&r->deliveries, at - sent_at[c->message % WINDOW_MAX]);
-    if (__atomic_add_fetch(&arrived[c->message % WINDOW_MAX], 1, __ATOMIC_ACQ_REL) == audience)
+    if (__atomic_add_fetch(&arrived[c->message % WINDOW_MAX], 1, __ATOMIC_ACQ_REL) == audience(c->message))
         complete(c->message, at);
 }
 
@@ -653,6 +669,7 @@ static bool wait_until_complete(uint64_t seconds)
 static void begin(int window, double seconds, uint32_t messages)
 {
     first = completed = published;
+    expected = 0;
     last_wanted = published + messages;
     run_until = now() + (uint64_t)(seconds * 1e9);
     running = true;
@@ -669,7 +686,7 @@ static void probe(void)
     do {
         if (now() > deadline)
             fail("%u of %u deliveries of a probe; closed connections: %d; the publisher was answered: %.*s",
-                 arrived[(published - 1) % WINDOW_MAX], audience, closed, (int)reply_size, reply);
+                 arrived[(published - 1) % WINDOW_MAX], audience(published - 1), closed, (int)reply_size, reply);
         begin(channels < WINDOW_MAX ? channels : WINDOW_MAX, 0, (uint32_t)channels);
     } while (!wait_until_complete(PROBE_SECONDS));
     pthread_mutex_unlock(&lock);
@@ -715,7 +732,7 @@ static void run(int window, double seconds, uint32_t messages)
            "\"disordered\": %llu, \"closed\": %d, \"seconds\": %.6f, \"rate\": %.1f, \"bytes\": %llu, \"reads\": %llu, "
            "\"client_cpu\": %.4f, \"busiest_thread\": %.4f",
            whole && !disordered ? "true" : "false", published - first,
-           (unsigned long long)(published - first) * audience, (unsigned long long)received,
+           (unsigned long long)expected, (unsigned long long)received,
            (unsigned long long)disordered, closed, elapsed, elapsed > 0 ? (double)received / elapsed : 0,
            (unsigned long long)bytes, (unsigned long long)reads, CPU(ru_utime) + CPU(ru_stime), busiest);
     print_histogram("broadcast_ms", &completions);
@@ -793,7 +810,15 @@ static void parse_command_line(int count, char **arguments)
         fail("bad arguments");
     if (!suffix.bytes)
         suffix = from_hex("");
-    audience = (uint32_t)((long)(clients - stalled) * channels_each / channels);
+    if (channels < 1 || channels_each < 1 || channels_each > channels)
+        fail("bad arguments");
+    audiences = calloc((size_t)channels, sizeof *audiences);
+    for (int i = 0; i < clients - stalled; i++)
+        for (int j = 0; j < channels_each; j++)
+            audiences[channel_of(i, j)]++;
+    for (int i = 0; i < channels && publishes; i++)
+        if (!audiences[i])
+            fail("nobody reads channel %d, so that its messages would never arrive", i);
 }
 
 int main(int count, char **arguments)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -141,12 +141,12 @@ async def loading(
         async with (
             trio.lowlevel.FdStream(os.dup(process.stdin.fileno())) as stdin,
             trio.lowlevel.FdStream(os.dup(process.stdout.fileno())) as stdout,
+            aclosing(_read_lines(stdout)) as lines,
         ):
-            lines = _read_lines(stdout)
             yield Load(target, lines, stdin, ready=await anext(lines))
 
 
-async def _read_lines(stream: trio.lowlevel.FdStream) -> AsyncIterator[dict[str, Any]]:
+async def _read_lines(stream: trio.lowlevel.FdStream) -> AsyncGenerator[dict[str, Any], None]:
     held = b""
     while True:
         while b"\n" not in held:

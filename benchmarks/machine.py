@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Final
 
-__all__ = ["CORES", "busy_seconds", "describe", "processor_seconds", "resident_bytes"]
+from benchmarks.processes import BenchmarkError
+
+__all__ = [
+    "CORES",
+    "anonymous_bytes",
+    "busy_seconds",
+    "describe",
+    "precise_processor_seconds",
+    "processor_seconds",
+    "resident_bytes",
+]
 
 CORES: Final = len(os.sched_getaffinity(0))
 _TICK: Final = 1 / os.sysconf("SC_CLK_TCK")
@@ -42,6 +53,15 @@ def processor_seconds(root: int) -> float:
     return sum((int(fields[11]) + int(fields[12])) * _TICK for fields in stats if fields)
 
 
+def precise_processor_seconds(process: int) -> float:
+    """Return the processor time that the threads of one process have used, to the nanosecond.
+
+    What a thread used that has ended is not in it.
+    """
+    threads = (_PROC / str(process) / "task").iterdir()
+    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+
+
 def busy_seconds() -> float:
     """Return the processor time that all programs, and the hypervisor's other guests, have used on this machine."""
     user, nice, system, _idle, _iowait, irq, softirq, steal = map(
@@ -59,6 +79,15 @@ def resident_bytes(root: int) -> int:
         except OSError:
             continue
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def anonymous_bytes(process: int) -> int:
+    """Return the resident memory of one process that no file backs: its heap and stacks, but not its program."""
+    status = (_PROC / str(process) / "status").read_text()
+    found = re.search(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)
+    if found is None:
+        raise BenchmarkError("this kernel does not say how much of a process's memory is anonymous")
+    return int(found[1]) * 1024
 
 
 def describe() -> dict[str, object]:

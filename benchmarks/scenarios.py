@@ -18,6 +18,7 @@ import trio
 
 from benchmarks import machine
 from benchmarks.bench import Bench
+from benchmarks.connections import connect_storm, idle_memory, many_connections
 from benchmarks.loading import Load, Sample, loading
 from benchmarks.processes import BenchmarkError
 from benchmarks.report import Table, count, span
@@ -30,9 +31,6 @@ __all__ = ["SCENARIOS"]
 
 _SLOW_LIMIT: Final = 64_000
 """Deliveries in flight that a slow server gets; with more, one run would take a minute."""
-
-_SETTLE: Final = 1.0
-"""Seconds in which a server may finish what connecting clients have left it to do, before memory is read."""
 
 
 async def _compare(bench: Bench, title: str, servers: Sequence[Server], windows: Sequence[int], **options: Any) -> None:
@@ -236,75 +234,6 @@ async def slow_consumers(bench: Bench) -> None:
     bench.report(table)
 
 
-async def connect_storm(bench: Bench) -> None:
-    """Measure what it takes when everyone comes back at once."""
-    clients = 5000
-    names = ("realtimed", "trio-websocket", "websockets", "ws", "uWebSockets", "nchan")
-    table = Table(
-        f"Connect storm: {clients} clients at once",
-        ["server", "all connected after s", "handshake p99 ms", "server CPU a connection µs", "realtimed ÷ it"],
-        data={"servers": {}},
-        notes=["For realtimed each connection also sends a subscription; the others subscribe by the request's path."],
-    )
-    results: dict[str, list[dict[str, Any]]] = {}
-    async with bench.started(bench.chosen(*names)) as targets:
-        for number in range(bench.rounds):
-            for name, (target, place) in targets.items():
-                bench.progress(f"connect storm: round {number + 1} of {bench.rounds}, {name}")
-                process = next(iter(target.processes.values()))
-                before = machine.processor_seconds(process)
-                async with loading(
-                    bench.load, target, place, clients=clients, concurrent=clients, publishing=False
-                ) as load:
-                    await trio.sleep(_SETTLE)
-                    used = machine.processor_seconds(process) - before
-                    results.setdefault(name, []).append({**load.ready, "server_cpu": used})
-                await trio.sleep(_SETTLE)  # the server sees them all go; that is not measured
-    ours = results.get(REALTIMED.name, [])
-    for name, rounds in results.items():
-        ratios = [our["server_cpu"] / each["server_cpu"] for our, each in zip(ours, rounds, strict=False)]
-        table.rows.append([
-            name,
-            span(each["seconds"] for each in rounds),
-            span(each["handshake_ms"]["p99"] for each in rounds),
-            span(each["server_cpu"] / clients * 1e6 for each in rounds),
-            span(ratios) if name != REALTIMED.name else "1",
-        ])  # fmt: skip
-        table.data["servers"][name] = {"rounds": rounds}
-    bench.report(table)
-
-
-async def idle_memory(bench: Bench) -> None:
-    """Measure what a connection holds that says nothing. One round: memory is not noisy."""
-    clients = max(bench.clients)
-    servers = [server for server in bench.servers if server.is_websocket]
-    table = Table(
-        f"Idle memory: {clients} connections, each subscribed to the same channel",
-        ["server", "empty MiB", "with connections MiB", "KB a connection", "after one broadcast KB"],
-        data={"servers": {}},
-        notes=["Resident memory of the process; what the kernel holds for sockets is not in it. 1 KB is 1024 bytes."],
-    )
-    for server in servers:
-        bench.progress(f"idle memory: {server.name}")
-        async with bench.started([server]) as targets:
-            for name, (target, place) in targets.items():
-                process = next(iter(target.processes.values()))
-                empty = machine.resident_bytes(process)
-                async with loading(bench.load, target, place, clients=clients, publishing=False):
-                    await trio.sleep(_SETTLE)
-                    full = machine.resident_bytes(process)
-                async with loading(bench.load, target, place, clients=clients) as load:
-                    await load.run(1, 0, 1)
-                    await trio.sleep(_SETTLE)
-                    used = machine.resident_bytes(process)
-                each = [(bytes_ - empty) / clients / 1024 for bytes_ in (full, used)]
-                table.rows.append([
-                    name, f"{empty / 2**20:.1f}", f"{full / 2**20:.1f}", f"{each[0]:.1f}", f"{each[1]:.1f}",
-                ])  # fmt: skip
-                table.data["servers"][name] = {"empty": empty, "idle": full, "used": used, "clients": clients}
-    bench.report(table)
-
-
 async def publishers(bench: Bench) -> None:
     """Measure what a publisher waits for, and what a broadcast costs when nobody listens; see publishing.py."""
     table = Table(
@@ -337,6 +266,7 @@ SCENARIOS: Final[dict[str, Callable[[Bench], Awaitable[None]]]] = {
     "many-channels": many_channels,
     "connect-storm": connect_storm,
     "idle-memory": idle_memory,
+    "many-connections": many_connections,
     "publishers": publishers,
     "protocols": protocols,
     "history": history,

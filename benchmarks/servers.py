@@ -5,18 +5,31 @@ The peers written for this suite share one way of publishing; the others have th
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from benchmarks import tools
 from benchmarks.go_servers import CADDYHUB, CENTRIFUGO, MERCURE
 from benchmarks.targets import CHANNEL, REQUEST, Server, Target, length_prefixed, started
-from tests.kit.stack import running_caddy, running_daemon
+from tests.kit.stack import ROOT, Daemon, running_caddy, running_daemon
 
-__all__ = ["FLOOR", "REALTIMED", "SERVERS", "realtimed_behind_caddy", "realtimed_v1"]
+__all__ = [
+    "FLOOR",
+    "OTHER_CHECKOUT",
+    "REALTIMED",
+    "SERVERS",
+    "other_checkout",
+    "realtimed_behind_caddy",
+    "realtimed_v1",
+    "running_checkout",
+]
 
 
 def _nothing() -> None:
@@ -40,12 +53,22 @@ def _notification(size: int) -> tuple[bytes, bytes]:
 # realtimed itself, directly and behind Caddy.
 
 
+def _environment(checkout: Path) -> dict[str, str]:
+    """Return what makes Python run the package of a checkout: not that of the working directory, nor one installed."""
+    return {"PYTHONPATH": str(checkout), "PYTHONSAFEPATH": "1"}
+
+
+def running_checkout(directory: Path, checkout: Path, *options: str) -> AbstractAsyncContextManager[Daemon]:
+    """Run the daemon of a checkout of the project, with this Python and what is installed for it."""
+    return running_daemon(directory, *options, environment=_environment(checkout))
+
+
 @asynccontextmanager
-async def _running_realtimed(directory: Path) -> AsyncIterator[Target]:
+async def _running_realtimed(directory: Path, checkout: Path = ROOT) -> AsyncIterator[Target]:
     # The load client subscribes to all channels of a client at once, beyond a browser's burst of requests. Behind Caddy
     # all clients have the address of this machine.
     options = ("--inbound-burst", "1000", "--max-connections-per-address", "0")
-    async with running_daemon(directory, *options) as daemon:
+    async with running_checkout(directory, checkout, *options) as daemon:
         yield Target(
             processes={"realtimed": daemon.process.pid},
             address=f"unix:{daemon.websocket_socket}",
@@ -235,9 +258,26 @@ async def _running_floor(directory: Path) -> AsyncIterator[Target]:
         yield replace(target, answers_pings=False)
 
 
+def other_checkout(checkout: Path) -> Server:
+    """Return the daemon of another checkout of the project, to be compared with ours."""
+
+    def prepare() -> None:
+        done = subprocess.run(
+            [sys.executable, "-c", "import realtimed; print(realtimed.__file__)"],
+            env={**os.environ, **_environment(checkout)}, capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        if done.stdout.strip() != str(checkout / "realtimed" / "__init__.py"):
+            raise tools.AbsentError(f"{checkout} is not a checkout of this project")
+
+    return Server(OTHER_CHECKOUT, prepare, partial(_running_realtimed, checkout=checkout))
+
+
 def _peer(name: str, command: Callable[[], Sequence[str | Path]], slow: bool = False, **environment: str) -> Server:
     return Server(name, command, _own(name, command, **environment), slow=slow)
 
+
+OTHER_CHECKOUT: Final = "other checkout"
+"""The name of the server of another checkout."""
 
 REALTIMED: Final = Server("realtimed", _nothing, _running_realtimed)
 FLOOR: Final = Server("floor", _nothing, _running_floor, many_channels=False, is_websocket=False)
