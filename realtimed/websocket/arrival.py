@@ -194,10 +194,6 @@ class Arrival:
     def replay_sent(self) -> None:
         """See `realtimed.websocket.stream.ClientOwner`."""
 
-    def depart(self) -> None:
-        """End the connection."""
-        self.over()
-
     def over(self) -> None:
         """Shut the stream and forget the connection."""
         if not self._over:

@@ -179,7 +179,7 @@ class Session:
         if ending in (Ending.GONE, Ending.FAULT):  # without a Close
             self._note_end(ending, reason)
             self.stream.seal()
-            self._sessions.departing.add(self)  # a round of the fan-out may be under way
+            self._sessions.departing.add(self)  # not now: a round of the fan-out may be under way
         elif ending is Ending.SLOW:
             self._close(ending, reason, drop_unsent=True)
         else:
@@ -195,10 +195,10 @@ class Session:
         self.stream.finish(close_frame(code, reason), drop_unsent=drop_unsent)
         self._sessions.closings.add(self)
         # What an engine has begun to read, it reads to its end. Nothing more is passed on.
-        if self.queued or (self.engine is not None and self.engine.held):
+        if self.queued:
             self._return_engine()
-        if self.stream.peer_has_closed and not self._busy:
-            self._sessions.departing.add(self)
+        self._unread = self._unread or self.stream.peer_has_closed
+        self.read_on()
         return True
 
     def _note_end(self, ending: Ending, reason: str, code: int = _NO_CLOSE) -> None:
@@ -234,13 +234,6 @@ class Session:
         """See `realtimed.websocket.stream.ClientOwner`."""
         if self._peer_done and not self.stream.pending:
             self.over()
-
-    def depart(self) -> None:
-        """End now what has ended for the peer."""
-        if self._ending in (Ending.GONE, Ending.FAULT):
-            self.over()
-        elif not self._over:
-            self._peer_is_done()
 
     def over(self) -> None:
         """Shut the stream and release everything that the connection holds."""
@@ -294,6 +287,9 @@ class Session:
             return
         if self._busy:
             self._unread = True
+            return
+        if self.stream.peer_has_closed:  # before a Close of ours: nothing follows
+            self._peer_is_done()
             return
         try:
             data = self.stream.receive_now()

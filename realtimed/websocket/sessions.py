@@ -78,8 +78,8 @@ class Sessions:
         """Connections whose request has not arrived."""
         self.closings: Deadlines[Connection] = Deadlines(lambda: self.config.close_timeout, lambda each: each.over())
         """Connections that end, and have to be over in time."""
-        self.departing: Deadlines[Connection] = Deadlines(float, lambda each: each.depart())
-        """Connections that depart in the next turns of the event loop."""
+        self.departing: Deadlines[Connection] = Deadlines(lambda: 0.0, lambda each: each.over())
+        """Connections that are over in the next turns of the event loop, whatever waits for the peer."""
         self.members: dict[str, Session] = {}
         self.open = 0
         self.connections = 0

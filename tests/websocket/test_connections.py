@@ -313,3 +313,38 @@ async def test_a_reset_between_and_within_frames_is_noticed() -> None:
             peer.close()
             await settled(sessions, 0)
             assert sessions.open == 0
+
+
+async def test_one_that_is_closing_can_still_be_ended_at_once() -> None:
+    """As when too much waits for all: then what waits for this one is dropped, its Close included."""
+    async with running_sessions() as sessions:
+        peer = connect(sessions, V1)
+        await wait_all_tasks_blocked()
+        [session] = sessions.members.values()
+        session.stream.write(bytes(2**20))
+        session.close(Ending.KICKED, "enough")
+        assert session.stream.pending
+        session.end(Ending.GONE, "the peer takes nothing any more")
+        await wait_all_tasks_blocked()
+        assert sessions.open == 0
+        peer.close()
+
+
+async def test_a_close_that_came_while_its_client_waited_for_an_engine_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel has reported it already, and does not do so again."""
+
+    async def never_ready(*_: object, **__: object) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr("realtimed.websocket.engines.wrap_server_stream", never_ready)
+    async with running_sessions() as sessions:
+        peer = connect(sessions, V1 + frame(PING))
+        await wait_all_tasks_blocked()
+        peer.sendall(CLOSE)
+        await wait_all_tasks_blocked()
+        [session] = sessions.members.values()
+        assert session.queued
+        session.close(Ending.KICKED, "enough")
+        await wait_all_tasks_blocked()
+        assert sessions.open == 0
+        peer.close()
