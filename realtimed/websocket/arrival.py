@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
@@ -121,9 +122,7 @@ class Arrival:
             self._turn_away(admitted, address)
         else:
             session, answer = self._open(head, address, admitted)
-            session.begin(answer, path(head), more=more, hung_up=self._hung_up)
-            if rest:
-                session.take(rest)
+            session.guard(partial(session.begin, answer, path(head), rest, more=more, hung_up=self._hung_up))
 
     def _open(self, head: Head, address: str, place: AddressEntry) -> tuple[Session, bytes]:
         """Accept the handshake. Return a new session, which owns the stream from now on, and the answer."""

@@ -82,12 +82,13 @@ class Engine(trio.abc.Stream):
     """One trio-websocket, and the stream under it."""
 
     __slots__ = (
-        "_engines", "_handled", "_input", "_messages", "_over", "_piece", "_piece_frames", "_reader", "borrower",
-        "held", "ready",
+        "_between_frames", "_engines", "_handled", "_input", "_messages", "_over", "_piece", "_piece_frames", "_reader",
+        "borrower", "held", "ready",
     )  # fmt: skip
 
     # Invariants: `_input` is what the library has not read yet, in pieces of `_piece` bytes, which are about
     # `_piece_frames` frames. `_messages` have ended in what was passed on, and the borrower has got `_handled` of them.
+    # `_between_frames` says whether all that was passed on ends between two frames, so that `_NO_FRAME` may follow.
     # `_reader` is the library's task while it waits for input. `held` says that everything was read, and that it ended
     # in the middle of a message. Once the engine is `_over`, it gets nothing new to read and ends behind its input.
 
@@ -98,6 +99,7 @@ class Engine(trio.abc.Stream):
         self._piece_frames = 0
         self._messages = 0
         self._handled = 0
+        self._between_frames = True
         self._reader: trio.lowlevel.Task | None = None
         self._over = False
         self.borrower: Borrower | None = None
@@ -136,6 +138,7 @@ class Engine(trio.abc.Stream):
     def feed(self, inbound: Inbound) -> None:
         """Read more of what the borrower sends."""
         self._messages += inbound.messages
+        self._between_frames = inbound.between_frames
         size, frames = len(inbound.data), inbound.frames
         self._input += inbound.data
         self._piece = size if frames <= _FRAMES_A_PIECE else max(size * _FRAMES_A_PIECE // frames, 1)
@@ -143,11 +146,11 @@ class Engine(trio.abc.Stream):
         self._set_held(False)
         self._wake()
 
-    def end(self, *, between_frames: bool) -> None:
-        """Read for nobody any more. `between_frames` says whether all that was passed on ends between two frames."""
+    def end(self) -> None:
+        """Read for nobody any more."""
         self._over = True
         self.borrower = None
-        if between_frames:
+        if self._between_frames:
             self._input += _NO_FRAME
         else:
             self._engines.parser_abandoned()
@@ -247,14 +250,14 @@ class Engines:
         self._waiting[borrower] = inbound
         self._grow()
 
-    def forget(self, borrower: Borrower, *, between_frames: bool) -> None:
-        """Read no more for a client. `between_frames` says whether all that it passed on ends between two frames."""
+    def forget(self, borrower: Borrower) -> None:
+        """Read no more for a client."""
         if borrower.queued:
             borrower.queued = False
             del self._waiting[borrower]
         engine, borrower.engine = borrower.engine, None
         if engine is not None:
-            engine.end(between_frames=between_frames)
+            engine.end()
 
     def got_ready(self, engine: Engine) -> None:
         """Offer an engine for the first time."""
@@ -267,7 +270,7 @@ class Engines:
             if len(self._free) < _AT_WORK:
                 self._free.append(engine)
             else:
-                engine.end(between_frames=True)
+                engine.end()
             return
         borrower, inbound = self._waiting.popitem(last=False)
         borrower.queued = False

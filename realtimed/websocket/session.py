@@ -102,10 +102,11 @@ class Session:
         self._peer_done = False
         self._over = False
 
-    def begin(self, answer: bytes, path: str, *, more: bool, hung_up: bool) -> None:
+    def begin(self, answer: bytes, path: str, rest: bytes, *, more: bool, hung_up: bool) -> None:
         """Write the `answer` to the handshake, and greet the client, which has asked for `path`.
 
-        `more` says that more bytes may have come from it, and `hung_up` that there is an end of file behind them.
+        `rest` came behind the request. `more` says that there may be more to read, and `hung_up` that there is an end
+        of file behind that.
         """
         sessions, conversation = self._sessions, self._conversation
         self.stream.form = conversation.form
@@ -124,6 +125,8 @@ class Session:
         self._hung_up = hung_up
         if more or hung_up:
             sessions.watcher.again(self)
+        if rest:
+            self.take(rest)
 
     @property
     def address(self) -> str:
@@ -379,4 +382,4 @@ class Session:
         self._peer_is_done()
 
     def _return_engine(self) -> None:
-        self._sessions.engines.forget(self, between_frames=self.stream.between_frames)
+        self._sessions.engines.forget(self)

@@ -34,11 +34,16 @@ class InboundLimits(NamedTuple):
 
 
 class Inbound(NamedTuple):
-    """What the library has to read: the bytes, about how many frames they are, and how many messages end in them."""
+    """What the library has to read.
+
+    `data` is about `frames` frames, and `messages` messages end in it. `between_frames` says whether it ends between
+    two frames.
+    """
 
     data: bytes
     frames: int
     messages: int
+    between_frames: bool
 
 
 class ClientOwner(Owner, Protocol):
@@ -96,11 +101,6 @@ class ClientStream(OutboundStream):
         self.seal()
 
     @property
-    def between_frames(self) -> bool:
-        """Whether the next byte from the client begins a frame."""
-        return self._meter is None or self._meter.between_frames
-
-    @property
     def between_messages(self) -> bool:
         """Whether the next byte from the client begins a message, or a control frame between messages."""
         return self._meter is None or self._meter.between_messages
@@ -133,7 +133,7 @@ class ClientStream(OutboundStream):
             return None
         if meter.between_messages:
             self._meter = None
-        return Inbound(data[:passed], frames, meter.messages - messages)
+        return Inbound(data[:passed], frames, meter.messages - messages, meter.between_frames)
 
     def finds_close(self, data: bytes) -> bool:
         """Walk over bytes that come after a Close of ours. Return whether they have the end of the client's Close."""

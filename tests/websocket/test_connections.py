@@ -348,3 +348,35 @@ async def test_a_close_that_came_while_its_client_waited_for_an_engine_is_read(m
         await wait_all_tasks_blocked()
         assert sessions.open == 0
         peer.close()
+
+
+async def test_a_parser_that_never_gets_the_rest_of_its_frame_is_counted() -> None:
+    """The rest has come, but with so many frames that none is passed on."""
+    async with running_sessions(inbound_rate=1.0, inbound_burst=10) as sessions:
+        peer = connect(sessions, V1 + frame(PING)[:9])
+        await wait_all_tasks_blocked()
+        peer.sendall(frame(PING)[9:] + frame(b"", 0x89) * 20)
+        await wait_all_tasks_blocked()
+        assert sessions.ended[Ending.TOO_MANY] == 1
+        assert sessions.engines.count == 0
+        assert sessions.abandoned_parsers == 1
+        peer.close()
+
+
+@pytest.mark.parametrize("step", ["begin", "take"])
+async def test_a_fault_while_a_session_begins_ends_it(
+    step: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_sessions(max_connections=1) as sessions:
+        with monkeypatch.context() as patched:
+            faulty = "protocols.v1.RealtimeV1.greeting" if step == "begin" else "stream.ClientStream.inspect"
+            patched.setattr(f"realtimed.websocket.{faulty}", lambda *_: 1 / 0)
+            victim = connect(sessions, V1 + frame(PING))
+        assert "ZeroDivisionError" in caplog.text
+        assert (sessions.open, sessions.closed) == (0, {1006: 1})
+        assert not sessions.members
+        other = connect(sessions, V1 + frame(PING))
+        await wait_all_tasks_blocked()
+        assert heard(other) == [PONG], "the victim's place is free"
+        victim.close()
+        other.close()
