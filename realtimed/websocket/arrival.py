@@ -182,7 +182,7 @@ class Arrival:
     # The stream's owner.
 
     def end(self, ending: Ending, reason: str) -> None:
-        """See `realtimed.net.stream.Owner`: the peer takes no more bytes, or has not read its refusal in time."""
+        """See `realtimed.net.outbound.Owner`: the peer takes no more bytes, or has not read its refusal in time."""
         self._sessions.departing.add(self)
 
     def drained(self) -> None:

@@ -54,7 +54,7 @@ class Borrower(Protocol):
 
     id: str
     engine: Engine | None
-    """The engine that reads for it. Only `Engines` writes this and `queued`."""
+    """The engine that reads for it. Only this module writes this and `queued`."""
     queued: bool
     """Whether it waits for an engine. Until it has been served, it must not pass on more."""
 
@@ -133,7 +133,7 @@ class Engine(trio.abc.Stream):
         if self.borrower is not None:
             self.borrower.received(message)
         if self._reader is not None:
-            self._rest()
+            self._settle()
 
     def feed(self, inbound: Inbound) -> None:
         """Read more of what the borrower sends."""
@@ -157,8 +157,8 @@ class Engine(trio.abc.Stream):
         self._set_held(False)
         self._wake()
 
-    def _rest(self) -> None:
-        """See what follows when everything has been read: nothing, or the rest of a message, or another borrower."""
+    def _settle(self) -> None:
+        """If everything has been read, give the engine back between two messages, or hold it in the middle of one."""
         borrower = self.borrower
         if borrower is None or self._over or self._input or self._handled != self._messages:
             return
@@ -185,7 +185,7 @@ class Engine(trio.abc.Stream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """See `trio.abc.ReceiveStream`."""
-        self._rest()
+        self._settle()
         while not self._input:
             if self._over:
                 return b""

@@ -178,7 +178,7 @@ class Session:
             self._close(ending, conversation.farewell_reason(ending, retry_after))
 
     def end(self, ending: Ending, reason: str) -> None:
-        """See `realtimed.net.stream.Owner`."""
+        """See `realtimed.net.outbound.Owner`."""
         if ending in (Ending.GONE, Ending.FAULT):  # without a Close
             self._note_end(ending, reason)
             self.stream.seal()
@@ -313,6 +313,7 @@ class Session:
         stream = self.stream
         if not stream.sealed:
             if data[0] == CLOSE_BYTE and stream.between_messages and (closed := lone_close(data)) is not None:
+                # What follows is what the library would have us do.
                 self.library_wrote(closed.answer)
                 self.library_closed(closed.code, closed.reason)
                 return
@@ -382,4 +383,5 @@ class Session:
         self._peer_is_done()
 
     def _return_engine(self) -> None:
+        """Give up the engine, or the place in the queue for one."""
         self._sessions.engines.forget(self)

@@ -57,7 +57,7 @@ class Sessions:
     # `abandoned_parsers` counts the parsers that no garbage collection has freed yet.
 
     nursery: trio.Nursery
-    """Where the shared tasks run, and those that drain backlogs. `run` opens and closes it."""
+    """Where the shared tasks and the engines run. `run` opens and closes it."""
     watcher: Watcher
     """What watches the sockets. `run` opens and closes it."""
 

@@ -107,7 +107,7 @@ class ClientStream(OutboundStream):
 
     @property
     def peer_has_closed(self) -> bool:
-        """Whether the last bytes from the client were the end of a Close."""
+        """Whether the end of a Close from the client has been metered."""
         return self._meter is not None and self._meter.closing
 
     def inspect(self, data: bytes) -> Inbound | None:
@@ -159,7 +159,7 @@ class ClientStream(OutboundStream):
         """See `OutboundStream`."""
         super().write_frames(frames)
         if self._backlog is not None and not self._backlog.entries:
-            # Not when the kernel takes more: it may never, and then there has to be something whose time runs out.
+            # Do not wait until the socket takes more: it may never, and only a piece that is made has a deadline.
             self._drains.replay_soon(self)
 
     def _begin_draining(self, backlog: Backlog) -> None:
