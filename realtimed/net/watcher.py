@@ -70,10 +70,11 @@ class Watcher:
     def add(self, fd: int, reader: Reader) -> None:
         """Watch a socket. `reader` is called soon if there is something to read already.
 
-        To change the reader of a socket, call `replace`.
+        To change the reader of a socket, call `replace`. Raises `OSError` if the system has no memory for it, or has a
+        limit (``/proc/sys/fs/epoll/max_user_watches``, epoll(7)). Then nothing is watched.
         """
-        self._readers[fd] = reader
         self._epoll.register(fd, _EVENTS)
+        self._readers[fd] = reader
 
     def replace(self, fd: int, reader: Reader) -> None:
         """Call another reader for a watched socket from now on."""

@@ -55,7 +55,7 @@ class Arrival:
         sessions = self._sessions
         self._stream.attach(self)
         sessions.handshakes.add(self)
-        sessions.watcher.add(self._stream.descriptor, self)
+        self.guard(partial(sessions.watcher.add, self._stream.descriptor, self))
         self.readable()
 
     def readable(self, *, hung_up: bool = False) -> None:

@@ -135,7 +135,8 @@ class Sessions:
         """Close the socket of a connection that is over, and forget both."""
         for deadlines in (self.closings, self.departing):
             deadlines.remove(connection)
-        self.watcher.remove(stream.descriptor)
+        if stream.descriptor in self.watcher:
+            self.watcher.remove(stream.descriptor)
         stream.shut()
         stream.detach()
         self.open -= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import select
 import socket
@@ -361,6 +362,26 @@ async def test_a_parser_that_never_gets_the_rest_of_its_frame_is_counted() -> No
         assert sessions.engines.count == 0
         assert sessions.abandoned_parsers == 1
         peer.close()
+
+
+async def test_a_connection_that_cannot_be_watched_ends_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with running_sessions(max_connections=1) as sessions:
+        with monkeypatch.context() as patched:
+            patched.setattr(sessions.watcher, "add", full)
+            victim = connect(sessions, V1 + frame(PING))
+        assert "No space left on device" in caplog.text
+        assert sessions.open == 0
+        assert not sessions.handshakes
+        other = connect(sessions, V1 + frame(PING))
+        await wait_all_tasks_blocked()
+        assert heard(other) == [PONG]
+        victim.close()
+        other.close()
 
 
 @pytest.mark.parametrize("step", ["begin", "take"])
