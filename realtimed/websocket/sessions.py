@@ -74,7 +74,9 @@ class Sessions:
         self.drains = Drains(self.backlogs)
         self.inbound = _inbound_limits(config)
         self.engines = Engines(self._count_abandoned_parser)
-        self.handshakes: Deadlines[Arrival] = Deadlines(lambda: self.config.handshake_timeout, Arrival.too_late)
+        self.handshakes: Deadlines[Arrival] = Deadlines(
+            lambda: self.config.handshake_timeout, lambda each: each.guard(each.too_late)
+        )
         """Connections whose request has not arrived."""
         self.closings: Deadlines[Connection] = Deadlines(lambda: self.config.close_timeout, lambda each: each.over())
         """Connections that end, and have to be over in time."""

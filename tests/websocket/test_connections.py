@@ -15,6 +15,7 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection, Event, TextMessage
 
 from realtimed.hub.publication import Ending
+from realtimed.websocket.arrival import Arrival
 from realtimed.websocket.protocols.v1 import RealtimeV1
 from realtimed.websocket.sessions import Sessions
 from tests.kit.clients import REQUEST, subscribe
@@ -287,6 +288,20 @@ async def test_a_head_that_has_arrived_is_in_time(mock_clock: MockClock) -> None
         assert len(sessions.members) == 1
         for each in (early, late, never):
             each.close()
+
+
+async def test_a_fault_when_the_deadline_of_a_handshake_passes_ends_the_connection(
+    monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock
+) -> None:
+    monkeypatch.setattr(Arrival, "too_late", lambda _: 1 / 0)
+    async with running_sessions(handshake_timeout=5.0) as sessions:
+        peer = connect(sessions, REQUEST[:20])
+        await wait_all_tasks_blocked()
+        assert sessions.open == 1
+        mock_clock.jump(5.1)
+        await wait_all_tasks_blocked()
+        assert sessions.open == 0
+        peer.close()
 
 
 async def test_a_close_that_nobody_answers_is_over_in_time(mock_clock: MockClock) -> None:
