@@ -228,7 +228,7 @@ class Session:
         self._peer_done = True
         self.stream.seal()
         self._return_engine()
-        if self.stream.pending:
+        if self.stream.pending or self.stream.replaying:
             self._sessions.closings.add(self)
         else:
             self.over()

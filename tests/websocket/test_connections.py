@@ -177,6 +177,28 @@ async def test_messages_that_come_during_a_replay_are_answered_behind_it() -> No
         peer.close()
 
 
+async def test_who_says_that_it_sends_no_more_gets_the_rest_of_its_replay() -> None:
+    async with running_sessions() as sessions:
+        epoch = sessions.hub.publish("news", "x" * 50_000).epoch
+        for _ in range(30):
+            sessions.hub.publish("news", "x" * 50_000)
+        peer = connect(sessions, V1)
+        await wait_all_tasks_blocked()
+        [session] = sessions.members.values()
+        session.received(f'{{"action":"subscribe","channel":"news","since":{{"epoch":"{epoch}","offset":0}}}}')
+        assert session.stream.replaying
+        assert not session.stream.pending, "the kernel has taken the first piece, and the next one is not made yet"
+        peer.shutdown(socket.SHUT_WR)
+        session.readable(hung_up=True)
+        data = b""
+        with trio.fail_after(PATIENCE):
+            while await readable(peer) and (more := peer.recv(2**16)):
+                data += more
+        assert data.count(b'"message"') == 31
+        assert sessions.open == 0
+        peer.close()
+
+
 async def test_a_fault_in_a_protocol_ends_one_client(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
