@@ -154,7 +154,7 @@ class Connection:
         self.stream.stop_receiving()
 
     def end(self, ending: Ending, reason: str) -> None:
-        """See `realtimed.net.stream.Owner`."""
+        """See `realtimed.net.outbound.Owner`."""
         if ending is Ending.SLOW:
             self.end_now("slow", f"it does not read its answers: {reason}")
         elif self._state is not _State.CLOSED:

@@ -58,7 +58,7 @@ class Publisher(Protocol):
         """How many bytes of memory may be free again without this connection."""
 
     def end(self, ending: Ending, reason: str) -> None:
-        """See `realtimed.net.stream.Owner`."""
+        """See `realtimed.net.outbound.Owner`."""
 
     def stop(self) -> None:
         """Take no more commands, except one that has begun to arrive, or the first of all. Returns at once."""

@@ -26,7 +26,7 @@ _ASKED_COST: Final = 40
 """Memory of a bytes object that a client has asked for, beside its bytes and its entry."""
 
 _ENDINGS: Final = 16
-"""Clients that may be found slow in one turn of the event loop."""
+"""Publishers that may be found slow in one turn of the event loop."""
 
 _SHORT: Final = 50
 """Entries of a discarded queue that are dropped at once."""
@@ -67,7 +67,7 @@ class Backlogs:
         self.shared = 0
         self.streams = 0
         self.endings = trio.Semaphore(_ENDINGS)
-        """Held while a client is found slow: thousands may be at the same time, and each takes some work."""
+        """Held while a publisher is found slow, which takes some work. See `realtimed.net.drains` for clients."""
         self._discarded: deque[_Queue] = deque()
         self._shared: dict[int, int] = {}
         self._replays = replays or Replays(History(limit=0, clock=float, default=Retention(0, 0)))

@@ -34,7 +34,7 @@ class _Stream(Protocol):
         """Make the next piece of a replay, for whose turn it has `waited` seconds, and send what the kernel takes."""
 
     def time_is_up(self, timer: float) -> None:
-        """Look whether the peer is too slow, as was asked for at this time."""
+        """Look whether the peer is too slow. `timer` is the time that `Drains.set_timer` got."""
 
 
 class Drains:

@@ -1,4 +1,4 @@
-"""A stream whose sends never wait, drained by a task of its own."""
+"""A stream whose sends never wait, for publishers. A task of its own drains its backlog."""
 
 from __future__ import annotations
 

@@ -70,16 +70,18 @@ class Watcher:
     def add(self, fd: int, reader: Reader) -> None:
         """Watch a socket. `reader` is called soon if there is something to read already.
 
-        To change the reader of a socket, call `replace`.
+        To change the reader of a socket, call `replace`. Raises `OSError` if the system has no memory for it, or has a
+        limit (``/proc/sys/fs/epoll/max_user_watches``, epoll(7)). Then nothing is watched.
         """
-        self._readers[fd] = reader
         self._epoll.register(fd, _EVENTS)
+        self._readers[fd] = reader
 
     def replace(self, fd: int, reader: Reader) -> None:
         """Call another reader for a watched socket from now on."""
-        if self._again.pop(self._readers[fd], 0) is None:
+        before, self._readers[fd] = self._readers[fd], reader
+        if before in self._again:
+            del self._again[before]
             self.again(reader)
-        self._readers[fd] = reader
 
     def remove(self, fd: int) -> None:
         """Watch a socket no longer. Call this before the socket is closed."""
@@ -89,6 +91,7 @@ class Watcher:
         self._epoll.unregister(fd)
 
     def __contains__(self, fd: int) -> bool:
+        """Whether a descriptor is watched."""
         return fd in self._readers
 
     def watch_writable(self, fd: int, wanted: bool) -> None:
@@ -135,7 +138,9 @@ class Watcher:
                 continue
             reader = self._readers.get(fd)
             if reader is not None:
-                asked = select.EPOLLIN if again.pop(reader, 0) is None else 0
-                yield reader, flags | asked
+                asked = reader in again
+                if asked:
+                    del again[reader]
+                yield reader, flags | select.EPOLLIN if asked else flags
         for reader in again:
             yield reader, select.EPOLLIN

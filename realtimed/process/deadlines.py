@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Final, Generic, TypeVar
@@ -72,7 +73,7 @@ class Deadlines(Generic[T]):
     def _wait(self) -> float:
         """Return in how many seconds the first thing is due; infinity if there is none."""
         if not self._since:
-            return float("inf")
+            return math.inf
         return next(iter(self._since.values())) + self._seconds() - trio.current_time()
 
     def _deal_with(self, thing: T) -> None:

@@ -1,13 +1,12 @@
 """When Python collects garbage: often, among new objects, and never among all.
 
-An idle connection is about a hundred objects. When it ends they are freed at once, since it leaves no reference cycles
-behind (there is a test for every way to end). So there is next to nothing to find, and a walk over ten thousand
-connections would take half a second.
+When a connection ends, its objects are freed at once, since it leaves no reference cycles behind (there is a test for
+every way to end). So there is next to nothing to find, and everything would stand still during a walk over all objects.
 
 By itself the garbage collector examines new objects when their number has grown by a threshold. A daemon that has been
-running for a while creates as many as it frees: the objects in which a client's task waits, for example, are replaced
-each time that something arrives. Uncounted, they became hundreds of thousands, until a burst of commands started a
-collection that took a tenth of a second. So they are examined by time, and sooner if that takes long.
+running for a while creates as many as it frees: the objects in which a task waits, for example, are replaced each time
+that it wakes. Uncounted, they became hundreds of thousands, until a burst of commands started a collection that took a
+tenth of a second. So they are examined by time, and sooner if that takes long.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
@@ -54,7 +55,7 @@ class Arrival:
         sessions = self._sessions
         self._stream.attach(self)
         sessions.handshakes.add(self)
-        sessions.watcher.add(self._stream.descriptor, self)
+        self.guard(partial(sessions.watcher.add, self._stream.descriptor, self))
         self.readable()
 
     def readable(self, *, hung_up: bool = False) -> None:
@@ -121,9 +122,7 @@ class Arrival:
             self._turn_away(admitted, address)
         else:
             session, answer = self._open(head, address, admitted)
-            session.begin(answer, path(head), more=more, hung_up=self._hung_up)
-            if rest:
-                session.take(rest)
+            session.guard(partial(session.begin, answer, path(head), rest, more=more, hung_up=self._hung_up))
 
     def _open(self, head: Head, address: str, place: AddressEntry) -> tuple[Session, bytes]:
         """Accept the handshake. Return a new session, which owns the stream from now on, and the answer."""
@@ -183,7 +182,7 @@ class Arrival:
     # The stream's owner.
 
     def end(self, ending: Ending, reason: str) -> None:
-        """See `realtimed.net.stream.Owner`: the peer takes no more bytes, or has not read its refusal in time."""
+        """See `realtimed.net.outbound.Owner`: the peer takes no more bytes, or has not read its refusal in time."""
         self._sessions.departing.add(self)
 
     def drained(self) -> None:
@@ -193,10 +192,6 @@ class Arrival:
 
     def replay_sent(self) -> None:
         """See `realtimed.websocket.stream.ClientOwner`."""
-
-    def depart(self) -> None:
-        """End the connection."""
-        self.over()
 
     def over(self) -> None:
         """Shut the stream and forget the connection."""

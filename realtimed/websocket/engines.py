@@ -54,7 +54,7 @@ class Borrower(Protocol):
 
     id: str
     engine: Engine | None
-    """The engine that reads for it. Only `Engines` writes this and `queued`."""
+    """The engine that reads for it. Only this module writes this and `queued`."""
     queued: bool
     """Whether it waits for an engine. Until it has been served, it must not pass on more."""
 
@@ -82,12 +82,13 @@ class Engine(trio.abc.Stream):
     """One trio-websocket, and the stream under it."""
 
     __slots__ = (
-        "_engines", "_handled", "_input", "_messages", "_over", "_piece", "_piece_frames", "_reader", "borrower",
-        "held", "ready",
+        "_between_frames", "_engines", "_handled", "_input", "_messages", "_over", "_piece", "_piece_frames", "_reader",
+        "borrower", "held", "ready",
     )  # fmt: skip
 
     # Invariants: `_input` is what the library has not read yet, in pieces of `_piece` bytes, which are about
     # `_piece_frames` frames. `_messages` have ended in what was passed on, and the borrower has got `_handled` of them.
+    # `_between_frames` says whether all that was passed on ends between two frames, so that `_NO_FRAME` may follow.
     # `_reader` is the library's task while it waits for input. `held` says that everything was read, and that it ended
     # in the middle of a message. Once the engine is `_over`, it gets nothing new to read and ends behind its input.
 
@@ -98,6 +99,7 @@ class Engine(trio.abc.Stream):
         self._piece_frames = 0
         self._messages = 0
         self._handled = 0
+        self._between_frames = True
         self._reader: trio.lowlevel.Task | None = None
         self._over = False
         self.borrower: Borrower | None = None
@@ -131,11 +133,12 @@ class Engine(trio.abc.Stream):
         if self.borrower is not None:
             self.borrower.received(message)
         if self._reader is not None:
-            self._rest()
+            self._settle()
 
     def feed(self, inbound: Inbound) -> None:
         """Read more of what the borrower sends."""
         self._messages += inbound.messages
+        self._between_frames = inbound.between_frames
         size, frames = len(inbound.data), inbound.frames
         self._input += inbound.data
         self._piece = size if frames <= _FRAMES_A_PIECE else max(size * _FRAMES_A_PIECE // frames, 1)
@@ -143,19 +146,19 @@ class Engine(trio.abc.Stream):
         self._set_held(False)
         self._wake()
 
-    def end(self, *, between_frames: bool) -> None:
-        """Read for nobody any more. `between_frames` says whether all that was passed on ends between two frames."""
+    def end(self) -> None:
+        """Read for nobody any more."""
         self._over = True
         self.borrower = None
-        if between_frames:
+        if self._between_frames:
             self._input += _NO_FRAME
         else:
             self._engines.parser_abandoned()
         self._set_held(False)
         self._wake()
 
-    def _rest(self) -> None:
-        """See what follows when everything has been read: nothing, or the rest of a message, or another borrower."""
+    def _settle(self) -> None:
+        """If everything has been read, give the engine back between two messages, or hold it in the middle of one."""
         borrower = self.borrower
         if borrower is None or self._over or self._input or self._handled != self._messages:
             return
@@ -182,7 +185,7 @@ class Engine(trio.abc.Stream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """See `trio.abc.ReceiveStream`."""
-        self._rest()
+        self._settle()
         while not self._input:
             if self._over:
                 return b""
@@ -247,14 +250,14 @@ class Engines:
         self._waiting[borrower] = inbound
         self._grow()
 
-    def forget(self, borrower: Borrower, *, between_frames: bool) -> None:
-        """Read no more for a client. `between_frames` says whether all that it passed on ends between two frames."""
+    def forget(self, borrower: Borrower) -> None:
+        """Read no more for a client."""
         if borrower.queued:
             borrower.queued = False
             del self._waiting[borrower]
         engine, borrower.engine = borrower.engine, None
         if engine is not None:
-            engine.end(between_frames=between_frames)
+            engine.end()
 
     def got_ready(self, engine: Engine) -> None:
         """Offer an engine for the first time."""
@@ -267,7 +270,7 @@ class Engines:
             if len(self._free) < _AT_WORK:
                 self._free.append(engine)
             else:
-                engine.end(between_frames=True)
+                engine.end()
             return
         borrower, inbound = self._waiting.popitem(last=False)
         borrower.queued = False

@@ -20,10 +20,13 @@ __all__ = [
     "CLOSE_REASONS",
     "CONTROL_PAYLOAD_LIMIT",
     "FINAL",
+    "MASKED_HEADER",
     "PING",
     "PONG",
+    "ClientClose",
     "CloseCode",
     "binary_frame",
+    "check_close",
     "close_frame",
     "frame_boundary",
     "lone_close",
@@ -46,8 +49,8 @@ CONTROL_PAYLOAD_LIMIT: Final = 125
 _NO_STATUS: Final = 1005
 """Stands for the code of a Close without one (RFC 6455 section 7.4.1)."""
 
-_MASKED_HEAD: Final = 6
-"""Bytes of a client's short frame before its payload: two, and the mask."""
+MASKED_HEADER: Final = 6
+"""Bytes of the header of a client's frame with a payload of at most 125 bytes: two, and the mask."""
 
 # The first byte and each form of the length together: one `pack` a frame.
 _pack_short = struct.Struct("!BB").pack
@@ -133,12 +136,12 @@ def lone_close(data: bytes) -> ClientClose | None:
     of browsers and libraries are answered without one, with the bytes that it would answer: a Close without a code, or
     with 1000, 1001 or a code of an application, and a reason in UTF-8. `data` begins between two messages.
     """
-    size = len(data) - _MASKED_HEAD
+    size = len(data) - MASKED_HEADER
     if size < 0 or data[0] != CLOSE_BYTE or data[1] != 0x80 | size or size > CONTROL_PAYLOAD_LIMIT:
         return None
     if not size:
         return ClientClose(_NO_STATUS, "", _frame(CLOSE_BYTE, b""))
-    payload = bytes(byte ^ data[2 + at % 4] for at, byte in enumerate(data[_MASKED_HEAD:]))
+    payload = bytes(byte ^ data[2 + at % 4] for at, byte in enumerate(data[MASKED_HEADER:]))
     code = int.from_bytes(payload[:2], "big")
     if size == 1 or not (code in (1000, 1001) or 3000 <= code <= 4999):
         return None

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from realtimed.websocket.frames import BINARY, CLOSE, CONTROL_PAYLOAD_LIMIT, FINAL, PONG
+from realtimed.websocket.frames import BINARY, CLOSE, CONTROL_PAYLOAD_LIMIT, FINAL, MASKED_HEADER, PONG
 
 __all__ = ["InboundMeter", "is_lone_pong"]
 
 _OPCODE: Final = 0x0F
 _MASKED: Final = 0x80
-_HEADER: Final = 6
-"""Bytes of the header of a frame of at most 125 bytes: two, and the mask."""
 
 
 def is_lone_pong(data: bytes) -> bool:
@@ -25,7 +23,7 @@ def is_lone_pong(data: bytes) -> bool:
         len(data) > 1
         and data[0] == FINAL | PONG
         and data[1] >= _MASKED
-        and len(data) == data[1] - _MASKED + _HEADER <= CONTROL_PAYLOAD_LIMIT + _HEADER
+        and len(data) == data[1] - _MASKED + MASKED_HEADER <= CONTROL_PAYLOAD_LIMIT + MASKED_HEADER
     )
 
 
@@ -72,8 +70,8 @@ class InboundMeter:
         """Walk over `data`. Return how many bytes of it to pass on: all, or all up to the end of a Close."""
         size = len(data)
         if (
-            _HEADER <= size <= CONTROL_PAYLOAD_LIMIT + _HEADER
-            and data[1] == size - _HEADER + _MASKED
+            MASKED_HEADER <= size <= CONTROL_PAYLOAD_LIMIT + MASKED_HEADER
+            and data[1] == size - MASKED_HEADER + _MASKED
             and FINAL < data[0] <= FINAL | BINARY
             and self._fragments < 0
             and not self._payload
@@ -83,7 +81,7 @@ class InboundMeter:
             self.frames += 1
             self.messages += 1
             self.boundary = size
-            if size - _HEADER > self.limit:
+            if size - MASKED_HEADER > self.limit:
                 self.too_big = True
             return size
         return self._walk(data, size)
@@ -120,7 +118,7 @@ class InboundMeter:
         if len(header) < 2:
             return 0
         size = header[1] & 0x7F
-        taken = _HEADER
+        taken = MASKED_HEADER
         if size == 126:
             taken += 2
             size = int.from_bytes(header[2:4], "big")

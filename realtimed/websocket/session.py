@@ -102,10 +102,11 @@ class Session:
         self._peer_done = False
         self._over = False
 
-    def begin(self, answer: bytes, path: str, *, more: bool, hung_up: bool) -> None:
+    def begin(self, answer: bytes, path: str, rest: bytes, *, more: bool, hung_up: bool) -> None:
         """Write the `answer` to the handshake, and greet the client, which has asked for `path`.
 
-        `more` says that more bytes may have come from it, and `hung_up` that there is an end of file behind them.
+        `rest` came behind the request. `more` says that there may be more to read, and `hung_up` that there is an end
+        of file behind that.
         """
         sessions, conversation = self._sessions, self._conversation
         self.stream.form = conversation.form
@@ -124,6 +125,8 @@ class Session:
         self._hung_up = hung_up
         if more or hung_up:
             sessions.watcher.again(self)
+        if rest:
+            self.take(rest)
 
     @property
     def address(self) -> str:
@@ -175,11 +178,11 @@ class Session:
             self._close(ending, conversation.farewell_reason(ending, retry_after))
 
     def end(self, ending: Ending, reason: str) -> None:
-        """See `realtimed.net.stream.Owner`."""
+        """See `realtimed.net.outbound.Owner`."""
         if ending in (Ending.GONE, Ending.FAULT):  # without a Close
             self._note_end(ending, reason)
             self.stream.seal()
-            self._sessions.departing.add(self)  # a round of the fan-out may be under way
+            self._sessions.departing.add(self)  # not now: a round of the fan-out may be under way
         elif ending is Ending.SLOW:
             self._close(ending, reason, drop_unsent=True)
         else:
@@ -195,10 +198,10 @@ class Session:
         self.stream.finish(close_frame(code, reason), drop_unsent=drop_unsent)
         self._sessions.closings.add(self)
         # What an engine has begun to read, it reads to its end. Nothing more is passed on.
-        if self.queued or (self.engine is not None and self.engine.held):
+        if self.queued:
             self._return_engine()
-        if self.stream.peer_has_closed and not self._busy:
-            self._sessions.departing.add(self)
+        self._unread = self._unread or self.stream.peer_has_closed
+        self.read_on()
         return True
 
     def _note_end(self, ending: Ending, reason: str, code: int = _NO_CLOSE) -> None:
@@ -225,7 +228,7 @@ class Session:
         self._peer_done = True
         self.stream.seal()
         self._return_engine()
-        if self.stream.pending:
+        if self.stream.pending or self.stream.replaying:
             self._sessions.closings.add(self)
         else:
             self.over()
@@ -234,13 +237,6 @@ class Session:
         """See `realtimed.websocket.stream.ClientOwner`."""
         if self._peer_done and not self.stream.pending:
             self.over()
-
-    def depart(self) -> None:
-        """End now what has ended for the peer."""
-        if self._ending in (Ending.GONE, Ending.FAULT):
-            self.over()
-        elif not self._over:
-            self._peer_is_done()
 
     def over(self) -> None:
         """Shut the stream and release everything that the connection holds."""
@@ -295,6 +291,9 @@ class Session:
         if self._busy:
             self._unread = True
             return
+        if self.stream.peer_has_closed:  # before a Close of ours: nothing follows
+            self._peer_is_done()
+            return
         try:
             data = self.stream.receive_now()
         except trio.BrokenResourceError:
@@ -314,6 +313,7 @@ class Session:
         stream = self.stream
         if not stream.sealed:
             if data[0] == CLOSE_BYTE and stream.between_messages and (closed := lone_close(data)) is not None:
+                # What follows is what the library would have us do.
                 self.library_wrote(closed.answer)
                 self.library_closed(closed.code, closed.reason)
                 return
@@ -383,4 +383,5 @@ class Session:
         self._peer_is_done()
 
     def _return_engine(self) -> None:
-        self._sessions.engines.forget(self, between_frames=self.stream.between_frames)
+        """Give up the engine, or the place in the queue for one."""
+        self._sessions.engines.forget(self)

@@ -57,7 +57,7 @@ class Sessions:
     # `abandoned_parsers` counts the parsers that no garbage collection has freed yet.
 
     nursery: trio.Nursery
-    """Where the shared tasks run, and those that drain backlogs. `run` opens and closes it."""
+    """Where the shared tasks and the engines run. `run` opens and closes it."""
     watcher: Watcher
     """What watches the sockets. `run` opens and closes it."""
 
@@ -74,12 +74,14 @@ class Sessions:
         self.drains = Drains(self.backlogs)
         self.inbound = _inbound_limits(config)
         self.engines = Engines(self._count_abandoned_parser)
-        self.handshakes: Deadlines[Arrival] = Deadlines(lambda: self.config.handshake_timeout, Arrival.too_late)
+        self.handshakes: Deadlines[Arrival] = Deadlines(
+            lambda: self.config.handshake_timeout, lambda each: each.guard(each.too_late)
+        )
         """Connections whose request has not arrived."""
         self.closings: Deadlines[Connection] = Deadlines(lambda: self.config.close_timeout, lambda each: each.over())
         """Connections that end, and have to be over in time."""
-        self.departing: Deadlines[Connection] = Deadlines(float, lambda each: each.depart())
-        """Connections that depart in the next turns of the event loop."""
+        self.departing: Deadlines[Connection] = Deadlines(lambda: 0.0, lambda each: each.over())
+        """Connections that are over in the next turns of the event loop, whatever waits for the peer."""
         self.members: dict[str, Session] = {}
         self.open = 0
         self.connections = 0
@@ -135,7 +137,8 @@ class Sessions:
         """Close the socket of a connection that is over, and forget both."""
         for deadlines in (self.closings, self.departing):
             deadlines.remove(connection)
-        self.watcher.remove(stream.descriptor)
+        if stream.descriptor in self.watcher:
+            self.watcher.remove(stream.descriptor)
         stream.shut()
         stream.detach()
         self.open -= 1

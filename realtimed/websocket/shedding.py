@@ -38,7 +38,7 @@ class Publisher(Protocol):
         """Whether the connection is ending."""
 
     def end(self, ending: Ending, reason: str) -> None:
-        """See `realtimed.net.stream.Owner`."""
+        """See `realtimed.net.outbound.Owner`."""
 
 
 async def shed_slowest(sessions: Sessions, publishers: Callable[[], Iterable[Publisher]]) -> None:

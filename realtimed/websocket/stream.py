@@ -34,11 +34,16 @@ class InboundLimits(NamedTuple):
 
 
 class Inbound(NamedTuple):
-    """What the library has to read: the bytes, about how many frames they are, and how many messages end in them."""
+    """What the library has to read.
+
+    `data` is about `frames` frames, and `messages` messages end in it. `between_frames` says whether it ends between
+    two frames.
+    """
 
     data: bytes
     frames: int
     messages: int
+    between_frames: bool
 
 
 class ClientOwner(Owner, Protocol):
@@ -96,18 +101,13 @@ class ClientStream(OutboundStream):
         self.seal()
 
     @property
-    def between_frames(self) -> bool:
-        """Whether the next byte from the client begins a frame."""
-        return self._meter is None or self._meter.between_frames
-
-    @property
     def between_messages(self) -> bool:
         """Whether the next byte from the client begins a message, or a control frame between messages."""
         return self._meter is None or self._meter.between_messages
 
     @property
     def peer_has_closed(self) -> bool:
-        """Whether the last bytes from the client were the end of a Close."""
+        """Whether the end of a Close from the client has been metered."""
         return self._meter is not None and self._meter.closing
 
     def inspect(self, data: bytes) -> Inbound | None:
@@ -133,7 +133,7 @@ class ClientStream(OutboundStream):
             return None
         if meter.between_messages:
             self._meter = None
-        return Inbound(data[:passed], frames, meter.messages - messages)
+        return Inbound(data[:passed], frames, meter.messages - messages, meter.between_frames)
 
     def finds_close(self, data: bytes) -> bool:
         """Walk over bytes that come after a Close of ours. Return whether they have the end of the client's Close."""
@@ -159,7 +159,7 @@ class ClientStream(OutboundStream):
         """See `OutboundStream`."""
         super().write_frames(frames)
         if self._backlog is not None and not self._backlog.entries:
-            # Not when the kernel takes more: it may never, and then there has to be something whose time runs out.
+            # Do not wait until the socket takes more: it may never, and only a piece that is made has a deadline.
             self._drains.replay_soon(self)
 
     def _begin_draining(self, backlog: Backlog) -> None:

@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 
 import pytest
 import trio
@@ -235,3 +236,14 @@ async def test_a_socket_that_takes_more_is_reported_while_that_is_wanted() -> No
         reader.peer.recv(2**16)
         await wait_all_tasks_blocked()
         assert reader.writable_calls == called
+
+
+def test_a_descriptor_that_the_kernel_refuses_is_not_watched(tmp_path: Path) -> None:
+    watcher = Watcher()
+    reader = Reader(watcher)
+    with (tmp_path / "file").open("w") as file:
+        with pytest.raises(PermissionError):  # there is no waiting for an ordinary file
+            watcher.add(file.fileno(), reader)
+        assert file.fileno() not in watcher
+    reader.close()
+    watcher.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import select
 import socket
@@ -14,6 +15,7 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection, Event, TextMessage
 
 from realtimed.hub.publication import Ending
+from realtimed.websocket.arrival import Arrival
 from realtimed.websocket.protocols.v1 import RealtimeV1
 from realtimed.websocket.sessions import Sessions
 from tests.kit.clients import REQUEST, subscribe
@@ -175,6 +177,28 @@ async def test_messages_that_come_during_a_replay_are_answered_behind_it() -> No
         peer.close()
 
 
+async def test_who_says_that_it_sends_no_more_gets_the_rest_of_its_replay() -> None:
+    async with running_sessions() as sessions:
+        epoch = sessions.hub.publish("news", "x" * 50_000).epoch
+        for _ in range(30):
+            sessions.hub.publish("news", "x" * 50_000)
+        peer = connect(sessions, V1)
+        await wait_all_tasks_blocked()
+        [session] = sessions.members.values()
+        session.received(f'{{"action":"subscribe","channel":"news","since":{{"epoch":"{epoch}","offset":0}}}}')
+        assert session.stream.replaying
+        assert not session.stream.pending, "the kernel has taken the first piece, and the next one is not made yet"
+        peer.shutdown(socket.SHUT_WR)
+        session.readable(hung_up=True)
+        data = b""
+        with trio.fail_after(PATIENCE):
+            while await readable(peer) and (more := peer.recv(2**16)):
+                data += more
+        assert data.count(b'"message"') == 31
+        assert sessions.open == 0
+        peer.close()
+
+
 async def test_a_fault_in_a_protocol_ends_one_client(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -288,6 +312,20 @@ async def test_a_head_that_has_arrived_is_in_time(mock_clock: MockClock) -> None
             each.close()
 
 
+async def test_a_fault_when_the_deadline_of_a_handshake_passes_ends_the_connection(
+    monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock
+) -> None:
+    monkeypatch.setattr(Arrival, "too_late", lambda _: 1 / 0)
+    async with running_sessions(handshake_timeout=5.0) as sessions:
+        peer = connect(sessions, REQUEST[:20])
+        await wait_all_tasks_blocked()
+        assert sessions.open == 1
+        mock_clock.jump(5.1)
+        await wait_all_tasks_blocked()
+        assert sessions.open == 0
+        peer.close()
+
+
 async def test_a_close_that_nobody_answers_is_over_in_time(mock_clock: MockClock) -> None:
     async with running_sessions(close_timeout=3.0) as sessions:
         peer = connect(sessions, REQUEST)
@@ -313,3 +351,90 @@ async def test_a_reset_between_and_within_frames_is_noticed() -> None:
             peer.close()
             await settled(sessions, 0)
             assert sessions.open == 0
+
+
+async def test_one_that_is_closing_can_still_be_ended_at_once() -> None:
+    """As when too much waits for all: then what waits for this one is dropped, its Close included."""
+    async with running_sessions() as sessions:
+        peer = connect(sessions, V1)
+        await wait_all_tasks_blocked()
+        [session] = sessions.members.values()
+        session.stream.write(bytes(2**20))
+        session.close(Ending.KICKED, "enough")
+        assert session.stream.pending
+        session.end(Ending.GONE, "the peer takes nothing any more")
+        await wait_all_tasks_blocked()
+        assert sessions.open == 0
+        peer.close()
+
+
+async def test_a_close_that_came_while_its_client_waited_for_an_engine_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel has reported it already, and does not do so again."""
+
+    async def never_ready(*_: object, **__: object) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr("realtimed.websocket.engines.wrap_server_stream", never_ready)
+    async with running_sessions() as sessions:
+        peer = connect(sessions, V1 + frame(PING))
+        await wait_all_tasks_blocked()
+        peer.sendall(CLOSE)
+        await wait_all_tasks_blocked()
+        [session] = sessions.members.values()
+        assert session.queued
+        session.close(Ending.KICKED, "enough")
+        await wait_all_tasks_blocked()
+        assert sessions.open == 0
+        peer.close()
+
+
+async def test_a_parser_that_never_gets_the_rest_of_its_frame_is_counted() -> None:
+    """The rest has come, but with so many frames that none is passed on."""
+    async with running_sessions(inbound_rate=1.0, inbound_burst=10) as sessions:
+        peer = connect(sessions, V1 + frame(PING)[:9])
+        await wait_all_tasks_blocked()
+        peer.sendall(frame(PING)[9:] + frame(b"", 0x89) * 20)
+        await wait_all_tasks_blocked()
+        assert sessions.ended[Ending.TOO_MANY] == 1
+        assert sessions.engines.count == 0
+        assert sessions.abandoned_parsers == 1
+        peer.close()
+
+
+async def test_a_connection_that_cannot_be_watched_ends_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with running_sessions(max_connections=1) as sessions:
+        with monkeypatch.context() as patched:
+            patched.setattr(sessions.watcher, "add", full)
+            victim = connect(sessions, V1 + frame(PING))
+        assert "No space left on device" in caplog.text
+        assert sessions.open == 0
+        assert not sessions.handshakes
+        other = connect(sessions, V1 + frame(PING))
+        await wait_all_tasks_blocked()
+        assert heard(other) == [PONG]
+        victim.close()
+        other.close()
+
+
+@pytest.mark.parametrize("step", ["begin", "take"])
+async def test_a_fault_while_a_session_begins_ends_it(
+    step: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_sessions(max_connections=1) as sessions:
+        with monkeypatch.context() as patched:
+            faulty = "protocols.v1.RealtimeV1.greeting" if step == "begin" else "stream.ClientStream.inspect"
+            patched.setattr(f"realtimed.websocket.{faulty}", lambda *_: 1 / 0)
+            victim = connect(sessions, V1 + frame(PING))
+        assert "ZeroDivisionError" in caplog.text
+        assert (sessions.open, sessions.closed) == (0, {1006: 1})
+        assert not sessions.members
+        other = connect(sessions, V1 + frame(PING))
+        await wait_all_tasks_blocked()
+        assert heard(other) == [PONG], "the victim's place is free"
+        victim.close()
+        other.close()

@@ -61,7 +61,7 @@ class Client:
             if self.code is not None or not self._pass_on(piece, engines):
                 break
         await self._until_read()
-        engines.forget(self, between_frames=self._meter is None or self._meter.between_frames)
+        engines.forget(self)
         own = Library(sys.maxsize)
         own.read(self._passed)
         assert (self.heard, self.written, self.code) == (own.heard, own.written, own.code), self.id
@@ -83,7 +83,8 @@ class Client:
         if meter.between_messages:
             self._meter = None
         self._passed += piece
-        engines.feed(self, Inbound(piece[:passed], meter.frames - frames, meter.messages - messages))
+        frames, messages = meter.frames - frames, meter.messages - messages
+        engines.feed(self, Inbound(piece[:passed], frames, messages, meter.between_frames))
         return not meter.closing
 
     async def _until_read(self) -> None:
