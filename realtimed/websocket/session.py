@@ -314,8 +314,9 @@ class Session:
         if not stream.sealed:
             if data[0] == CLOSE_BYTE and stream.between_messages and (closed := lone_close(data)) is not None:
                 # What follows is what the library would have us do.
-                self.library_wrote(closed.answer)
-                self.library_closed(closed.code, closed.reason)
+                self._note_end(Ending.BY_CLIENT, closed.reason, closed.code)  # first, as the answer may find it gone
+                self.stream.write(closed.answer)
+                self._peer_is_done()
                 return
             inbound = stream.inspect(data)
             if inbound is not None:

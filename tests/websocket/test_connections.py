@@ -97,6 +97,16 @@ async def test_a_close_behind_messages_is_no_abnormal_end_however_many_wait_for_
             peer.close()
 
 
+async def test_who_closes_and_is_gone_at_once_has_closed() -> None:
+    async with running_sessions() as sessions:
+        peer = connect(sessions, REQUEST)
+        await wait_all_tasks_blocked()
+        peer.sendall(CLOSE)
+        peer.close()
+        await settled(sessions, 0)
+        assert sessions.closed == {1000: 1}
+
+
 async def test_sixteen_half_messages_stop_nobody() -> None:
     async with running_sessions() as sessions:
         halves = [connect(sessions, V1 + frame(PING)[:9]) for _ in range(40)]
