@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import hmac
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +14,7 @@ from benchmarks import tools
 from benchmarks.targets import CHANNEL, REQUEST, Server, Target, length_prefixed, started
 from tests.kit.stack import free_port
 
-__all__ = ["CADDYHUB", "CENTRIFUGO", "MERCURE"]
+__all__ = ["CADDYHUB", "CADDYHUB_JOINED", "CENTRIFUGO", "MERCURE"]
 
 
 def _centrifugo() -> Path:
@@ -139,7 +139,7 @@ http://:{port} {{
     handle /ws {{
         @foreign not header Origin http://localhost:{port}
         respond @foreign 403
-        hub unix/{publishers}
+        hub unix/{publishers} {form}
     }}
 }}
 """
@@ -149,23 +149,29 @@ def _caddyhub() -> Path:
     return tools.need_go_build("caddyhub")
 
 
-@asynccontextmanager
-async def _running_caddyhub(directory: Path) -> AsyncIterator[Target]:
-    """Run it with a policy for origins, as the project's Caddyfile has one. Clients come over TCP."""
-    port, publishers, config = free_port(), directory / "publishers", directory / "Caddyfile"
-    config.write_text(_HUB_CADDYFILE.format(port=port, publishers=publishers))
-    command: list[str | Path] = [_caddyhub(), "run", "--config", config]
-    async with started("caddyhub", command, directory, [port, publishers]) as process:
-        yield Target(
-            processes={"caddyhub": process.pid},
-            address=f"tcp:{port}",
-            publish_address=f"unix:{publishers}",
-            publication=length_prefixed,
-            request=REQUEST % (b"/ws", b"Origin: http://localhost:%d\r\n" % port),
-            subscription=b'{"action":"subscribe","channel":"%b"}' % CHANNEL,
-        )
+def _caddyhub_in(form: str) -> Callable[[Path], AbstractAsyncContextManager[Target]]:
+    """Return what runs it with a policy for origins, as the project's Caddyfile has one. Clients come over TCP."""
+
+    @asynccontextmanager
+    async def run(directory: Path) -> AsyncIterator[Target]:
+        port, publishers, config = free_port(), directory / "publishers", directory / "Caddyfile"
+        config.write_text(_HUB_CADDYFILE.format(port=port, publishers=publishers, form=form))
+        command: list[str | Path] = [_caddyhub(), "run", "--config", config]
+        async with started("caddyhub", command, directory, [port, publishers]) as process:
+            yield Target(
+                processes={"caddyhub": process.pid},
+                address=f"tcp:{port}",
+                publish_address=f"unix:{publishers}",
+                publication=length_prefixed,
+                request=REQUEST % (b"/ws", b"Origin: http://localhost:%d\r\n" % port),
+                subscription=b'{"action":"subscribe","channel":"%b"}' % CHANNEL,
+            )
+
+    return run
 
 
-CADDYHUB: Final = Server("caddyhub", _caddyhub, _running_caddyhub)
+CADDYHUB: Final = Server("caddyhub", _caddyhub, _caddyhub_in(""))
+CADDYHUB_JOINED: Final = Server("caddyhub-joined", _caddyhub, _caddyhub_in("joined"))
+"""The same, but messages that wait for one client are written with one system call."""
 CENTRIFUGO: Final = Server("Centrifugo", _centrifugo, _running_centrifugo)
 MERCURE: Final = Server("Mercure", _mercure, _running_mercure, is_websocket=False)

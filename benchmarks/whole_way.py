@@ -1,12 +1,13 @@
-"""The whole way of a message, Caddy included, beside a hub that is a part of Caddy.
+"""The whole way of a message, Caddy included, beside two forms of a hub that is a part of Caddy.
 
-Clients come to both through TCP on the loopback interface. The processor time and the memory of Caddy and of the daemon
-count together. The two take turns, round by round, and change places in each: who was first is second in the next.
+One form makes a system call for each message and client, the other joins the messages that wait for one client. Clients
+come to all through TCP on the loopback interface. The processor time and the memory of Caddy and of the daemon count
+together. The servers take turns, round by round, and their order is reversed in each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from statistics import median
@@ -16,7 +17,7 @@ import trio
 
 from benchmarks import machine
 from benchmarks.bench import Bench
-from benchmarks.go_servers import CADDYHUB
+from benchmarks.go_servers import CADDYHUB, CADDYHUB_JOINED
 from benchmarks.loading import Load, Sample, loading
 from benchmarks.processes import BenchmarkError
 from benchmarks.report import Table, count, span
@@ -26,6 +27,8 @@ from benchmarks.targets import Server, Target
 __all__ = ["whole_way"]
 
 _OURS: Final = Server("realtimed behind Caddy", lambda: None, realtimed_behind_caddy)
+_SERVERS: Final = (_OURS, CADDYHUB, CADDYHUB_JOINED)
+_NAMES: Final = ("realtimed behind Caddy", "hub in Caddy", "joining hub")
 
 _CLIENTS: Final = 1000
 _MANY: Final = 4000
@@ -59,29 +62,35 @@ _FIGURES: Final[dict[str, _Figure]] = {
 
 
 async def whole_way(bench: Bench) -> None:
-    """Compare the rate, the processor time, the latency and the memory of both."""
+    """Compare the rate, the processor time, the latency and the memory of all three."""
     if not bench.chosen(CADDYHUB.name):
         return
     for case, (options, windows) in _CASES.items():
         samples = await _rounds(bench, case, options, windows)
         table = Table(
             f"The whole way: {case}, 128 B",
-            ["in flight", "", "realtimed behind Caddy", "hub in Caddy", "realtimed ÷ hub"],
+            ["in flight", "", *_NAMES, "realtimed ÷ hub", "realtimed ÷ joining hub"],
             data={"case": case, "windows": {}},
             notes=["Medians of the rounds, and of the rounds' own ratios; in brackets the least and the greatest."],
         )
         for window in windows:
-            ours, hub = (samples[window, server.name] for server in (_OURS, CADDYHUB))
+            runs = [samples[window, server.name] for server in _SERVERS]
             for figure, value in _FIGURES.items():
-                left, right = [value(sample) for sample in ours], [value(sample) for sample in hub]
-                ratios = [a / b for a, b in zip(left, right, strict=True) if b]
-                table.rows.append([str(window), figure, count(median(left)), count(median(right)), span(ratios)])
-            table.rows.append([str(window), "processor", _shares(ours), _shares(hub), ""])
+                values = [[value(sample) for sample in rounds] for rounds in runs]
+                cells = [count(median(each)) for each in values]
+                table.rows.append([str(window), figure, *cells, *_ratios(values)])
+            table.rows.append([str(window), "processor", *map(_shares, runs), "", ""])
             table.data["windows"][str(window)] = {
-                name: [sample.as_json() for sample in rounds] for name, rounds in (("ours", ours), ("hub", hub))
+                name: [sample.as_json() for sample in rounds] for name, rounds in zip(_NAMES, runs, strict=True)
             }
         bench.report(table)
     await _memory(bench)
+
+
+def _ratios(values: Sequence[Sequence[float]]) -> list[str]:
+    """Return how many times as much the first server has as each of the others, compared within each round."""
+    ours, *others = values
+    return [span(a / b for a, b in zip(ours, theirs, strict=True) if b) for theirs in others]
 
 
 def _shares(samples: list[Sample]) -> str:
@@ -95,11 +104,11 @@ def _shares(samples: list[Sample]) -> str:
 async def _rounds(
     bench: Bench, case: str, options: dict[str, Any], windows: tuple[int, ...]
 ) -> dict[tuple[int, str], list[Sample]]:
-    """Run both with their clients connected, one working at a time."""
+    """Run all with their clients connected, one working at a time."""
     samples: dict[tuple[int, str], list[Sample]] = {}
-    async with bench.started([_OURS, CADDYHUB]) as targets, AsyncExitStack() as stack:
-        if len(targets) < 2:
-            raise BenchmarkError("one of the two has not started")
+    async with bench.started(_SERVERS) as targets, AsyncExitStack() as stack:
+        if len(targets) < len(_SERVERS):
+            raise BenchmarkError("one of the servers has not started")
         loads: dict[str, Load] = {}
         for name, (target, place) in targets.items():
             bench.progress(f"whole way, {case}: connecting to {name}")
@@ -107,7 +116,7 @@ async def _rounds(
             await loads[name].run(8, 0.3)
         for number in range(bench.rounds):
             for window in windows:
-                for name in sorted(loads, reverse=number % 2 == 1):
+                for name in list(loads)[:: 1 if number % 2 == 0 else -1]:
                     bench.progress(f"whole way, {case}: {window} in flight, round {number + 1}, {name}")
                     samples.setdefault((window, name), []).append(await loads[name].run(window, bench.seconds))
     return samples
@@ -117,7 +126,7 @@ async def _memory(bench: Bench) -> None:
     """Report the memory that a connection holds in all processes of the server, and what connecting it costs."""
     rounds: dict[str, list[dict[str, float]]] = {}
     for number in range(bench.rounds):
-        for server in (_OURS, CADDYHUB) if number % 2 == 0 else (CADDYHUB, _OURS):
+        for server in _SERVERS[:: 1 if number % 2 == 0 else -1]:
             bench.progress(f"whole way, memory: round {number + 1} of {bench.rounds}, {server.name}")
             figures: dict[str, float] = {}
             # Two processes, one after the other: what earlier clients have left behind would count as well.
@@ -128,17 +137,15 @@ async def _memory(bench: Bench) -> None:
                     target, place = targets[server.name]
                     figures |= await _footprint(bench, target, place, broadcasts)
             rounds.setdefault(server.name, []).append(figures)
-    ours, hub = rounds[_OURS.name], rounds[CADDYHUB.name]
     table = Table(
         f"The whole way: {_MANY} connections, each subscribed to the same channel",
-        ["", "realtimed behind Caddy", "hub in Caddy", "realtimed ÷ hub"],
+        ["", *_NAMES, "realtimed ÷ hub", "realtimed ÷ joining hub"],
         data={"rounds": rounds},
         notes=["Resident memory of all processes; what the kernel holds for sockets is not in it. 1 KB is 1024 bytes."],
     )
-    for figure in ours[0]:
-        left, right = [each[figure] for each in ours], [each[figure] for each in hub]
-        ratios = [a / b for a, b in zip(left, right, strict=True) if b]
-        table.rows.append([figure, span(left), span(right), span(ratios)])
+    for figure in rounds[_OURS.name][0]:
+        values = [[each[figure] for each in rounds[server.name]] for server in _SERVERS]
+        table.rows.append([figure, *map(span, values), *_ratios(values)])
     bench.report(table)
 
 

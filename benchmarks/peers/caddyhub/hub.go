@@ -36,7 +36,9 @@ func init() {
 }
 
 // Hub broadcasts messages to WebSockets, as gorilla/websocket's example of a chat does it: each client has a goroutine
-// that reads and one that writes, and one goroutine alone knows who has subscribed to what.
+// that reads and one that writes, and one goroutine alone knows who has subscribed to what. A client's goroutine makes a
+// system call for each message, or, if the hub is Joined, one for all that wait. Each message has a frame of its own, where
+// the example would put all that wait into one.
 //
 // Clients send {"action":"subscribe","channel":"…"}, or "unsubscribe", and receive the channel's messages as text frames.
 // Publishers connect to a Unix socket. A message there is a big-endian length (4 bytes), a channel (8 bytes) and the
@@ -46,6 +48,7 @@ func init() {
 // processor time where each message is for two.
 type Hub struct {
 	Publishers string `json:"publishers,omitempty"`
+	Joined     bool   `json:"joined,omitempty"`
 
 	upgrader  websocket.Upgrader
 	commands  chan command
@@ -56,6 +59,7 @@ type Hub struct {
 
 type client struct {
 	connection *websocket.Conn
+	joiner     *joiner // nil if each message is written by itself
 	queue      chan []byte
 	channels   map[string]struct{} // the hub's goroutine alone uses this
 }
@@ -81,12 +85,17 @@ func parse(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	return hub, hub.UnmarshalCaddyfile(h.Dispenser)
 }
 
-// UnmarshalCaddyfile reads: hub unix/PATH-FOR-PUBLISHERS. Caddy would take a bare path for a matcher of requests.
+// UnmarshalCaddyfile reads: hub unix/PATH-FOR-PUBLISHERS [joined]. Caddy would take a bare path for a matcher of requests.
 func (h *Hub) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next()
 	var address string
-	if !d.Args(&address) || d.NextArg() {
+	if !d.Args(&address) {
 		return d.ArgErr()
+	}
+	if d.NextArg() {
+		if h.Joined = d.Val() == "joined"; !h.Joined || d.NextArg() {
+			return d.ArgErr()
+		}
 	}
 	path, found := strings.CutPrefix(address, "unix/")
 	if !found {
@@ -121,16 +130,9 @@ func (h *Hub) Cleanup() error {
 	return h.publisher.Close()
 }
 
-// hijacker finds the connection below Caddy's wrappers, where gorilla/websocket does not look for it.
-type hijacker struct{ http.ResponseWriter }
-
-func (h hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	return http.NewResponseController(h.ResponseWriter).Hijack()
-}
-
 // ServeHTTP makes the request a WebSocket. The two goroutines of the client outlive it.
 func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
-	connection, err := h.upgrader.Upgrade(hijacker{w}, r, nil)
+	connection, err := h.upgrader.Upgrade(hijacker{w, h.Joined}, r, nil)
 	if err != nil {
 		return nil // it has been answered
 	}
@@ -139,6 +141,7 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Hand
 		queue:      make(chan []byte, queueLength),
 		channels:   make(map[string]struct{}),
 	}
+	c.joiner, _ = connection.NetConn().(*joiner)
 	go h.read(c)
 	go h.write(c)
 	return nil
@@ -241,7 +244,7 @@ func (h *Hub) write(c *client) {
 				c.connection.WriteMessage(websocket.CloseMessage, nil)
 				return
 			}
-			if c.connection.WriteMessage(websocket.TextMessage, content) != nil {
+			if c.send(content) != nil {
 				return
 			}
 		case <-ticker.C:
