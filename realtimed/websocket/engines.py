@@ -33,6 +33,9 @@ _AT_WORK: Final = 16
 _FRAMES_A_PIECE: Final = 8
 """About how many frames an engine reads before other tasks get their turn. Each takes about 20 µs."""
 
+_FEW_FIRST: Final = 4
+"""One engine in so many goes to a client that sends many frames, if there are others that send few."""
+
 _FRAMES_A_TURN: Final = 96
 """Frames that engines read in one turn of the event loop."""
 
@@ -217,12 +220,44 @@ class Engine(trio.abc.Stream):
         self._input = b""
 
 
+class _Waiting:
+    """The borrowers that wait for an engine, with what they pass on.
+
+    A client that sends a few frames does not wait behind a thousand that send all they may. Otherwise it is first come,
+    first served, and those that send much get their turn as well.
+    """
+
+    def __init__(self) -> None:
+        self._few: OrderedDict[Borrower, Inbound] = OrderedDict()
+        self._many: OrderedDict[Borrower, Inbound] = OrderedDict()
+        self._taken = 0
+
+    def __len__(self) -> int:
+        return len(self._few) + len(self._many)
+
+    def add(self, borrower: Borrower, inbound: Inbound) -> None:
+        """Let a borrower wait."""
+        queue = self._few if inbound.frames <= _FRAMES_A_PIECE else self._many
+        queue[borrower] = inbound
+
+    def remove(self, borrower: Borrower) -> None:
+        """Let it wait no longer."""
+        if self._few.pop(borrower, None) is None:
+            del self._many[borrower]
+
+    def take(self) -> tuple[Borrower, Inbound]:
+        """Remove and return the next. Raises `KeyError` if there is none."""
+        self._taken += 1
+        many_first = self._taken % _FEW_FIRST == 0
+        queue = self._many if (many_first and self._many) or not self._few else self._few
+        return queue.popitem(last=False)
+
+
 class Engines:
     """All engines. They run in `nursery`, which has to be set before the first client comes."""
 
     # Invariants: `count` engines exist. `_held` of them are in the middle of a message, and `_starting` are not ready.
-    # `_free` have no borrower. `_waiting` has the borrowers that wait for an engine, first come, first served, and what
-    # they pass on: only while `_free` is empty.
+    # `_free` have no borrower. `_waiting` has borrowers only while `_free` is empty.
 
     def __init__(self, parser_abandoned: Callable[[], None]) -> None:
         self.parser_abandoned = parser_abandoned
@@ -235,7 +270,7 @@ class Engines:
         self._held = 0
         self._starting = 0
         self._free: list[Engine] = []
-        self._waiting: OrderedDict[Borrower, Inbound] = OrderedDict()
+        self._waiting = _Waiting()
 
     def feed(self, borrower: Borrower, inbound: Inbound) -> None:
         """Read what a client sends: with its engine, or with a free one, or when there is one."""
@@ -247,14 +282,14 @@ class Engines:
             engine.feed(inbound)
             return
         borrower.queued = True
-        self._waiting[borrower] = inbound
+        self._waiting.add(borrower, inbound)
         self._grow()
 
     def forget(self, borrower: Borrower) -> None:
         """Read no more for a client."""
         if borrower.queued:
             borrower.queued = False
-            del self._waiting[borrower]
+            self._waiting.remove(borrower)
         engine, borrower.engine = borrower.engine, None
         if engine is not None:
             engine.end()
@@ -272,7 +307,7 @@ class Engines:
             else:
                 engine.end()
             return
-        borrower, inbound = self._waiting.popitem(last=False)
+        borrower, inbound = self._waiting.take()
         borrower.queued = False
         borrower.engine, engine.borrower = engine, borrower
         engine.feed(inbound)
@@ -299,7 +334,8 @@ class Engines:
             borrower = engine.borrower
             if borrower is None and not engine.ready and self._waiting:
                 # If no engine can start, nobody will ever get one. So each that does not takes a client with it.
-                borrower = next(iter(self._waiting))
+                borrower, _ = self._waiting.take()
+                borrower.queued = False
             log.exception(Event("internal error", client=borrower.id if borrower is not None else "engine"))
             if borrower is not None:
                 borrower.over()

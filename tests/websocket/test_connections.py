@@ -168,6 +168,24 @@ async def test_one_that_sends_without_end_does_not_keep_others_waiting() -> None
         other.close()
 
 
+async def test_who_says_little_does_not_wait_behind_hundreds_that_say_all_they_may() -> None:
+    async with running_sessions(**NO_LIMIT) as sessions:
+        many, other = [connect(sessions, V1) for _ in range(300)], connect(sessions, V1)
+        await wait_all_tasks_blocked()
+        for each in many:
+            each.sendall(frame(b"", 0x89) * 90)
+        while sum(session.queued for session in sessions.members.values()) < 250:
+            await trio.lowlevel.checkpoint()
+        other.sendall(frame(PING))
+        while not select.select([other], [], [], 0)[0]:
+            await trio.lowlevel.checkpoint()
+        assert sum(session.queued for session in sessions.members.values()) > 200, "they still wait"
+        await wait_all_tasks_blocked()
+        assert [len(events(each)) for each in many] == [91] * 300, "the welcome, and all pongs"
+        for each in [*many, other]:
+            each.close()
+
+
 async def test_messages_that_come_during_a_replay_are_answered_behind_it() -> None:
     """Nothing else comes that would make the daemon look at the socket."""
     async with running_sessions() as sessions:
