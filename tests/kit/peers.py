@@ -346,8 +346,8 @@ class _PipeStream(QueuedStream):
     def detach(self) -> None:
         pass
 
-    def peer(self) -> tuple[str, tuple[int, int, int] | None]:
-        return "", (1, 2, 3)
+    def peer_credentials(self) -> tuple[int, int, int] | None:
+        return 1, 2, 3
 
     def peer_groups(self) -> frozenset[int]:
         return frozenset([3, 4])
@@ -393,7 +393,7 @@ class InMemory(Peers):
     async def browser(self, *subprotocols: str) -> Browser:
         await trio.lowlevel.checkpoint()
         self._browsers += 1
-        return _Conversing(self.core, f"c-{self.core.sessions.run}-{self._browsers:x}", subprotocols)
+        return _Conversing(self.core, f"c-{self.core.sessions.run_id}-{self._browsers:x}", subprotocols)
 
     async def publisher(self) -> Publisher:
         await trio.lowlevel.checkpoint()
