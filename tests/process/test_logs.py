@@ -212,6 +212,7 @@ def calls_of_the_log() -> Iterator[tuple[Path, ast.Call]]:
                 and isinstance(node.func, ast.Attribute)
                 and isinstance(node.func.value, ast.Name)
                 and node.func.value.id == "log"
+                and node.func.attr != "isEnabledFor"
             ):
                 yield path, node
 
