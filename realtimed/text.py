@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 __all__ = ["printable", "quoted"]
 
@@ -30,6 +31,10 @@ def quoted(value: object, limit: int = 60) -> str:
     return shown
 
 
+_DECIMAL_BITS: Final = 1024
+"""Bits of a number that is shown in decimal digits, however few of them."""
+
+
 def _representation(value: object, limit: int) -> Iterator[str]:
     """Yield `repr` of a value in pieces. Who stops after `limit` characters spends no time on the rest.
 
@@ -40,7 +45,7 @@ def _representation(value: object, limit: int) -> Iterator[str]:
             yield repr(value[: limit + 3])
         case bool():
             yield repr(value)
-        case int() if value.bit_length() > 4 * (limit + 3):
+        case int() if value.bit_length() > max(4 * (limit + 3), _DECIMAL_BITS):
             yield hex(value >> value.bit_length() - 4 * (limit + 3))  # decimal digits would take quadratic time
         case list():
             yield "["

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from realtimed.text import printable, quoted
@@ -26,6 +26,7 @@ VALUES = st.recursive(
 
 
 @given(VALUES, st.integers(10, 300))
+@example(2**52, 10)
 def test_what_is_short_is_shown_as_python_shows_it_and_else_its_beginning(value: object, limit: int) -> None:
     whole, shown = repr(value), quoted(value, limit)
     assert shown == whole or shown.endswith("…")
