@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
@@ -15,6 +14,7 @@ from realtimed.net.admission import AddressEntry, TurnedAway
 from realtimed.net.head import Head, HeadBuffer
 from realtimed.net.outbound import READ_BYTES
 from realtimed.process.logs import Event
+from realtimed.websocket.connection import Connection
 from realtimed.websocket.handshake import client_address, http_answer, path, refusal, subprotocols, switching_protocols
 from realtimed.websocket.protocols import choose
 from realtimed.websocket.session import Session
@@ -31,58 +31,37 @@ _HEAD_LIMIT: Final = 16 * 1024
 log = logging.getLogger(__name__)
 
 
-class Arrival:
-    """A connection that sends its request, or gets a refusal. Owns its stream until that is shut or has a session."""
+class Arrival(Connection):
+    """A connection that sends its request, or gets a refusal. Owns its stream until that is shut or has a session.
 
-    __slots__ = ("_began_at", "_buffer", "_hung_up", "_over", "_sessions", "_stream", "id")
+    Its `id` is the one that the client gets, or would have got.
+    """
 
-    # Invariants: there is a `_buffer` while more of the head may come. Without one the request has been answered: there
-    # is a session, or a refusal has been written, and the connection ends when it has been sent. `_hung_up` says that
-    # the kernel has reported an end of file, which stands behind all bytes.
+    __slots__ = ("_began_at", "_buffer", "_over", "_sessions")
+
+    # Invariant: there is a `_buffer` while more of the head may come. Without one the request has been answered: there
+    # is a session, or a refusal has been written, and the connection ends when it has been sent.
 
     def __init__(self, stream: ClientStream, sessions: Sessions) -> None:
-        self._stream = stream
+        super().__init__(sessions.new_id(), stream)
         self._sessions = sessions
-        self.id = sessions.new_id()
-        """The id that the client has, or would have."""
         self._buffer: HeadBuffer | None = HeadBuffer(_HEAD_LIMIT)
-        self._hung_up = False
         self._over = False
         self._began_at = trio.current_time()
 
     def begin(self) -> None:
         """Wait for the request. When many clients connect at once, most requests are there already."""
         sessions = self._sessions
-        self._stream.attach(self)
+        self.stream.attach(self)
         sessions.handshakes.add(self)
-        self.guard(partial(sessions.watcher.add, self._stream.descriptor, self))
+        self.guard(partial(sessions.watcher.add, self.stream.descriptor, self))
         self.readable()
-
-    def readable(self, *, hung_up: bool = False) -> None:
-        """See `realtimed.net.watcher.Reader`."""
-        self._hung_up = self._hung_up or hung_up
-        self.guard(self._read)
-
-    def writable(self) -> None:
-        """See `realtimed.net.watcher.Reader`."""
-        self._stream.send_more()
-
-    def guard(self, step: Callable[[], object]) -> None:
-        """See `realtimed.websocket.stream.ClientOwner`. This is an exception boundary."""
-        try:
-            step()
-        except Exception:
-            log.exception(Event("internal error", client=self.id))
-            self.over()
 
     def _read(self) -> bool:
         """Read some of the request. Return whether to read again; the watcher has been asked to, then."""
         if self._buffer is None or self._over:
             return False
-        try:
-            data = self._stream.receive_now()
-        except trio.BrokenResourceError:
-            data = b""
+        data = self._receive()
         if data is None:
             return False
         if not data:
@@ -112,7 +91,7 @@ class Arrival:
 
     def _answer(self, head: Head, rest: bytes, *, more: bool) -> None:
         """Answer the request. `rest` is what came behind it, and `more` says that there may be more to read."""
-        address = client_address(self._stream.peer_address(), head)
+        address = client_address(self.stream.peer_address(), head)
         refused = refusal(head)
         if refused is not None:
             self._respond(*refused, address=address)
@@ -126,7 +105,7 @@ class Arrival:
 
     def _open(self, head: Head, address: str, place: AddressEntry) -> tuple[Session, bytes]:
         """Accept the handshake. Return a new session, which owns the stream from now on, and the answer."""
-        sessions, stream = self._sessions, self._stream
+        sessions, stream = self._sessions, self.stream
         sessions.handshakes.remove(self)
         protocol = choose(subprotocols(head))
         session = Session(self.id, stream, sessions, protocol, address, place, self._began_at)
@@ -161,8 +140,8 @@ class Arrival:
         self._buffer = None
         self._sessions.handshakes.remove(self)
         self._sessions.closings.add(self)
-        self._stream.write(http_answer(status, sentence, headers))
-        self._stream.seal()
+        self.stream.write(http_answer(status, sentence, headers))
+        self.stream.seal()
         self.drained()
 
     def _note_refusal(self, status: HTTPStatus, reason: str, address: str = "", header: str = "") -> None:
@@ -175,7 +154,7 @@ class Arrival:
                 status=status.value,
                 reason=reason,
                 header=header or None,
-                address=address or self._stream.peer_address(),
+                address=address or self.stream.peer_address(),
             )
         )
 
@@ -187,7 +166,7 @@ class Arrival:
 
     def drained(self) -> None:
         """See `realtimed.websocket.stream.ClientOwner`."""
-        if not self._stream.pending:
+        if not self.stream.pending:
             self.over()
 
     def replay_sent(self) -> None:
@@ -198,4 +177,4 @@ class Arrival:
         if not self._over:
             self._over = True
             self._sessions.handshakes.remove(self)
-            self._sessions.release(self, self._stream)
+            self._sessions.release(self, self.stream)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -25,6 +25,7 @@ from realtimed.net.admission import AddressEntry
 from realtimed.net.outbound import READ_BYTES
 from realtimed.process.logs import Event
 from realtimed.text import quoted
+from realtimed.websocket.connection import Connection
 from realtimed.websocket.engines import Engine
 from realtimed.websocket.frames import CLOSE_BYTE, CloseCode, close_frame, lone_close
 from realtimed.websocket.protocols import Conversation, ViolationError
@@ -52,7 +53,7 @@ _NO_CLOSE: Final = 1006
 log = logging.getLogger(__name__)
 
 
-class Session:
+class Session(Connection):
     """One client, from the answer to its handshake to its last byte. Owns its stream.
 
     A connection ends in one of four ways, and `_note_end` counts and logs the first of them:
@@ -64,14 +65,13 @@ class Session:
     """
 
     __slots__ = (
-        "_address", "_began_at", "_conversation", "_ending", "_hung_up", "_inbox", "_over", "_peer_done", "_place",
-        "_sessions", "_unread", "connected_since", "engine", "expires_at", "id", "queued", "rank", "stream",
+        "_address", "_began_at", "_conversation", "_ending", "_inbox", "_over", "_peer_done", "_place", "_sessions",
+        "_unread", "connected_since", "engine", "expires_at", "queued", "rank",
     )  # fmt: skip
 
     # Invariants: `_ending` is the first reason to end the connection. `_peer_done` says that the peer's Close, or the
     # end of file, has been read: nothing more is. `_unread` says that there may be something to read, which must wait
-    # while `_busy`. `_hung_up` says that the kernel has reported an end of file, which stands behind all bytes.
-    # `_inbox` has the messages that wait until all is sent that the client has asked for.
+    # while `_busy`. `_inbox` has the messages that wait until all is sent that the client has asked for.
 
     def __init__(
         self,
@@ -83,8 +83,7 @@ class Session:
         place: AddressEntry,
         began_at: float,
     ) -> None:
-        self.id = id
-        self.stream = stream
+        super().__init__(id, stream)
         self.connected_since = time.time()
         self.expires_at = sessions.expiry()
         self.rank = sessions.connections
@@ -98,7 +97,6 @@ class Session:
         self._ending: Ending | None = None
         self._inbox: deque[str | bytes] | None = None
         self._unread = False
-        self._hung_up = False
         self._peer_done = False
         self._over = False
 
@@ -126,7 +124,7 @@ class Session:
         if more or hung_up:
             sessions.watcher.again(self)
         if rest:
-            self.take(rest)
+            self._take(rest)
 
     @property
     def address(self) -> str:
@@ -264,23 +262,6 @@ class Session:
         """See `realtimed.websocket.engines.Borrower`."""
         return self.stream.between_messages
 
-    def readable(self, *, hung_up: bool = False) -> None:
-        """See `realtimed.net.watcher.Reader`."""
-        self._hung_up = self._hung_up or hung_up
-        self.guard(self._read)
-
-    def writable(self) -> None:
-        """See `realtimed.net.watcher.Reader`."""
-        self.stream.send_more()
-
-    def guard(self, step: Callable[[], None]) -> None:
-        """See `realtimed.websocket.stream.ClientOwner`. This is an exception boundary."""
-        try:
-            step()
-        except Exception:
-            log.exception(Event("internal error", client=self.id))
-            self.over()
-
     def _read(self) -> None:
         """Read once: others get their turn before the next time."""
         if self._over or self._peer_done:
@@ -294,10 +275,7 @@ class Session:
         if self.stream.peer_has_closed:  # before a Close of ours: nothing follows
             self._peer_is_done()
             return
-        try:
-            data = self.stream.receive_now()
-        except trio.BrokenResourceError:
-            data = b""
+        data = self._receive()
         if data is None:
             return
         if not data:
@@ -306,9 +284,9 @@ class Session:
             return
         if len(data) == READ_BYTES or self._hung_up:
             self._sessions.watcher.again(self)
-        self.take(data)
+        self._take(data)
 
-    def take(self, data: bytes) -> None:
+    def _take(self, data: bytes) -> None:
         """Handle bytes of the client."""
         stream = self.stream
         if not stream.sealed:

@@ -10,7 +10,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Collection
-from typing import Final, TypeAlias
+from typing import Final
 
 import trio
 
@@ -28,14 +28,13 @@ from realtimed.net.watcher import Watcher
 from realtimed.process.deadlines import Deadlines
 from realtimed.process.open_files import connection_limit
 from realtimed.websocket.arrival import Arrival
+from realtimed.websocket.connection import Connection
 from realtimed.websocket.engines import Engines
 from realtimed.websocket.frames import check_close
 from realtimed.websocket.session import Session
 from realtimed.websocket.stream import ClientStream, InboundLimits
 
 __all__ = ["Sessions"]
-
-Connection: TypeAlias = Arrival | Session
 
 _ABANDONED_PARSERS: Final = 5000
 """Abandoned parsers, of about 1.5 KB each, until a garbage collection, which may take half a second."""
