@@ -60,6 +60,13 @@ async def readable(peer: socket.socket) -> bool:
 PONG = '{"event":"pong"}'
 
 
+async def is_served(peer: socket.socket) -> None:
+    """Check that a client, which has heard nothing else so far, gets an answer."""
+    peer.sendall(frame(PING))
+    await wait_all_tasks_blocked()
+    assert heard(peer) == [PONG]
+
+
 async def settled(sessions: Sessions, count: int) -> None:
     with trio.fail_after(PATIENCE):
         while len(sessions.members) != count:
@@ -243,9 +250,7 @@ async def test_a_fault_in_a_protocol_ends_one_client(
         assert "internal error" in caplog.text
         assert "ZeroDivisionError" in caplog.text
         assert sessions.closed == {1006: 1}
-        other.sendall(frame(PING))
-        await wait_all_tasks_blocked()
-        assert heard(other) == [PONG]
+        await is_served(other)
         victim.close()
         other.close()
 
@@ -264,9 +269,7 @@ async def test_a_fault_while_a_backlog_is_sent_ends_one_client(
                 pass
         await settled(sessions, 1)
         assert "ZeroDivisionError" in caplog.text
-        other.sendall(frame(PING))
-        await wait_all_tasks_blocked()
-        assert heard(other) == [PONG]
+        await is_served(other)
         victim.close()
         other.close()
     assert not sessions.backlogs.streams
@@ -284,9 +287,7 @@ async def test_an_engine_that_fails_ends_one_client(
             await settled(sessions, 1)
         assert "ZeroDivisionError" in caplog.text
         assert sessions.engines.count == 0
-        other.sendall(frame(PING))
-        await wait_all_tasks_blocked()
-        assert heard(other) == [PONG]
+        await is_served(other)
         victim.close()
         other.close()
 
