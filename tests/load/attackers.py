@@ -22,6 +22,7 @@ from typing import Final, Self, cast
 from benchmarks.machine import resident_bytes
 from realtimed import Client
 from tests.kit.clients import REQUEST, subscribe
+from tests.kit.frames import masked_frame
 from tests.kit.patience import LONG_PATIENCE
 from tests.kit.stack import Daemon
 
@@ -38,10 +39,7 @@ _V1: Final = b"Sec-WebSocket-Protocol: realtime.v1\r\n\r\n"
 
 def text_frame(text: str) -> bytes:
     """Return a client's frame, masked with zeros."""
-    payload = text.encode()
-    size = len(payload)
-    head = bytes([0x81, 0x80 | size]) if size < 126 else bytes([0x81, 0x80 | 126]) + size.to_bytes(2, "big")
-    return head + bytes(4) + payload
+    return masked_frame(text.encode())
 
 
 def connect(path: Path, *channels: str, v1: bool = False, headers: str = "") -> socket.socket:

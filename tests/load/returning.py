@@ -12,7 +12,6 @@ import random
 import resource
 import select
 import socket
-import struct
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -24,6 +23,7 @@ import msgspec
 import trio
 
 from tests.kit.clients import REQUEST, subscribe
+from tests.kit.frames import masked_frame
 from tests.kit.sockets import RESET_AT_CLOSE
 from tests.kit.stack import Caddy
 
@@ -203,10 +203,7 @@ class Connection:
 
     def send_text(self, text: str) -> None:
         """Send a short frame, masked with zeros."""
-        payload = text.encode()
-        header = struct.pack("!BB", _TEXT, 0x80 | len(payload)) if len(payload) < 126 else b""
-        header = header or struct.pack("!BBH", _TEXT, 0x80 | 126, len(payload))
-        self._send(header + bytes(4) + payload)
+        self._send(masked_frame(text.encode()))
 
     def lose(self, reason: str) -> None:
         """Record that the connection is over."""

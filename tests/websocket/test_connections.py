@@ -19,6 +19,7 @@ from realtimed.websocket.arrival import Arrival
 from realtimed.websocket.protocols.v1 import RealtimeV1
 from realtimed.websocket.sessions import Sessions
 from tests.kit.clients import REQUEST, subscribe
+from tests.kit.frames import masked_frame as frame
 from tests.kit.patience import PATIENCE
 from tests.kit.sessions import connect, running_sessions
 
@@ -26,11 +27,6 @@ V1 = REQUEST.removesuffix(b"\r\n") + b"Sec-WebSocket-Protocol: realtime.v1\r\n\r
 PING = b'{"action":"ping"}'
 CLOSE = b"\x88\x82\0\0\0\0\x03\xe8"
 NO_LIMIT = {"inbound_rate": 1e6, "inbound_burst": 10**6}
-
-
-def frame(payload: bytes, first: int = 0x81) -> bytes:
-    """Return a client's short frame, masked with zeros."""
-    return bytes([first, 0x80 | len(payload)]) + bytes(4) + payload
 
 
 def events(peer: socket.socket) -> list[Event]:

@@ -11,6 +11,7 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
 
 from realtimed.websocket.meter import InboundMeter, is_lone_pong
+from tests.kit.frames import masked_frame
 
 
 def masked(*events: Event) -> bytes:
@@ -109,9 +110,7 @@ def test_a_pong_by_itself_is_known(payload: bytes, before: list[Event]) -> None:
 
 
 def frame(first: int, payload: bytes = b"") -> bytes:
-    size = len(payload)
-    length = bytes([0x80 | size]) if size < 126 else b"\xfe" + size.to_bytes(2, "big")
-    return bytes([first]) + length + b"\0\0\0\0" + payload
+    return masked_frame(payload, first)
 
 
 TEXT, BEGIN, MORE, LAST, CLOSE, PING, PONG = 0x81, 0x01, 0x00, 0x80, 0x88, 0x89, 0x8A
