@@ -13,7 +13,7 @@ JOBS ?= 2
 TYPESCRIPT_VERSION := 5.9.3
 TYPESCRIPT := .cache/typescript-$(TYPESCRIPT_VERSION)
 
-.PHONY: help run test conformance attack fuzz soak jitter avalanche bench lint format types check clean php browser systemd
+.PHONY: help run test conformance attack fuzz soak jitter avalanche bench lint format types check clean php browser systemd compiler
 .NOTPARALLEL:
 
 help:
@@ -38,7 +38,7 @@ help:
 run: php $(RUNNABLE)
 	@exec $(IN_VENV) tests.kit.stack
 
-test: php $(INSTALLED) browser systemd $(TYPESCRIPT)
+test: php $(INSTALLED) browser systemd compiler $(TYPESCRIPT)
 	$(IN_VENV) pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 conformance: $(INSTALLED)
@@ -102,3 +102,6 @@ browser:
 
 systemd:
 	@.ci/system-packages systemd
+
+compiler:
+	@.ci/system-packages compiler

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,8 +18,6 @@ from benchmarks.processes import BenchmarkError
 from benchmarks.targets import CHANNEL, Target
 from benchmarks.tools import compiled
 from tests.kit.patience import LONG_PATIENCE
-
-pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 
 DIGITS = 8
 PONG = bytes([0x8A, 0x80, 0, 0, 0, 0])
