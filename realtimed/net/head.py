@@ -65,8 +65,13 @@ class HeadBuffer:
         An empty line that ends with LF alone also ends a head, which is refused later. So the peer learns of its
         mistake before its deadline.
         """
+        if not self._data and len(data) <= self._limit and _is_one_head(data):
+            self.head = bytes(data)
+            return True
         begin = max(len(self._data) - 2, 0)
         self._data += data
+        if b"\n" not in data and len(self._data) <= self._limit:
+            return False
         ends = [at + len(mark) for mark in (b"\n\r\n", b"\n\n") if (at := self._data.find(mark, begin)) >= 0]
         if min(ends, default=len(self._data)) > self._limit:
             raise OverflowError
@@ -75,6 +80,11 @@ class HeadBuffer:
         self.head, self.rest = bytes(self._data[: min(ends)]), bytes(self._data[min(ends) :])
         self._data.clear()
         return True
+
+
+def _is_one_head(data: bytes | bytearray) -> bool:
+    """Return whether `data` is a whole head with nothing behind it: so it comes in general, and is quickly told."""
+    return data.find(b"\n\r\n") == len(data) - 3 >= 0 and b"\n\n" not in data
 
 
 class Head:

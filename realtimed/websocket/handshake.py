@@ -86,7 +86,11 @@ def refusal(head: Head) -> Refusal | None:
     The rules are those of RFC 6455 section 4.2.1, and of RFC 9112 for what is not HTTP. The first check that finds
     something decides.
     """
-    return next((found for check in _CHECKS if (found := check(head)) is not None), None)
+    for check in _CHECKS:
+        found = check(head)
+        if found is not None:
+            return found
+    return None
 
 
 def forwarded_for(head: Head) -> str:
@@ -102,8 +106,11 @@ def client_address(peer: str, head: Head) -> str:
     """
     if peer and not ip_address(peer.partition("%")[0]).is_loopback:
         return peer
+    named = forwarded_for(head).partition("%")[0]  # an address's zone may have any length
+    if not named:
+        return peer
     try:
-        return str(ip_address(forwarded_for(head).partition("%")[0]))  # an address's zone may have any length
+        return str(ip_address(named))
     except ValueError:
         return peer
 
@@ -163,7 +170,7 @@ def _not_http(head: Head) -> Refusal | None:
 
 def _not_ascii(head: Head) -> Refusal | None:
     for name in _READ:
-        if not all(map(bytes.isascii, head.fields.get(name, ()))):
+        if not b"".join(head.fields.get(name, ())).isascii():
             return _bad(f"The header {_spelled(name)} has a byte above 0x7f in its value (RFC 9110 section 5.5).", name)
     return None
 
