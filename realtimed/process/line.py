@@ -68,8 +68,10 @@ class EndOfLineError(HandOverError):
 
 
 class Line:
-    """One end of the line. Its methods wait for the other end, but no longer than `patience` seconds for each step,
-    if that is not None."""
+    """One end of the line.
+
+    Its methods wait for the other end, but no longer than `patience` seconds for each step, unless that is None.
+    """
 
     def __init__(self, sock: socket.socket, other: str, patience: float | None) -> None:
         self._socket = sock

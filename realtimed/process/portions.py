@@ -11,15 +11,30 @@ before it may change its mind, and go on as if nothing had been.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, TypeVar
+
+import msgspec
 
 from realtimed.errors import RealtimeError
 
-__all__ = ["HandOverError", "Part", "Portion", "TakenPortion"]
+__all__ = ["TAKE_OVER", "HandOverError", "Part", "Portion", "SmallPart", "TakenPortion", "decoded"]
+
+TAKE_OVER: Final = "REALTIMED_TAKE_OVER"
+"""The variable in which a successor finds the descriptor of its end of the line."""
+
+_T = TypeVar("_T")
 
 
 class HandOverError(RealtimeError):
     """The hand-over to the next process has failed: why, in words."""
+
+
+def decoded(data: bytes, kind: type[_T]) -> _T:
+    """Return a record that another process has encoded. Raises `HandOverError` if that is not what `data` is."""
+    try:
+        return msgspec.msgpack.decode(data, type=kind)
+    except msgspec.DecodeError as error:
+        raise HandOverError(f"that is no {kind.__name__.strip('_')} of this version: {error}") from error
 
 
 class Portion(NamedTuple):
@@ -67,3 +82,29 @@ class Part(Protocol):
 
     def begin(self) -> None:
         """Everything is ours from now on: serve."""
+
+
+class SmallPart(Part):
+    """A part that is handed over as a whole, at the end."""
+
+    def first(self) -> Iterator[Portion]:
+        """See `Part`."""
+        return iter(())
+
+    @property
+    def unrest(self) -> str:
+        """See `Part`."""
+        return ""
+
+    def stay(self) -> None:
+        """See `Part`."""
+
+    def gone(self) -> None:
+        """See `Part`."""
+
+    def take(self, portion: TakenPortion) -> None:
+        """See `Part`."""
+        raise HandOverError(f"{type(self).__name__} has no portion of this kind")
+
+    def begin(self) -> None:
+        """See `Part`."""

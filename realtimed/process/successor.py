@@ -20,14 +20,11 @@ import trio
 
 from realtimed.errors import RealtimeError
 from realtimed.process.line import EndOfLineError, Kind, Line, pieces
-from realtimed.process.portions import HandOverError, TakenPortion
+from realtimed.process.portions import TAKE_OVER, HandOverError, TakenPortion
 
 __all__ = ["PATIENCE", "Predecessor", "Successor"]
 
-_VARIABLE: Final = "REALTIMED_TAKE_OVER"
-"""The variable in which the successor finds the descriptor of its end of the line."""
-
-_OF_THIS_PROCESS: Final = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_PID", _VARIABLE)
+_OF_THIS_PROCESS: Final = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_PID", TAKE_OVER)
 """Variables that were meant for this process alone."""
 
 PATIENCE: Final = 1.0
@@ -55,7 +52,7 @@ class Successor:
         self._line.learn_credentials()
         with theirs:
             environment = {name: value for name, value in environ.items() if name not in _OF_THIS_PROCESS}
-            environment[_VARIABLE] = str(theirs.fileno())
+            environment[TAKE_OVER] = str(theirs.fileno())
             try:
                 self._process = subprocess.Popen(
                     [sys.executable, *sys.orig_argv[1:]], env=environment, pass_fds=[theirs.fileno()]
@@ -103,9 +100,9 @@ class Successor:
         """Wait for a message of a kind. Nothing else runs meanwhile, for `PATIENCE` at most."""
         return self._line.expect(kind)
 
-    def go(self) -> None:
+    def go(self, data: bytes) -> None:
         """Say that everything belongs to the successor now. It goes on, too, if this process ends before."""
-        self._line.send(Kind.GO)
+        self._line.send(Kind.GO, data)
 
     def close(self) -> None:
         """Leave the successor to itself."""
@@ -138,7 +135,7 @@ class Predecessor:
     @staticmethod
     def of(environ: MutableMapping[str, str]) -> Predecessor | None:
         """Return the predecessor, if there is one. Takes its variable out of `environ`."""
-        number = environ.pop(_VARIABLE, "")
+        number = environ.pop(TAKE_OVER, "")
         if not (number.isascii() and number.isdigit()):
             return None
         try:
@@ -160,15 +157,17 @@ class Predecessor:
         """Wait for a message of a kind. Raises `HandOverError`."""
         return self._line.expect(kind)
 
-    def wait_for_go(self) -> None:
-        """Wait until everything is ours: the predecessor says so, or it has ended.
+    def wait_for_go(self) -> bytes | None:
+        """Wait until everything is ours; return what the predecessor says then, or None if it has ended before.
 
         Raises `HandOverError` if it says that it goes on itself.
         """
         self._line.patience = None  # the predecessor may be slow to say so: only it can decide
+        said = None
         with suppress(EndOfLineError):
-            self._line.expect(Kind.GO)
+            said = self._line.expect(Kind.GO).data
         self._line.close()
+        return said
 
     def refuse(self, sentence: str) -> NoReturn:
         """Say why this process does not take over, and end at once.

@@ -24,6 +24,7 @@ from realtimed.net.admission import Admission
 from realtimed.net.backlogs import Backlogs
 from realtimed.net.drains import Drains
 from realtimed.net.fanout import MISSED
+from realtimed.net.gate import Gate
 from realtimed.net.watcher import Watcher
 from realtimed.process.deadlines import Deadlines
 from realtimed.process.open_files import connection_limit
@@ -82,6 +83,8 @@ class Sessions:
         self.departing: Deadlines[Connection] = Deadlines(lambda: 0.0, lambda each: each.over())
         """Connections that are over in the next turns of the event loop, whatever waits for the peer."""
         self.members: dict[str, Session] = {}
+        self.gate = Gate()
+        """What clients send is read only while it is open."""
         self.open = 0
         self.connections = 0
         self.refused: dict[int, int] = {}
@@ -110,7 +113,7 @@ class Sessions:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve the connections that `welcome` gets, until cancelled. Then end those that are left."""
         trio.lowlevel.add_instrument(self.engines.turns)
-        self.watcher = Watcher()
+        self.watcher = Watcher(self.gate)
         try:
             async with trio.open_nursery() as self.nursery:
                 self.engines.nursery = self.nursery
