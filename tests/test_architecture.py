@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "errors": set(),
     "text": {"errors"},
     "rpc": set(),
-    "hub": set(),
+    "hub": {"process.portions"},
     "config": {"hub.names", "rpc.address", "process.logs"},
     "process": set(),
     "net": {"hub", "config", "process"},

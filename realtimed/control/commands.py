@@ -17,10 +17,11 @@ from realtimed.control.listing import Client, list_channels, list_clients
 from realtimed.control.steps import WAIT, Steps, Whole
 from realtimed.errors import RefusedError
 from realtimed.hub.channel import Subscriber
-from realtimed.hub.hub import Hub, Joined
+from realtimed.hub.hub import Hub
 from realtimed.hub.names import check_channel_name
 from realtimed.hub.position import Position, Receipt
 from realtimed.hub.publication import encode_message
+from realtimed.hub.results import Joined
 from realtimed.rpc.defaults import HISTORY_SHOWN
 from realtimed.text import quoted
 

@@ -29,8 +29,8 @@ from realtimed.control.forms import WITHOUT_TIME
 from realtimed.control.service import SLICE_SECONDS, Service
 from realtimed.control.steps import Steps, Work, answer_limit
 from realtimed.errors import ProtocolError, RefusedError
-from realtimed.hub.hub import Joined
 from realtimed.hub.publication import Ending
+from realtimed.hub.results import Joined
 from realtimed.net.stream import QueuedStream
 from realtimed.process.logs import Event
 from realtimed.rpc.wire import VALUES_LIMIT, Decoder, Message, Notification, Request, encode_response

@@ -15,11 +15,13 @@ from functools import partial
 from typing import Final
 from weakref import ref
 
+from realtimed.hub.channel import Channel
 from realtimed.hub.history import History
+from realtimed.hub.position import Position
 from realtimed.hub.publication import Frames, Publication, WireFormat
 from realtimed.hub.ring import Kept, Ring
 
-__all__ = ["Excerpt", "Pieces", "Replay", "Replays"]
+__all__ = ["Excerpt", "Pieces", "Replay", "Replays", "count_latest", "count_since", "tail"]
 
 _PIECE_BYTES: Final = 32 * 2**10
 _PIECE_FRAMES: Final = 256
@@ -213,3 +215,22 @@ class Replays:
         self.shared -= size
         del self._frames[key]
         self.freed()
+
+
+def tail(channel: Channel, count: int) -> Excerpt:
+    """Return the last `count` publications of a channel."""
+    return Excerpt(channel.name, channel.epoch, channel.ring, channel.offset - count + 1, count)
+
+
+def count_since(history: History, channel: Channel, since: Position) -> int | None:
+    """Return how many publications came after `since`, or None if not all of them are known any more."""
+    if since.epoch != channel.epoch or since.offset > channel.offset:
+        return None
+    if since.offset == channel.offset:
+        return 0
+    return history.after(channel.ring, since.offset) if channel.ring is not None else None
+
+
+def count_latest(history: History, channel: Channel, count: int) -> int:
+    """Return how many of the last `count` publications are kept."""
+    return history.latest(channel.ring, count) if count and channel.ring is not None else 0
