@@ -32,6 +32,9 @@ RING_BYTES: Final = 1024
 _DROPPED_ALLOWED: Final = 16
 """Dropped slots tolerated before compaction, beyond as many as there are publications."""
 
+_HOLDER: Final = object()
+"""Reads for those readers from another process that have not come yet."""
+
 _DROPPED: Final[Kept] = bytearray()
 """What a dropped slot has in place of a payload."""
 
@@ -230,26 +233,26 @@ class History:
 
         Call this before `resume_reading` and, when all of them read, `readers_resumed`.
         """
-        ring.readers, ring.evicted = OrderedDict(), {}
+        ring.evicted = {}
         for offset, payload, published in entries:
             ring.evicted[offset] = payload, published
             ring.retained += len(payload) + ENTRY_BYTES + EVICTED_BYTES
         self.retained += ring.retained
+        ring.readers = OrderedDict({_HOLDER: next(iter(ring.evicted), ring.first)})
 
     def resume_reading(self, ring: Ring, reader: object, offset: int, end: int) -> bool:
         """Retain what is between two offsets, as `begin_reading` does. Return False if something of it is gone."""
-        if any(each < ring.first and each not in ring.evicted for each in (offset, min(end, ring.first) - 1)):
+        newest = ring.first + ring.count - 1
+        if ring.readers is None or end - 1 > newest or (offset < ring.first and offset not in ring.evicted):
             return False
-        if end > ring.first + ring.count:
-            return False
-        if ring.readers is None:
-            ring.readers, ring.evicted = OrderedDict(), {}
         ring.readers[reader] = offset
-        ring.needed_to = max(ring.needed_to, ring.first + ring.count - 1)
+        ring.needed_to = newest
         return True
 
     def readers_resumed(self, ring: Ring) -> None:
         """Drop what no reader from another process needs after all, and put the readers into order."""
+        if ring.readers is not None:
+            ring.readers.pop(_HOLDER, None)
         if ring.readers:
             ring.readers = OrderedDict(sorted(ring.readers.items(), key=itemgetter(1)))
             self._release(ring)

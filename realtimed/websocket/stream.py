@@ -162,6 +162,12 @@ class ClientStream(OutboundStream):
             # Do not wait until the socket takes more: it may never, and only a piece that is made has a deadline.
             self._drains.replay_soon(self)
 
+    def resume_draining(self) -> None:
+        """See `OutboundStream`."""
+        super().resume_draining()
+        if self._backlog is not None and not self._backlog.entries:
+            self._drains.replay_soon(self)
+
     def _begin_draining(self, backlog: Backlog) -> None:
         self._watcher.watch_writable(self.descriptor, True)
 
