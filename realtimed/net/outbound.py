@@ -16,6 +16,7 @@ import math
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from contextlib import suppress
 from enum import Enum
 from typing import Final, Protocol
 
@@ -92,6 +93,11 @@ class OutboundStream(ABC):
         except OSError:  # it has already reset the connection
             return ""
         return str(name[0]) if isinstance(name, tuple) else ""
+
+    @property
+    def tcp(self) -> bool:
+        """Whether the socket is one of TCP, not a Unix socket."""
+        return self._socket.family != socket.AF_UNIX
 
     @property
     def descriptor(self) -> int:
@@ -201,6 +207,11 @@ class OutboundStream(ABC):
         """Discard further writes. What has been written still goes out."""
         if not self.sealed:
             self._enter(_SEALED)
+
+    def hang_up(self) -> None:
+        """Let the peer find the end, whoever else has the socket open."""
+        with suppress(OSError):  # the peer may be gone
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def shut(self) -> None:
         """Close the socket, whatever still waits to be sent."""
