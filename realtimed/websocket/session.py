@@ -148,10 +148,6 @@ class Session(Connection):
         """Go on with messages that wait."""
         self._inbox = deque(messages)
 
-    def resume_message(self, unfinished: bytes) -> None:
-        """Go on with a message of which this has come."""
-        self._sessions.engines.feed(self, self.stream.resume_message(unfinished))
-
     def leave_to_another_process(self) -> None:
         """Forget a connection that goes on elsewhere: it has not ended."""
         self._over = True

@@ -316,10 +316,11 @@ class SessionsPart(Part):
 
     def begin(self) -> None:
         """See `Part`."""
+        sessions = self._sessions
         for session in self._incomplete:
             session.end(Ending.FAULT, MISSED)
         for session, unfinished in self._unfinished:
-            session.resume_message(unfinished)
+            sessions.engines.feed(session, session.stream.resume_message(unfinished))
         for session in self._waiting:
             session.stream.resume_draining()
             session.replay_sent()
