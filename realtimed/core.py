@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+
+import trio
 
 from realtimed.broker.base import Broker
 from realtimed.broker.local import LocalBroker
 from realtimed.config.settings import Config
+from realtimed.control.boundary import run_connection
 from realtimed.control.commands import Context
 from realtimed.control.idempotency import KeyedReceipts
+from realtimed.control.server import Connection
 from realtimed.control.service import WAITING_LIMIT, Service
+from realtimed.control.transfer import PublishersPart
+from realtimed.errors import RefusedError
 from realtimed.hub.channel import Subscriber
 from realtimed.hub.history import History, Retention
 from realtimed.hub.hub import Hub
+from realtimed.hub.transfer import HubPart
 from realtimed.hub.watch import Watcher
 from realtimed.net.accepting import ClientFiles
 from realtimed.net.backlogs import Backlogs
 from realtimed.net.fanout import FanOut
 from realtimed.net.gate import Gate
+from realtimed.net.listener import SocketListener
 from realtimed.process.open_files import files_for_clients
 from realtimed.process.portions import Part
 from realtimed.stats import Figures, FiguresPart
+from realtimed.websocket.frames import CLOSE_REASONS
 from realtimed.websocket.sessions import Sessions
+from realtimed.websocket.transfer import SessionsPart
 
 __all__ = ["Core"]
 
@@ -55,15 +65,27 @@ class Core:
                 stats=figures.stats,
                 info=figures.info,
                 keyed_receipts=self.keyed_receipts,
+                upgrade=self.begin_upgrade,
             ),
             config=config,
             answers=self.answers,
             until_publishable=self._until_publishable,
             publish_now=self.fan_out.publish_now,
             settle=self.fan_out.settle,
+            gate=self.gate,
         )
-        self.parts: list[Part] = [FiguresPart(figures, self.fan_out.round_times)]
+        self.publishers = PublishersPart(self.service, self.keyed_receipts, self.start_publisher)
+        self.parts: list[Part] = [
+            HubPart(self.hub),
+            SessionsPart(self.sessions),
+            self.publishers,
+            FiguresPart(figures, self.fan_out.round_times),
+        ]
         """What is handed over to a successor, in this order."""
+        self.accepting_http = trio.CancelScope()
+        self.http_over = trio.Event()
+        self.publishers_nursery: trio.Nursery
+        """Where the connections of publishers run; set while there may be any."""
 
     def _give_up(self, subscribers: Collection[Subscriber | Watcher]) -> None:
         """End the connections of subscribers that may have missed something, so that they reconnect and ask for it."""
@@ -75,6 +97,33 @@ class Core:
         await self.broker.room()
         await self.fan_out.room()
         await self.backlogs.room()
+
+    def begin_upgrade(self, caller: Subscriber | None) -> None:
+        """Begin an upgrade for a caller of the control socket. Raises `RefusedError` if it may not, or cannot begin."""
+        raise RefusedError("upgrade_failed", "this daemon has no program of its own")
+
+    def start_publisher(self, connection: Connection) -> None:
+        """Serve a publisher's connection."""
+        self.publishers_nursery.start_soon(run_connection, connection)
+
+    async def serve_http(self, listener: SocketListener[trio.SocketStream], obstacle: Callable[[], str | None]) -> None:
+        """Serve the HTTP endpoint until `accepting_http` is cancelled and all requests have been answered."""
+        # Import these only now: a daemon without HTTP spends no memory on them.
+        from realtimed.http.metrics import Exposition, Reading  # noqa: PLC0415
+        from realtimed.http.routes import Routes  # noqa: PLC0415
+        from realtimed.http.server import serve  # noqa: PLC0415
+
+        loop_lag = self.figures.loop_lag
+
+        def read() -> Reading:
+            return Reading(
+                self.figures.stats(), CLOSE_REASONS, self.admission.limit, self.fan_out.round_times, loop_lag.times
+            )
+
+        async with trio.open_nursery() as requests:
+            with self.accepting_http:
+                await serve(listener, requests, Routes(obstacle, Exposition(read).page), self.gate)
+        self.http_over.set()
 
     def apply(self, config: Config) -> None:
         """Apply a configuration that differs only in settings that can change."""

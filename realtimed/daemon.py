@@ -16,12 +16,12 @@ from realtimed import __version__
 from realtimed.config.readers import Address
 from realtimed.config.reloading import Reloader
 from realtimed.config.settings import Config
-from realtimed.control.server import serve_publisher
+from realtimed.control.boundary import serve_publisher
 from realtimed.control.shedding import shed_largest
 from realtimed.core import Core
-from realtimed.errors import ConfigurationError
+from realtimed.errors import ConfigurationError, RefusedError
+from realtimed.hub.channel import Subscriber
 from realtimed.net.accepting import accept
-from realtimed.net.listener import SocketListener
 from realtimed.net.listeners import Listeners, Places, Wraps, open_listeners
 from realtimed.net.socket_files import SocketFiles
 from realtimed.net.stream import QueuedStream
@@ -37,7 +37,6 @@ from realtimed.process.systemd import Handover, ServiceManager, receive_sockets
 from realtimed.state import StateFile
 from realtimed.upgrade import HandOver, Report, TakeOver
 from realtimed.websocket.drain import Drain
-from realtimed.websocket.frames import CLOSE_REASONS
 from realtimed.websocket.heartbeat import Heartbeat
 from realtimed.websocket.shedding import shed_slowest
 from realtimed.websocket.stream import ClientStream
@@ -76,6 +75,7 @@ class Daemon(Core):
         self._listeners: Listeners
         self._hand_over: HandOver | None = None
         self._upgrading = trio.CancelScope()
+        self._upgrade_asked = False
         self._reloader = Reloader(config, reread or (lambda: config), self.apply)
         self._handover = handover or Handover()
         self._manager = manager or ServiceManager({})
@@ -86,8 +86,6 @@ class Daemon(Core):
         self._stop_begun = False
         self._everything = trio.CancelScope()
         self._started: Callable[[], None]
-        self._accepting_http = trio.CancelScope()
-        self._http_over = trio.Event()
 
     def stop(self) -> None:
         """Begin to end the daemon: `serve` returns when all clients have been sent away and all sockets are closed."""
@@ -118,7 +116,8 @@ class Daemon(Core):
                     self._listeners = listeners
                     self._started = task_status.started
                     await self._serve(listeners, signals)
-        log.info(Event("stopped"))
+        if not self._given:  # otherwise the log of the process in which the service goes on would end with it
+            log.info(Event("stopped"))
 
     # The stages of a life, from the outermost to the innermost. A stop goes from the inside out:
     # 1. `_admit` accepts no more WebSockets.
@@ -143,7 +142,7 @@ class Daemon(Core):
             self._begin_background(background, listeners, signals)
             await self._serve_clients(listeners)
             if self._given and listeners.http is not None:
-                await self._http_over.wait()  # requests have deadlines
+                await self.http_over.wait()  # requests have deadlines
             background.cancel_scope.cancel()
         if self._state is not None and not self._given:
             await self._state.save(self.hub)  # after a second signal as well: nothing is published any more
@@ -162,6 +161,7 @@ class Daemon(Core):
 
     async def _serve_publishers(self, listeners: Listeners) -> None:
         async with trio.open_nursery() as publishers:
+            self.publishers_nursery = publishers
             await self._accept_all(listeners, publishers)
             for stream in listeners.control.last_ones():
                 publishers.start_soon(serve_publisher, stream, self.service)
@@ -197,7 +197,7 @@ class Daemon(Core):
 
     def _begin_background(self, background: trio.Nursery, listeners: Listeners, signals: Signals) -> None:
         if listeners.http is not None:
-            background.start_soon(self._serve_http, listeners.http)
+            background.start_soon(self.serve_http, listeners.http, self._obstacle)
         background.start_soon(self.figures.loop_lag.run)
         background.start_soon(garbage.look_often)
         background.start_soon(self.fan_out.run)
@@ -212,6 +212,7 @@ class Daemon(Core):
         background.start_soon(self._manager.watch, self._status)
         background.start_soon(signals.run)
         self._everything = background.cancel_scope
+        self._background = background
 
     async def _open_listeners(self, resources: AsyncExitStack) -> Listeners:
         """Listen at all addresses. The listeners end with `resources`. Raises `ConfigurationError`."""
@@ -246,7 +247,9 @@ class Daemon(Core):
 
     def _report(self, report: Report) -> None:
         """Log what has happened, and tell it to whoever has asked for the upgrade."""
-        clients, publishers = len(self.sessions.members), len(self.service.connections)
+        clients = len(self.sessions.members)
+        outcome = {**report._asdict(), "pid": os.getpid(), "version": __version__, "clients": clients}
+        publishers = self.publishers.report(outcome)
         log.info(
             Event(
                 "taken over",
@@ -261,25 +264,26 @@ class Daemon(Core):
             )
         )
 
-    async def _serve_http(self, listener: SocketListener[trio.SocketStream]) -> None:
-        # Import these only now: a daemon without HTTP spends no memory on them.
-        from realtimed.http.metrics import Exposition, Reading  # noqa: PLC0415
-        from realtimed.http.routes import Routes  # noqa: PLC0415
-        from realtimed.http.server import serve  # noqa: PLC0415
-
-        loop_lag = self.figures.loop_lag
-
-        def read() -> Reading:
-            return Reading(
-                self.figures.stats(), CLOSE_REASONS, self.admission.limit, self.fan_out.round_times, loop_lag.times
-            )
-
-        async with trio.open_nursery() as requests:
-            with self._accepting_http:
-                await serve(listener, requests, Routes(self._obstacle, Exposition(read).page), self.gate)
-        self._http_over.set()
-
     # Upgrades.
+
+    def begin_upgrade(self, caller: Subscriber | None) -> None:
+        """See `Core`. Only root and the daemon's own user may."""
+        credentials = caller.peer_credentials() if isinstance(caller, QueuedStream) else None
+        if credentials is None or credentials[1] not in (0, os.geteuid()):
+            raise RefusedError("not_allowed", f"only root and the daemon's own user, {os.geteuid()}, may upgrade it")
+        if self._stopping.is_set() or self._upgrade_asked:
+            reason = "the daemon is stopping" if self._stopping.is_set() else "another upgrade is under way"
+            raise RefusedError("upgrade_failed", reason)
+        self._upgrade_asked = True
+        self._background.start_soon(self._upgrade)
+
+    async def _upgrade(self) -> None:
+        try:
+            await self.upgrade()
+        except HandOverError as error:
+            self._upgrade_asked = False
+            for connection in self.service.connections:
+                connection.refuse_upgrade(str(error))
 
     async def upgrade(self) -> None:
         """Leave everything to a new process. Raises `HandOverError` if that fails: then this one goes on."""
@@ -311,7 +315,7 @@ class Daemon(Core):
                 self._hand_over = None
         self.sessions.gate.open()  # for those that are ending
         self._manager.close()
-        self._accepting_http.cancel()
+        self.accepting_http.cancel()
         self._stopping.set()
         log.info(Event("handed over", pid=pid, clients_left=self.sessions.open))
 

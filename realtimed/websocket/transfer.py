@@ -59,7 +59,8 @@ class _Busy(msgspec.Struct, array_like=True):
     place: int
     unfinished: bytes = b""
     waiting: Waiting | None = None
-    inbox: list[str | bytes] | None = None
+    inbox: list[tuple[bytes, bool]] = []
+    """Messages that wait, each with whether it is text."""
 
 
 class _Arriving(msgspec.Struct, array_like=True):
@@ -183,7 +184,8 @@ class SessionsPart(Part):
                 channels.append((place, [channel.name for channel in stream.channels]))
             unfinished, waiting, inbox = stream.unfinished, stream.waiting(blobs), session.inbox
             if unfinished or waiting is not None or inbox:
-                busy.append(_Busy(place, unfinished, waiting, inbox))
+                messages = [(each.encode(), True) if isinstance(each, str) else (each, False) for each in inbox or ()]
+                busy.append(_Busy(place, unfinished, waiting, messages))
         rest = _Rest(
             gone, clients, channels, heard.tobytes(), full.tobytes(), busy, blobs.all,
             [_Arriving(each.id, each.stream.tcp, age, each.collected) for each, age in arriving],
@@ -308,7 +310,7 @@ class SessionsPart(Part):
         if busy.unfinished:
             self._unfinished.append((session, busy.unfinished))
         if busy.inbox:
-            session.resume_inbox(busy.inbox)
+            session.resume_inbox(data.decode() if text else data for data, text in busy.inbox)
         if busy.waiting is not None and not session.stream.resume(busy.waiting, blobs):
             self._incomplete.append(session)
         if busy.inbox or busy.waiting is not None:
