@@ -247,9 +247,9 @@ class Daemon(Core):
 
     def _report(self, report: Report) -> None:
         """Log what has happened, and tell it to whoever has asked for the upgrade."""
-        clients = len(self.sessions.members)
-        outcome = {**report._asdict(), "pid": os.getpid(), "version": __version__, "clients": clients}
-        publishers = self.publishers.report(outcome)
+        clients, publishers = len(self.sessions.members), self.publishers.taken
+        outcome = {"pid": os.getpid(), "version": __version__, "clients": clients, "publishers": publishers}
+        self.publishers.report({**report._asdict(), **outcome})
         log.info(
             Event(
                 "taken over",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Final
 
@@ -165,7 +165,7 @@ class PublishersPart(Part):
         return connection
 
     def begin(self) -> None:
-        """See `Part`. Whoever has asked for the upgrade is answered with `report`."""
+        """See `Part`. Then call `report`."""
         for each in self._incomplete:
             pid, uid, gid = each.stream.peer_credentials() or (0, -1, -1)
             log.warning(
@@ -178,18 +178,18 @@ class PublishersPart(Part):
             if each not in self._incomplete:
                 self._start(each)
 
-    def report(self, outcome: object) -> int:
-        """Answer those that have asked for the upgrade; return how many connections there are.
+    @property
+    def taken(self) -> int:
+        """How many connections have been taken over, until `report`."""
+        return len(self._taken) - len(self._incomplete)
 
-        Call it right after `begin`.
-        """
-        count = len(self._taken) - len(self._incomplete)
+    def report(self, outcome: Mapping[str, object]) -> None:
+        """Answer those that have asked for the upgrade. Call it right after `begin`."""
         for each, asked in self._taken:
             if asked is not None:
                 each.first_words = encode_response(asked, None, outcome)
         self._taken.clear()
         self._incomplete.clear()
-        return count
 
 
 def _keys(known: Iterable[Known], now: float) -> list[_Key]:
