@@ -344,6 +344,9 @@ class _PipeStream(QueuedStream):
     def attach(self, nursery: trio.Nursery, owner: Owner, gate: Gate | None = None) -> None:
         pass
 
+    def resume_draining(self) -> None:
+        pass
+
     def detach(self) -> None:
         pass
 
