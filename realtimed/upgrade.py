@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -21,7 +22,7 @@ from realtimed import __version__
 from realtimed.config.settings import Config
 from realtimed.net.gate import Gate
 from realtimed.net.listeners import Listeners
-from realtimed.process.line import Kind
+from realtimed.process.line import EndOfLineError, Kind
 from realtimed.process.portions import HandOverError, Part, TakenPortion, decoded
 from realtimed.process.successor import PATIENCE, Predecessor, Successor
 
@@ -123,7 +124,6 @@ class HandOver:
         """Hand over; return the successor's pid. Raises `HandOverError`, and goes on here, if that fails."""
         began_at = time.monotonic()
         successor = Successor(self._environ)
-        how = ""
         try:
             await self._prepare(successor)
             for gate in self._gates:
@@ -131,13 +131,11 @@ class HandOver:
             paused_at = time.monotonic()
             await self._come_to_rest()
             self._give(successor, msgspec.msgpack.encode(_Go(paused_at, began_at)))
-        except HandOverError as error:
-            how = successor.end()
-            raise HandOverError(f"{error}{how}") from error
+        except EndOfLineError as error:
+            raise HandOverError(f"{error}{successor.end()}") from error
         finally:
             if not self.given:
-                if not how:
-                    successor.end()
+                successor.end()
                 self._stay()
         successor.close()
         return successor.pid
@@ -155,7 +153,9 @@ class HandOver:
         await successor.send(Kind.SOCKETS, msgspec.msgpack.encode(beginning), files)
         for number, part in enumerate(self._parts):
             for portion in part.first():
-                await successor.send(Kind.FIRST, bytes([number]) + portion.data, portion.descriptors)
+                # Copies: while this waits, a connection may end, and its descriptor be that of another one.
+                with _copies(portion.descriptors) as files:
+                    await successor.send(Kind.FIRST, bytes([number]) + portion.data, files)
                 await trio.lowlevel.checkpoint()
         await successor.send(Kind.PREPARE)
         await successor.prepared()
@@ -201,6 +201,20 @@ class HandOver:
             part.stay()
         for gate in self._gates:
             gate.open()
+
+
+@contextmanager
+def _copies(files: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Keep copies of open files for a while."""
+    copies: list[int] = []
+    try:
+        copies += map(os.dup, files)
+        yield copies
+    except OSError as error:
+        raise HandOverError(f"there are too few open files for an upgrade: {error.strerror}") from error
+    finally:
+        for each in copies:
+            os.close(each)
 
 
 class TakeOver:

@@ -113,7 +113,9 @@ class Successor:
 
         It may wait for `go`, and takes our end for that. So it is told, too.
         """
-        status: int | None = None
+        status = self._process.returncode
+        if status is not None:
+            return f"; its exit status is {status}"
         with suppress(HandOverError):
             self._line.send(Kind.FAILED, b"the process before this one goes on")
         with suppress(subprocess.TimeoutExpired):
