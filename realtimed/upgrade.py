@@ -154,8 +154,8 @@ class HandOver:
         for number, part in enumerate(self._parts):
             for portion in part.first():
                 # Copies: while this waits, a connection may end, and its descriptor be that of another one.
-                with _copies(portion.descriptors) as files:
-                    await successor.send(Kind.FIRST, bytes([number]) + portion.data, files)
+                with _copies(portion.descriptors) as copies:
+                    await successor.send(Kind.FIRST, bytes([number]) + portion.data, copies)
                 await trio.lowlevel.checkpoint()
         await successor.send(Kind.PREPARE)
         await successor.prepared()

@@ -47,7 +47,10 @@ class Successor:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         """Start it. `environ` is the environment that this process was started with."""
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise HandOverError(f"the new process cannot be started: {error.strerror}") from error
         self._line = Line(ours, "the new process", PATIENCE)
         self._line.learn_credentials()
         with theirs:

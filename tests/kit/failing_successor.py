@@ -7,6 +7,7 @@ socket.
 from __future__ import annotations
 
 import os
+import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -20,11 +21,14 @@ from realtimed.process.line import Kind
 from realtimed.process.successor import Predecessor
 from tests.kit.daemon import Daemon
 
-__all__ = ["CRASH", "HANG", "WRONG", "fail_at"]
+__all__ = ["CRASH", "FEW", "HANG", "WRONG", "fail_at"]
 
 CRASH: Final = "it crashes before it is ready"
 HANG: Final = "it hangs before it is ready"
 WRONG: Final = "it finds a wrong configuration"
+FEW: Final = "it may open few files"
+
+_FEW: Final = 60
 
 _LONG: Final = 60.0
 """Seconds for which a successor hangs: it is ended before."""
@@ -47,14 +51,15 @@ def fail_at(daemon: Daemon, failing: str) -> Iterator[None]:
 
 
 def _say(predecessor: Predecessor, kind: Kind, data: bytes = b"") -> None:
-    """Fail before the last word."""
-    if kind is Kind.READY:
-        fail = Path(sys.argv[sys.argv.index("--socket") + 1]).with_name("fail")
-        how = fail.read_text() if fail.exists() else ""
-        if how == CRASH:
-            os._exit(3)
-        if how == HANG:
-            time.sleep(_LONG)
+    """Fail before the last word, or become unable to take over at the first."""
+    fail = Path(sys.argv[sys.argv.index("--socket") + 1]).with_name("fail")
+    how = fail.read_text() if fail.exists() else ""
+    if kind is Kind.HELLO and how == FEW:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_FEW, _FEW))
+    if kind is Kind.READY and how == CRASH:
+        os._exit(3)
+    if kind is Kind.READY and how == HANG:
+        time.sleep(_LONG)
     _really_say(predecessor, kind, data)
 
 

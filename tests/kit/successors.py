@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks import machine
-from realtimed import Client
+from realtimed import Client, NoDaemonError
 from tests.kit.daemon import Daemon
 from tests.kit.patience import LONG_PATIENCE
 
-__all__ = ["ended", "open_files", "resident_bytes", "serving"]
+__all__ = ["ended", "open_files", "resident_bytes", "serving", "until_ended"]
 
 
 def serving(daemon: Daemon) -> int:
@@ -30,13 +30,24 @@ def ended(daemon: Daemon) -> Iterator[None]:
     try:
         yield
     finally:
-        pid = serving(daemon)
-        handle = os.pidfd_open(pid)
         try:
-            os.kill(pid, signal.SIGTERM)
-            select.select([handle], [], [], LONG_PATIENCE)
-        finally:
-            os.close(handle)
+            pid = serving(daemon)
+        except NoDaemonError:
+            return  # it has been ended
+        os.kill(pid, signal.SIGTERM)
+        until_ended(pid)
+
+
+def until_ended(pid: int) -> None:
+    """Wait until a process has ended, which need not be a child of this one."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        assert select.select([handle], [], [], LONG_PATIENCE)[0], f"process {pid} does not end"
+    finally:
+        os.close(handle)
 
 
 def open_files(daemon: Daemon) -> int:

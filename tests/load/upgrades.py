@@ -66,11 +66,9 @@ class Outcome:
 class Peer:
     """A client that blocks: it reads frames one by one, and answers pings."""
 
-    def __init__(self, path: Path, outcome: Outcome, *, v1: bool = True) -> None:
+    def __init__(self, sock: socket.socket, outcome: Outcome, *, v1: bool = True) -> None:
         self._outcome = outcome
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(_PATIENCE)
-        self.socket.connect(str(path))
+        self.socket = sock
         self.socket.sendall(REQUEST.removesuffix(b"\r\n") + (_V1 if v1 else b"\r\n"))
         self._buffer = b""
         while b"\r\n\r\n" not in self._buffer:
@@ -142,8 +140,18 @@ class Scene:
     made: Counter[str] = field(default_factory=Counter)
     """How many calls each publisher has made."""
 
+    sockets: list[socket.socket] = field(default_factory=list)
+    """All sockets of actors: what a fault has left open is closed at the end."""
+
+    def connected(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX)
+        self.sockets.append(sock)
+        sock.settimeout(_PATIENCE)
+        sock.connect(str(self.daemon.websocket_socket))
+        return sock
+
     def peer(self, *, v1: bool = True) -> Peer:
-        return Peer(self.daemon.websocket_socket, self.outcome, v1=v1)
+        return Peer(self.connected(), self.outcome, v1=v1)
 
     def client(self) -> Client:
         return Client(self.daemon.control_socket, timeout=_PATIENCE)
@@ -240,9 +248,7 @@ def comers_and_goers(scene: Scene) -> None:
 def half_heads(scene: Scene) -> None:
     """Send each request in two pieces."""
     while not scene.over.is_set():
-        sock = socket.socket(socket.AF_UNIX)
-        sock.settimeout(_PATIENCE)
-        sock.connect(str(scene.daemon.websocket_socket))
+        sock = scene.connected()
         cut = random.randrange(1, len(REQUEST))
         sock.sendall(REQUEST[:cut])
         scene.pause(0.5)
@@ -338,6 +344,8 @@ def acting(scene: Scene) -> Iterator[None]:
         scene.over.set()
         for thread in [*others, *followers]:
             thread.join()
+        for sock in scene.sockets:
+            sock.close()
 
 
 class Member:
