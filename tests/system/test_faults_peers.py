@@ -43,9 +43,9 @@ async def test_who_was_reset_before_the_daemon_looked_leaves_nothing(runtime_dir
                         peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
                         peer.sendall(sent)
             # Those that have not been accepted yet have no task, and some have a descriptor and no task.
-            costs = "tasks", "descriptors"
-            while any((now := await asking.call("stats"))[each] > before[each] for each in costs) or now["clients"]:
-                pass
+            costs, now = ("tasks", "descriptors"), await asking.call("stats")
+            while now["clients"] or any(now[each] > before[each] for each in costs):
+                now = await asking.call("stats")
             assert [now[each] for each in costs] == [before[each] for each in costs]
     assert "Traceback" not in daemon.log
 
