@@ -199,13 +199,15 @@ def slow(scene: Scene) -> None:
     """Read a busy channel in bursts, so that much waits in the daemon."""
     peer = scene.peer()
     peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    readable = select.poll()
+    readable.register(peer.socket, select.POLLIN)
     peer.say(action="subscribe", channel="big")
     last = peer.event()["offset"]
     while not scene.over.is_set():
         scene.over.wait(0.4)
         until = time.monotonic() + 0.15
         while time.monotonic() < until:
-            if not select.select([peer.socket], [], [], 0.1)[0]:
+            if not readable.poll(100):
                 continue
             offset = peer.event()["offset"]
             if offset != last + 1:
@@ -540,15 +542,15 @@ def run(clients: int, behind_caddy: int, upgrades: int, failures: int, rate: flo
             scene.epoch = receipts[0].epoch  # type: ignore[union-attr]  # nothing is refused
             first = client.broadcast("keyed", "once", key="K")
         port = stack.enter_context(caddy_in_thread(directory, daemon)) if behind_caddy else None
+        done = threading.Event()
+        reader = threading.Thread(target=_read_until, args=(crowd, done))
+        reader.start()
         for number in range(clients + behind_caddy):
             crowd.add(daemon.websocket_socket, port if number >= clients else None)
         print(f"{clients} clients, {behind_caddy} more through Caddy with TLS", flush=True)
         stack.enter_context(acting(scene))
-        done = threading.Event()
         publisher = threading.Thread(target=publish, args=(scene, crowd, rate, done.is_set))
         publisher.start()
-        reader = threading.Thread(target=_read_until, args=(crowd, done))
-        reader.start()
         plan = ["", *FAILURES[:failures], *[""] * (upgrades - 1)]
         for number, failing in enumerate(plan, 1):
             scene.over.wait(interval)
