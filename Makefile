@@ -13,7 +13,7 @@ JOBS ?= 2
 TYPESCRIPT_VERSION := 5.9.3
 TYPESCRIPT := .cache/typescript-$(TYPESCRIPT_VERSION)
 
-.PHONY: help run test conformance attack fuzz soak jitter avalanche bench lint format types check clean php browser systemd compiler
+.PHONY: help run test conformance attack fuzz soak jitter avalanche upgrades bench lint format types check clean php browser systemd compiler
 .NOTPARALLEL:
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo 'make soak     let clients and publishers of all kinds come and go: does anything stay behind? ARGS="--minutes 20"'
 	@echo 'make jitter   cut the connections of 1,000 clients for a minute: does each get every message, in order, once?'
 	@echo 'make avalanche   restart the daemon under 5,000 clients: do all come back, and when? ARGS="--kill --caddy"'
+	@echo 'make upgrades    upgrade the daemon under 10,000 clients of all kinds: does anybody notice?'
 	@echo 'make bench    compare with other servers; some of it: make bench ARGS="one-channel --servers realtimed ws"'
 	@echo 'make lint     check style and types'
 	@echo 'make format   format the Python files'
@@ -44,7 +45,7 @@ test: php $(INSTALLED) browser systemd compiler $(TYPESCRIPT)
 conformance: $(INSTALLED)
 	@$(IN_VENV) tests.system.conformance $(ARGS)
 
-soak jitter avalanche: $(INSTALLED)
+soak jitter avalanche upgrades: $(INSTALLED)
 	@$(IN_VENV) tests.load.$@ $(ARGS)
 
 attack: $(INSTALLED)

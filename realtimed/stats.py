@@ -8,17 +8,21 @@ import resource
 import time
 from dataclasses import dataclass, field
 
+import msgspec
+
 from realtimed import __version__
 from realtimed.config.settings import Config
 from realtimed.control.service import Service
 from realtimed.hub.hub import Hub
 from realtimed.net.admission import Admission
 from realtimed.process import logs
+from realtimed.process.histogram import Histogram
 from realtimed.process.lag import LoopLag
+from realtimed.process.portions import Portion, SmallPart, TakenPortion, decoded
 from realtimed.websocket.protocols import PROTOCOLS
 from realtimed.websocket.sessions import Sessions
 
-__all__ = ["Figures"]
+__all__ = ["Figures", "FiguresPart"]
 
 
 @dataclass
@@ -36,7 +40,19 @@ class Figures:
     http: str | None = None
     io_uring: bool = False
     started: float = field(default_factory=time.time)
+    upgrades: int = 0
+    """How many times the service has passed to another process."""
     _began: float = field(default_factory=time.monotonic)
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since the service began, in this process or in one before it."""
+        return time.monotonic() - self._began
+
+    def go_on_from(self, started: float, uptime: float, upgrades: int) -> None:
+        """Go on with the figures of the process before this one."""
+        self.started, self.upgrades = started, upgrades
+        self._began = time.monotonic() - uptime
 
     @property
     def admission(self) -> Admission:
@@ -48,7 +64,8 @@ class Figures:
         hub, sessions, service = self.hub, self.sessions, self.service
         keyed, backlogs = service.context.keyed_receipts, sessions.backlogs
         return {
-            "uptime": round(time.monotonic() - self._began, 3),
+            "uptime": round(self.uptime, 3),
+            "upgrades": self.upgrades,
             "clients": len(sessions.members),
             "channels": hub.subscribed_channels,
             "subscriptions": hub.subscriptions,
@@ -125,3 +142,38 @@ class Figures:
         if busiest is None:
             return None
         return {"address": busiest.name, "connections": busiest.connections, "of": self.admission.taken}
+
+
+class _Figures(msgspec.Struct):
+    """What is handed over of the figures: ages in seconds, counts, and the histograms' counts and sums."""
+
+    uptime: float
+    started: float
+    upgrades: int
+    lag: list[int]
+    lag_sum: float
+    rounds: list[int]
+    rounds_sum: float
+
+
+class FiguresPart(SmallPart):
+    """Hands over the figures that belong to no other part, so that metrics go on."""
+
+    def __init__(self, figures: Figures, round_times: Histogram) -> None:
+        self._figures = figures
+        self._round_times = round_times
+
+    def rest(self) -> Portion:
+        """See `Part`."""
+        figures, lag, rounds = self._figures, self._figures.loop_lag.times, self._round_times
+        state = _Figures(
+            figures.uptime, figures.started, figures.upgrades, lag.counts(), lag.sum, rounds.counts(), rounds.sum
+        )
+        return Portion(msgspec.msgpack.encode(state))
+
+    def take_rest(self, portion: TakenPortion) -> None:
+        """See `Part`."""
+        state = decoded(portion.data, _Figures)
+        self._figures.go_on_from(state.started, state.uptime, state.upgrades + 1)
+        self._figures.loop_lag.times.add(state.lag, state.lag_sum)
+        self._round_times.add(state.rounds, state.rounds_sum)

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "errors": set(),
     "text": {"errors"},
     "rpc": set(),
-    "hub": set(),
+    "hub": {"process.portions"},
     "config": {"hub.names", "rpc.address", "process.logs"},
     "process": set(),
     "net": {"hub", "config", "process"},
@@ -30,7 +30,9 @@ MAY_IMPORT = {
     "client": {"rpc", "hub.position"},
     "state": {"hub", "process"},
     "stats": {"websocket", "control", "net", "hub", "config", "process"},
-    "daemon": {"stats", "websocket", "control", "http", "net", "broker", "hub", "config", "process", "state"},
+    "core": {"stats", "websocket", "control", "http", "net", "broker", "hub", "config", "process"},
+    "upgrade": {"net", "config", "process"},
+    "daemon": {"core", "upgrade", "websocket", "control", "hub.channel", "net", "config", "process", "state"},
     "cli": {"client", "rpc.address", "config", "process", "daemon"},
     "__main__": {"cli"},
     "__init__": {"client", "hub.position"},
@@ -47,8 +49,8 @@ ONLY_USERS = {
 }
 
 TOP_LEVEL = (
-    "__init__.py", "__main__.py", "broker", "cli", "client", "config", "control", "daemon.py", "errors.py", "http",
-    "hub", "net", "process", "py.typed", "rpc", "state.py", "stats.py", "text.py", "websocket",
+    "__init__.py", "__main__.py", "broker", "cli", "client", "config", "control", "core.py", "daemon.py", "errors.py",
+    "http", "hub", "net", "process", "py.typed", "rpc", "state.py", "stats.py", "text.py", "upgrade.py", "websocket",
 )  # fmt: skip
 MODULE_LINES = 400
 FUNCTION_LINES = 50

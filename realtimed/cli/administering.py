@@ -1,10 +1,11 @@
-"""The commands of `realtimectl` for those who run the daemon: `disconnect` and `doctor`."""
+"""The commands of `realtimectl` for those who run the daemon: `disconnect`, `doctor` and `upgrade`."""
 
 from __future__ import annotations
 
 import os
 import re
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -14,7 +15,12 @@ from realtimed.client.calls import NOT_ALLOWED
 from realtimed.errors import RefusedError
 from realtimed.text import quoted
 
-__all__ = ["disconnect", "doctor"]
+__all__ = ["disconnect", "doctor", "upgrade"]
+
+_PROCESSES: Final = (("former_pid", "former_version"), ("pid", "version"))
+
+_UPGRADE_PATIENCE: Final = 120.0
+"""Seconds that an upgrade may take unless ``--timeout`` says more: the new process has 30 for each step."""
 
 
 def disconnect(
@@ -46,6 +52,33 @@ def disconnect(
         raise RefusedError("unknown_client", f"no client {quoted(client_id)} is connected; see realtimectl clients")
     if daemon.json:
         print_json({"disconnected": 1})
+
+
+def upgrade(context: typer.Context) -> None:
+    """Have a new process take the daemon's place, without anyone noticing.
+
+    The daemon starts the version that is installed now, with its own options and environment, and leaves everything to
+    it: connections, channels, history, what is half sent. No connection ends, and nothing is lost. If the new process
+    fails, the daemon goes on as before, and the exit status is 1.
+
+    Only root and the user that the daemon runs as may do this. A changed configuration is read; other addresses to
+    listen at need a restart.
+
+    \b
+      pip install --upgrade realtimed && realtimectl upgrade
+    """  # noqa: D301
+    daemon = context.ensure_object(Daemon)
+    patient = replace(daemon, timeout=max(daemon.timeout, _UPGRADE_PATIENCE))
+    with patient.client() as client:
+        outcome = client.upgrade()
+    if daemon.json:
+        print_json(outcome)
+        return
+    former, now = (f"process {outcome[pid]} ({outcome[version]})" for pid, version in _PROCESSES)
+    held = f"{outcome['clients']:,} clients and {outcome['publishers']:,} publishers"
+    pause, seconds = outcome.get("pause"), outcome.get("seconds")
+    times = f": nobody was served for {pause * 1000:.0f} ms, and all of it took {seconds:.1f} s" if pause else ""
+    typer.echo(visible(f"{now} has taken over {held} from {former}{times}"))
 
 
 def _option(metavar: str, help: str) -> Any:

@@ -12,7 +12,7 @@ from typing import Annotated, Final
 import typer
 
 from realtimed import __version__
-from realtimed.cli.administering import disconnect, doctor
+from realtimed.cli.administering import disconnect, doctor, upgrade
 from realtimed.cli.asking import channels, clients, history, info, ping, stats
 from realtimed.cli.command import REFUSED, STANDARD_STREAMS, Command, Group
 from realtimed.cli.output import say_what_failed
@@ -51,7 +51,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for _command in (broadcast, channels, history, clients, disconnect, tail, top, stats, ping, info, doctor):
+for _command in (broadcast, channels, history, clients, disconnect, tail, top, stats, ping, info, doctor, upgrade):
     app.command(cls=Command)(_command)
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -20,6 +20,10 @@ from realtimed.config.settings import SETTINGS, Setting
 from realtimed.errors import ConfigurationError
 from realtimed.process import logs
 from realtimed.process.log_output import open_standard_descriptors
+from realtimed.process.portions import TAKE_OVER
+
+if TYPE_CHECKING:
+    from realtimed.process.successor import Predecessor
 
 __all__ = ["main"]
 
@@ -55,6 +59,7 @@ def _show_version(wanted: bool) -> None:
 def _start(**given: Any) -> None:
     """Load the configuration, then check it or run the daemon."""
     open_standard_descriptors()
+    predecessor = _predecessor()
     file, check = given.pop("config"), given.pop("check")
     options = {name: value for name, value in given.items() if name in SETTINGS and value not in (None, [], ())}
     try:
@@ -67,11 +72,22 @@ def _start(**given: Any) -> None:
         # Imported here, since `--help` and `--check` need no trio.
         from realtimed.daemon import run  # noqa: PLC0415
 
-        _run(partial(run, config, reread, os.environ))
+        _run(partial(run, config, reread, os.environ, predecessor))
     except ConfigurationError as error:
+        if predecessor is not None:
+            predecessor.refuse(str(error))
         for line in str(error).split("\n"):
             typer.echo(f"realtimed: {visible(line)}", err=True)
         raise typer.Exit(_EXIT_USAGE) from None
+
+
+def _predecessor() -> Predecessor | None:
+    """Return the daemon that has started this one to take over from it, if there is one."""
+    if TAKE_OVER not in os.environ:
+        return None
+    from realtimed.process.successor import Predecessor  # noqa: PLC0415
+
+    return Predecessor.of(os.environ)
 
 
 def _run(daemon: Callable[[], None]) -> None:

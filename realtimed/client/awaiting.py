@@ -112,6 +112,14 @@ class AsyncClient:
         """See `Client.info`."""
         return await self._call(calls.info())
 
+    async def upgrade(self) -> dict[str, Any]:
+        """Leave everything that the daemon holds to a new process, which it starts, and return what happened.
+
+        Only root and the daemon's own user may. Nobody's connection ends. It may take some seconds: see the
+        `timeout` of this client. Raises `RefusedError`, ``upgrade_failed``, if the daemon goes on as before.
+        """
+        return await self._call(calls.upgrade())
+
     async def ping(self) -> None:
         """See `Client.ping`."""
         await self._call(calls.ping())

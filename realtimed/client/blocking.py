@@ -170,6 +170,14 @@ class Client:
         """Return the daemon's version, limits and start time (``started``, in seconds since 1970)."""
         return self._call(calls.info())
 
+    def upgrade(self) -> dict[str, Any]:
+        """Leave everything that the daemon holds to a new process, which it starts, and return what happened.
+
+        Only root and the daemon's own user may. Nobody's connection ends. It may take some seconds: see the
+        `timeout` of this client. Raises `RefusedError`, ``upgrade_failed``, if the daemon goes on as before.
+        """
+        return self._call(calls.upgrade())
+
     def ping(self) -> None:
         """Return if the daemon answers; raise if it does not."""
         self._call(calls.ping())

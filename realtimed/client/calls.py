@@ -41,6 +41,7 @@ __all__ = [
     "ping",
     "stats",
     "subscribe",
+    "upgrade",
     "watch",
 ]
 
@@ -210,6 +211,11 @@ def watch(pattern: str) -> Call[bool]:
 def stats() -> Call[dict[str, Any]]:
     """Ask for the counters."""
     return Call("stats", (), results.mapping)
+
+
+def upgrade() -> Call[dict[str, Any]]:
+    """Return the call of ``upgrade``."""
+    return Call("upgrade", (), results.mapping)
 
 
 def info() -> Call[dict[str, Any]]:

@@ -17,14 +17,15 @@ from realtimed.control.listing import Client, list_channels, list_clients
 from realtimed.control.steps import WAIT, Steps, Whole
 from realtimed.errors import RefusedError
 from realtimed.hub.channel import Subscriber
-from realtimed.hub.hub import Hub, Joined
+from realtimed.hub.hub import Hub
 from realtimed.hub.names import check_channel_name
 from realtimed.hub.position import Position, Receipt
 from realtimed.hub.publication import encode_message
+from realtimed.hub.results import Joined
 from realtimed.rpc.defaults import HISTORY_SHOWN
 from realtimed.text import quoted
 
-__all__ = ["CHANNELS_LIMIT", "COMMANDS", "Caller", "Command", "Context", "call", "shown"]
+__all__ = ["CHANNELS_LIMIT", "COMMANDS", "UNDER_WAY", "Caller", "Command", "Context", "call", "shown"]
 
 CHANNELS_LIMIT: Final = 5000
 """Channels that one ``broadcast_many`` may name."""
@@ -35,6 +36,9 @@ _STEP: Final = 64
 _PAGES: Final = (
     'ask for a page of it with {"limit": …, "after": …}, for how many there are with {"count": true}, or for'
 )
+
+UNDER_WAY: Final = object()
+"""The result of a command whose outcome is not known yet. Its caller gives no other command until it is."""
 
 _T = TypeVar("_T")
 
@@ -54,6 +58,8 @@ class Context:
     stats: Callable[[], dict[str, object]]
     info: Callable[[], dict[str, object]]
     keyed_receipts: KeyedReceipts
+    upgrade: Callable[[Subscriber | None], None]
+    """Begins an upgrade for a caller, or raises `RefusedError`."""
 
 
 _Run: TypeAlias = Callable[[Context, Caller | None, list[object]], object]
@@ -142,6 +148,13 @@ def _broadcast(context: Context, _: Caller | None, params: list[object]) -> obje
             context.keyed_receipts.remember(name, key, [receipt])
             return receipt
     return NotImplemented
+
+
+def _upgrade(context: Context, caller: Caller | None, params: list[object]) -> object:
+    if params:
+        return NotImplemented
+    context.upgrade(caller)
+    return UNDER_WAY
 
 
 def _broadcast_many(context: Context, _: Caller | None, params: list[object]) -> object:
@@ -367,4 +380,5 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "stats": Command("[]", _stats),
     "ping": Command("[]", _ping),
     "info": Command("[]", _info),
+    "upgrade": Command("[]", _upgrade),
 }

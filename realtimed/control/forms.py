@@ -10,7 +10,7 @@ from typing import Final
 from realtimed.hub.publication import Publication, WireFormat
 from realtimed.rpc.wire import encode_notification
 
-__all__ = ["WITHOUT_TIME", "WITH_TIME"]
+__all__ = ["FORMS", "WITHOUT_TIME", "WITH_TIME"]
 
 
 class _WithoutTime:
@@ -29,3 +29,6 @@ WITHOUT_TIME: Final[WireFormat] = _WithoutTime()
 
 WITH_TIME: Final[WireFormat] = _WithTime()
 """The form for a connection that has asked for times."""
+
+FORMS: Final = (WITHOUT_TIME, WITH_TIME)
+"""All forms. Their order is the same in every version."""

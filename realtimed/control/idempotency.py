@@ -7,14 +7,14 @@ may try again: the daemon carries out the first command, and only answers those 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from sys import getsizeof
 from typing import Final, NamedTuple, TypeAlias
 
 from realtimed.errors import RefusedError
 from realtimed.hub.position import Receipt
 
-__all__ = ["KEY_LIMIT", "Channels", "KeyedReceipts", "checked_key"]
+__all__ = ["KEY_LIMIT", "Channels", "KeyedReceipts", "Known", "checked_key"]
 
 KEY_LIMIT: Final = 200
 """Characters of a key: enough for any identifier, and a bound on the memory that a key takes."""
@@ -36,6 +36,15 @@ _PLACE_COST: Final = 16
 
 Channels: TypeAlias = str | tuple[str, ...]
 """A channel, or a list of channels. A list of one channel has keys of its own."""
+
+
+class Known(NamedTuple):
+    """A command with a key: its time by the clock, and its receipts."""
+
+    channels: Channels
+    key: str
+    time: float
+    receipts: Sequence[Receipt]
 
 
 class _Entry(NamedTuple):
@@ -84,12 +93,34 @@ class KeyedReceipts:
         """Record that a command is no longer being carried out."""
         self._under_way.discard((channels, key))
 
-    def remember(self, channels: Channels, key: str, receipts: Sequence[Receipt]) -> None:
-        """Remember the receipts of a command."""
+    # For another process, which goes on remembering.
+
+    def now(self) -> float:
+        """Return the time of the clock."""
+        return self._clock()
+
+    def until(self, time: float) -> Iterator[Known]:
+        """Yield what is known now and not younger than a time, the oldest first."""
+        for (channels, key), entry in list(self._entries.items()):
+            if entry.time > time:
+                return
+            yield Known(channels, key, entry.time, entry.receipts)
+
+    def since(self, time: float) -> list[Known]:
+        """Return what is younger than a time, the oldest first."""
+        found = []
+        for (channels, key), entry in reversed(self._entries.items()):
+            if entry.time <= time:
+                break
+            found.append(Known(channels, key, entry.time, entry.receipts))
+        return found[::-1]
+
+    def remember(self, channels: Channels, key: str, receipts: Sequence[Receipt], age: float = 0.0) -> None:
+        """Remember the receipts of a command, from now or from `age` seconds ago; then all others have to be older."""
         cost = _cost(channels, key, receipts)
         old = self._entries.pop((channels, key), None)
         self.bytes += cost - (old.cost if old is not None else 0)
-        self._entries[channels, key] = _Entry(self._clock(), receipts, cost)
+        self._entries[channels, key] = _Entry(self._clock() - age, receipts, cost)
         self.forget()
 
     def forget(self) -> bool:

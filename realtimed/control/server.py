@@ -14,28 +14,28 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from enum import Enum, auto
 from functools import partial
 from time import thread_time
 from types import GeneratorType
-from typing import Final, NamedTuple
+from typing import Final
 
 import trio
 
 from realtimed.control.access import why_forbidden
-from realtimed.control.answers import LongAnswer, begin_work, dispatch, encode_refusal, forbid
-from realtimed.control.commands import shown
+from realtimed.control.answers import begin_work, dispatch, encode_refusal, forbid
+from realtimed.control.commands import UNDER_WAY, shown
 from realtimed.control.forms import WITHOUT_TIME
 from realtimed.control.service import SLICE_SECONDS, Service
-from realtimed.control.steps import Steps, Work, answer_limit
+from realtimed.control.states import Resumed, State, Unfinished
+from realtimed.control.steps import Steps, answer_limit
 from realtimed.errors import ProtocolError, RefusedError
-from realtimed.hub.hub import Joined
 from realtimed.hub.publication import Ending
+from realtimed.hub.results import Joined
 from realtimed.net.stream import QueuedStream
 from realtimed.process.logs import Event
 from realtimed.rpc.wire import VALUES_LIMIT, Decoder, Message, Notification, Request, encode_response
 
-__all__ = ["Connection", "serve_publisher"]
+__all__ = ["Connection"]
 
 _PARAMS_BYTES: Final = 2**20
 """Bytes that a command may have beside its message: names of channels, above all."""
@@ -49,45 +49,33 @@ _FIRST_COMMAND: Final = 1.0
 log = logging.getLogger(__name__)
 
 
-class _State(Enum):
-    NEW = auto()
-    """No command has begun to arrive."""
-    SERVING = auto()
-    """Commands are carried out."""
-    ENDING = auto()
-    """The stream takes no more answers, and the nursery takes no more tasks."""
-    CLOSED = auto()
-    """The stream is shut, and the nursery is gone."""
-
-
-class _Unfinished(NamedTuple):
-    """A command whose steps are being taken, with the message that it came in, and its answer if it gets one."""
-
-    message: Message
-    work: Work
-    answer: LongAnswer | None
-
-
 class Connection:
     """One publisher's connection, and its stream's owner."""
 
     # Invariants: `_unfinished` is the command whose steps are being taken. `_counted` is how many bytes
     # `Service.answers` counts for this connection beside what its stream has waiting. `_commands` is how many commands
     # have come, and `_refusal_logged` whether a refused notification has been logged. `_dispatch` carries out the
-    # command in a message; for a publisher that is not let in it is `forbid`.
+    # command in a message; for a publisher that is not let in it is `forbid`. `_began` is when the command that is
+    # arriving in pieces began to, infinite if none is.
 
     def __init__(self, stream: QueuedStream, service: Service) -> None:
         self.stream = stream
         self._service = service
         self._hub = service.context.hub
         self._decoder = Decoder(service.config.max_message + _PARAMS_BYTES, VALUES_LIMIT)
-        self._state = _State.NEW
+        self._state = State.NEW
         self._nursery: trio.Nursery
         self._dispatch: Callable[[Message], object] = partial(dispatch, service.context, stream)
-        self._unfinished: _Unfinished | None = None
+        self._unfinished: Unfinished | None = None
         self._counted = 0
         self._commands = 0
         self._refusal_logged = False
+        self._began = math.inf
+        self.first_words = b""
+        """What is written as soon as the connection runs."""
+        self._upgrade: Request | Notification | None = None
+        """The request for an upgrade whose outcome is awaited."""
+        self._upgrade_over = trio.lowlevel.ParkingLot()
         pid, uid, gid = stream.peer_credentials() or (0, -1, -1)
         self._peer = {"pid": pid, "uid": uid, "gid": gid}
         """The fields of the log that say who the publisher is."""
@@ -104,17 +92,20 @@ class Connection:
                     # A nursery that is closing takes no new tasks, and others run before it has closed. From here on
                     # neither a publication (`seal`) nor the daemon's stop (`_state`) may need one.
                     self.stream.seal()
-                    self._state = _State.ENDING
+                    self._state = State.ENDING
                 self._nursery.cancel_scope.cancel()
         finally:
             self._close()
 
     async def _converse(self) -> None:
         """Serve the publisher, and wait until it has read the answers, or `close-timeout` has passed."""
-        self.stream.attach(self._nursery, self)
+        self.stream.attach(self._nursery, self, self._service.gate)
+        self.stream.resume_draining()
+        self._write([self.first_words] if self.first_words else [])
         log.debug(Event("publisher connected", **self._peer))
         self._check_access()
         await self._serve()
+        self._state = State.LEAVING
         if self._service.stopping and (self.stream.channels or self.stream in self._hub.watchers):
             await self._service.hear_out(self)
         with trio.move_on_after(self._service.config.close_timeout):
@@ -129,7 +120,7 @@ class Connection:
         self._count(0)
         self._service.finished.unpark_all()
         self.stream.detach()
-        self._state = _State.CLOSED
+        self._state = State.CLOSED
         del self._nursery  # it leads back here
 
     @property
@@ -140,11 +131,11 @@ class Connection:
     @property
     def closing(self) -> bool:
         """Whether the daemon has ended the connection, or it has closed."""
-        return self._state is _State.CLOSED or self._nursery.cancel_scope.cancel_called
+        return self._state is State.CLOSED or self._nursery.cancel_scope.cancel_called
 
     def stop(self) -> None:
         """Take no more commands, except one that has begun to arrive, or the first of all. Returns at once."""
-        if self._state is _State.NEW:
+        if self._state is State.NEW:
             self._nursery.start_soon(self._stop_later)
         elif not self._decoder.mid_message:
             self.stream.stop_receiving()
@@ -157,7 +148,7 @@ class Connection:
         """See `realtimed.net.outbound.Owner`."""
         if ending is Ending.SLOW:
             self.end_now("slow", f"it does not read its answers: {reason}")
-        elif self._state is not _State.CLOSED:
+        elif self._state is not State.CLOSED:
             self._nursery.cancel_scope.cancel()
 
     def end_now(self, code: str, reason: str) -> None:
@@ -167,17 +158,60 @@ class Connection:
         log.warning(Event("publisher disconnected", code=code, reason=reason, **self._peer))
         self._nursery.cancel_scope.cancel()
 
+    # Passing to another process, and coming from one.
+
+    @property
+    def at_work(self) -> bool:
+        """Whether a command is half carried out."""
+        return self._unfinished is not None
+
+    @property
+    def movable(self) -> bool:
+        """Whether the connection is not ending."""
+        return self._state in (State.NEW, State.SERVING) and not self.closing
+
+    def state(self) -> Resumed:
+        """Return what another process has to know."""
+        return Resumed(
+            self._decoder.state(),
+            is_new=self._state is State.NEW,
+            age=trio.current_time() - self._began if self._began != math.inf else None,
+            commands=self._commands,
+            refusal_logged=self._refusal_logged,
+            asked=self._upgrade.id if isinstance(self._upgrade, Request) else None,
+        )
+
+    def resume(self, state: Resumed) -> None:
+        """Go on as in another process, from `run` on."""
+        self._decoder.resume(state.decoder)
+        self._state = State.NEW if state.is_new else State.SERVING
+        self._began = trio.current_time() - state.age if state.age is not None else math.inf
+        self._commands, self._refusal_logged = state.commands, state.refusal_logged
+
+    def refuse_upgrade(self, reason: str) -> None:
+        """Answer the request for an upgrade, if there was one: it has failed."""
+        message, self._upgrade = self._upgrade, None
+        if message is not None:
+            self._write([self._refuse(message, RefusedError("upgrade_failed", reason))])
+            self._upgrade_over.unpark_all()
+
+    def leave_to_another_process(self) -> None:
+        """Forget a connection that goes on elsewhere: it has not ended."""
+        self._nursery.cancel_scope.cancel()
+        self.stream.shut()  # at once: a task that drains it may be about to send
+
     # Reading.
 
     async def _serve(self) -> None:
         """Read commands and carry them out until the publisher hangs up, or an error ends the connection."""
         service, decoder = self._service, self._decoder
-        began = math.inf  # when the command that is arriving in pieces began to
         await service.answers.room()
+        if decoder.held and not await self._carry_out():  # what another process has received
+            return
         while True:
             if service.stopping:
                 self.stop()
-            data = await self._receive(began + service.config.command_timeout)
+            data = await self._receive(self._began + service.config.command_timeout)
             if data is None:
                 limit = f"{service.config.command_timeout:g} s"
                 self._write_last_words(
@@ -186,22 +220,28 @@ class Connection:
                 return
             if not data:
                 return
-            self._state = _State.SERVING
+            self._state = State.SERVING
             decoder.limit = service.config.max_message + _PARAMS_BYTES  # a reload may have changed it
             decoder.receive(data)
-            commands = self._commands
-            try:
-                await self._work_off()
-            except ProtocolError as error:
-                self._write_last_words("protocol_error", str(error))
+            if not await self._carry_out():
                 return
-            if not decoder.mid_message:
-                began = math.inf
-            elif self._commands != commands or began == math.inf:
-                began = trio.current_time()
-            paused_at = trio.current_time()
-            await self._pause()
-            began += trio.current_time() - paused_at  # that was not the publisher's time
+
+    async def _carry_out(self) -> bool:
+        """Carry out what has been received; return False if it is not MessagePack-RPC, which the publisher is told."""
+        commands = self._commands
+        try:
+            await self._work_off()
+        except ProtocolError as error:
+            self._write_last_words("protocol_error", str(error))
+            return False
+        if not self._decoder.mid_message:
+            self._began = math.inf
+        elif self._commands != commands or self._began == math.inf:
+            self._began = trio.current_time()
+        paused_at = trio.current_time()
+        await self._pause()
+        self._began += trio.current_time() - paused_at  # that was not the publisher's time
+        return True
 
     async def _receive(self, deadline: float) -> bytes | None:
         """Return what has arrived, nothing if the publisher has hung up, or None if the deadline has passed."""
@@ -244,16 +284,21 @@ class Connection:
 
         Raises `ProtocolError` for bytes that are not MessagePack-RPC, after all commands before them.
         """
-        if not self._service.turns.used_up():
+        gate = self._service.gate
+        if not gate.closed and not self._service.turns.used_up():
             self._run_slice()
         while True:
             if self._unfinished is not None:
                 await self._finish_steps(self._unfinished)
+            elif self._upgrade is not None:
+                await self._upgrade_over.park()
             elif not self._decoder.pending:
                 return
             await self._pause()
+            await gate.passed()
             async with self._service.turns:
-                self._run_slice()
+                if not gate.closed:
+                    self._run_slice()
 
     def _run_slice(self) -> None:
         """Carry out commands for one turn's share; make the first sends as well if this is the only publisher."""
@@ -279,6 +324,9 @@ class Connection:
                     answers = []
                 try:
                     result = self._dispatch(message)
+                    if result is UNDER_WAY and isinstance(message, (Request, Notification)):
+                        self._upgrade = message
+                        return
                     if type(result) is GeneratorType:
                         answer = self._begin_steps(message, result, until)
                     elif type(message) is Request:
@@ -308,11 +356,11 @@ class Connection:
         assert isinstance(message, (Request, Notification)), "nothing else is a command"
         work, answer = begin_work(message, steps, answer_limit(self._service.config.max_answers_total))
         if not self._service.begin(work, until):
-            self._unfinished = _Unfinished(message, work, answer)
+            self._unfinished = Unfinished(message, work, answer)
             return b""
         return b"".join(answer.pieces) if answer is not None else b""
 
-    async def _finish_steps(self, unfinished: _Unfinished) -> None:
+    async def _finish_steps(self, unfinished: Unfinished) -> None:
         """Take all other steps of a command, with turns for others in between, and write its answer."""
         message, work, answer = unfinished
         try:
@@ -346,11 +394,3 @@ class Connection:
         if reason is not None:
             self._dispatch = partial(forbid, reason)
             log.warning(Event("publisher not allowed", **self._peer))
-
-
-async def serve_publisher(stream: QueuedStream, service: Service) -> None:
-    """Serve one publisher. This is its exception boundary: a fault inside is a bug, and ends this connection only."""
-    try:
-        await Connection(stream, service).run()
-    except Exception:
-        log.exception(Event("internal error", client="publisher"))

@@ -17,6 +17,7 @@ from realtimed.hub.publication import Ending
 from realtimed.hub.watch import Watcher
 from realtimed.net.backlogs import Backlogs
 from realtimed.net.fanout import MISSED
+from realtimed.net.gate import Gate
 from realtimed.net.stream import QueuedStream
 from realtimed.process.turns import Turns
 
@@ -66,6 +67,9 @@ class Publisher(Protocol):
     def end_now(self, code: str, reason: str) -> None:
         """End the connection without a word to its publisher, unless it is ending already. Returns at once."""
 
+    def refuse_upgrade(self, reason: str) -> None:
+        """Answer the request for an upgrade, if there was one: it has failed."""
+
 
 @dataclass
 class Service:
@@ -79,6 +83,8 @@ class Service:
     """Waits until more may be published."""
     publish_now: Callable[[Callable[[], None]], None]
     """Calls a function that publishes, and makes the first sends at once."""
+    gate: Gate
+    """While it is closed, nothing is read and no command is carried out."""
     connections: set[Publisher] = field(default_factory=set)
     commands: int = 0
     """Commands carried out or refused."""

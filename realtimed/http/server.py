@@ -16,6 +16,7 @@ import trio
 
 from realtimed.http.routes import Answer, Routes, sentence
 from realtimed.net.accepting import accept
+from realtimed.net.gate import Gate
 from realtimed.net.head import Head, HeadBuffer
 from realtimed.net.listener import SocketListener
 from realtimed.process.logs import Event
@@ -131,8 +132,9 @@ async def serve(
     listener: SocketListener[trio.SocketStream],
     nursery: trio.Nursery,
     routes: Routes,
+    gate: Gate | None = None,
 ) -> None:
-    """Serve an `Endpoint` at `listener` forever, each connection in a task of `nursery`."""
+    """Serve an `Endpoint` at `listener` forever, each connection in a task of `nursery`; see `accept` for `gate`."""
     endpoint = Endpoint(routes)
 
     async def serve_one(stream: trio.SocketStream) -> None:
@@ -141,4 +143,4 @@ async def serve(
         except Exception:  # the boundary of this connection: a fault ends nothing else
             log.exception(Event("internal error", client="http"))
 
-    await accept(listener, lambda stream: nursery.start_soon(serve_one, stream), endpoint.places)
+    await accept(listener, lambda stream: nursery.start_soon(serve_one, stream), endpoint.places, gate)

@@ -11,14 +11,14 @@ hundreds of thousands.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
 from typing import Final, NamedTuple
 
 from realtimed.hub.names import Pattern
 from realtimed.hub.ring import NOTHING_EVICTED, ExpiryQueue, Kept, Ring
 
-__all__ = ["ENTRY_BYTES", "EVICTED_BYTES", "RING_BYTES", "Aged", "History", "Retention"]
+__all__ = ["ENTRY_BYTES", "EVICTED_BYTES", "RING_BYTES", "Aged", "History", "KeptOne", "Retention"]
 
 ENTRY_BYTES: Final = 168
 """What one kept publication counts beside its payload: about what its objects take in CPython on a 64-bit machine."""
@@ -31,6 +31,9 @@ RING_BYTES: Final = 1024
 
 _DROPPED_ALLOWED: Final = 16
 """Dropped slots tolerated before compaction, beyond as many as there are publications."""
+
+_HOLDER: Final = object()
+"""Reads for those readers from another process that have not come yet."""
 
 _DROPPED: Final[Kept] = bytearray()
 """What a dropped slot has in place of a payload."""
@@ -47,6 +50,15 @@ class Aged(NamedTuple):
     """A publication that is kept: its age in seconds, and when it was published, in milliseconds since 1970."""
 
     age: float
+    payload: Kept
+    published: int
+
+
+class KeptOne(NamedTuple):
+    """A publication that is kept: its offset, its time by the history's clock, and when it was published."""
+
+    offset: int
+    time: float
     payload: Kept
     published: int
 
@@ -169,16 +181,83 @@ class History:
         if ring.readers:
             self._release(ring)
         else:
-            ring.readers = None
-            ring.evicted = NOTHING_EVICTED
-            self.retained -= ring.retained
-            ring.retained = 0
+            self._read_no_more(ring)
+
+    def _read_no_more(self, ring: Ring) -> None:
+        ring.readers = None
+        ring.evicted = NOTHING_EVICTED
+        self.retained -= ring.retained
+        ring.retained = 0
 
     def discard(self, ring: Ring) -> None:
         """Drop all of a ring that its channel gives up, without calling `emptied`. Its readers may go on."""
         self.occupied(ring)
         while ring.count:
             self._drop(ring)
+
+    # For another process, which goes on with all of this: see `realtimed.hub.transfer`.
+
+    def now(self) -> float:
+        """Return the time of the history's clock."""
+        return self._clock()
+
+    def kept(self, ring: Ring, after: int, until: int, most: int) -> list[KeptOne]:
+        """Return a ring's publications with offsets above `after` up to `until`, oldest first; about `most` bytes."""
+        found: list[KeptOne] = []
+        for offset in range(max(ring.first, after + 1), min(ring.first + ring.count - 1, until) + 1):
+            slot = offset - ring.first + ring.dropped
+            payload = ring.payloads[slot]
+            found.append(KeptOne(offset, ring.times[slot], payload, ring.published[slot]))
+            most -= len(payload) + ENTRY_BYTES
+            if most <= 0:
+                break
+        return found
+
+    def vacancies(self) -> Iterator[tuple[Ring, float]]:
+        """Yield the rings of channels without subscribers, and since when they have none."""
+        for queue in self._queues.values():
+            yield from queue.vacant.items()
+
+    def is_vacant(self, ring: Ring) -> bool:
+        """Return whether a channel is kept because it had a subscriber a moment ago."""
+        return ring in ring.queue.vacant
+
+    def resume_vacancy(self, ring: Ring, age: float) -> None:
+        """Record that a channel has had no subscriber for `age` seconds. Those that have had none longer come first."""
+        if ring not in ring.queue.vacant:
+            ring.queue.vacant[ring] = self._clock() - age
+            self.bytes += RING_BYTES
+
+    def retain(self, ring: Ring, entries: Iterable[tuple[int, Kept, int]]) -> None:
+        """Retain publications, each with offset and time, that readers from another process need.
+
+        Call this before `resume_reading` and, when all of them read, `readers_resumed`.
+        """
+        ring.evicted = {}
+        for offset, payload, published in entries:
+            ring.evicted[offset] = payload, published
+            ring.retained += len(payload) + ENTRY_BYTES + EVICTED_BYTES
+        self.retained += ring.retained
+        ring.readers = OrderedDict({_HOLDER: next(iter(ring.evicted), ring.first)})
+
+    def resume_reading(self, ring: Ring, reader: object, offset: int, end: int) -> bool:
+        """Retain what is between two offsets, as `begin_reading` does. Return False if something of it is gone."""
+        newest = ring.first + ring.count - 1
+        if ring.readers is None or end - 1 > newest or (offset < ring.first and offset not in ring.evicted):
+            return False
+        ring.readers[reader] = offset
+        ring.needed_to = newest
+        return True
+
+    def readers_resumed(self, ring: Ring) -> None:
+        """Drop what no reader from another process needs after all, and put the readers into order."""
+        if ring.readers is not None:
+            ring.readers.pop(_HOLDER, None)
+        if ring.readers:
+            ring.readers = OrderedDict(sorted(ring.readers.items(), key=itemgetter(1)))
+            self._release(ring)
+        elif ring.readers is not None:
+            self._read_no_more(ring)
 
     def aged(self, ring: Ring) -> list[Aged]:
         """Return a ring's publications, oldest first."""

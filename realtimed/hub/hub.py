@@ -19,7 +19,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final
 
 from realtimed.errors import RefusedError
 from realtimed.hub.channel import Channel, Subscriber
@@ -29,29 +29,15 @@ from realtimed.hub.log import PUBLICATION_BYTES, Entry, Log
 from realtimed.hub.names import check_channel_name
 from realtimed.hub.position import Position, Receipt
 from realtimed.hub.publication import Publication, WireFormat, encode_message
-from realtimed.hub.replays import Excerpt, Replays
+from realtimed.hub.replays import Excerpt, Replays, count_latest, count_since, tail
+from realtimed.hub.results import Counts, Joined
 from realtimed.hub.rounds import Batch, Round, send_each
 from realtimed.hub.watch import Watchers
 
-__all__ = ["Hub", "Joined"]
+__all__ = ["Hub"]
 
 _receipt: Final[Callable[[tuple[int, str, int, bool]], Receipt]] = partial(tuple.__new__, Receipt)
 """Makes a receipt. Each publication needs one, and this takes half the time of a named tuple's constructor."""
-
-
-class Joined(NamedTuple):
-    """The result of a subscription: where the channel is, and what the subscriber has missed of it.
-
-    `recovered` is None if nothing was asked for; True if `missed` is all that was published since then, in order; False
-    if not all of that is known any more, and then `missed` is empty. If the last publications were asked for, they are
-    `missed`, and `last` is their number.
-    """
-
-    epoch: str
-    offset: int
-    recovered: bool | None
-    missed: Excerpt
-    last: int | None = None
 
 
 class Hub:
@@ -97,7 +83,7 @@ class Hub:
         self.subscriptions = 0
         self._time_ns = time_ns
         self._numbers = itertools.count(1)
-        self._epochs = Epochs()
+        self.epochs = Epochs()
         self._log = Log()
         self._taken: list[Entry] = []
         self._round: Round | None = None
@@ -150,12 +136,12 @@ class Hub:
             channel = self.new_channel(name, epoch, offset - 1)
         elif channel.epoch != epoch:
             channel.epoch = epoch
-            self._drop_history(channel)
+            self.drop_history(channel)
         elif offset <= channel.offset:
             return None
         elif offset > channel.offset + 1:
             self.skipped += offset - channel.offset - 1
-            self._drop_history(channel)
+            self.drop_history(channel)
         return self._enqueue(channel, offset, payload, text, time)
 
     def _enqueue(self, channel: Channel, offset: int, payload: bytes, text: bool, time: int) -> int:
@@ -183,14 +169,14 @@ class Hub:
         """
         ring = self.history.ring(name)
         if not epoch:
-            epoch = self._epochs.of(name) if ring is not None else self._epochs.unique()
+            epoch = self.epochs.of(name) if ring is not None else self.epochs.unique()
         channel = Channel(name, epoch, ring, next(self._numbers))
         channel.offset = offset
         if ring is not None:
             self.channels[name] = channel
         return channel
 
-    def _drop_history(self, channel: Channel) -> None:
+    def drop_history(self, channel: Channel) -> None:
         """Drop a channel's history: what comes now does not follow it."""
         if channel.ring is not None:
             self.history.discard(channel.ring)
@@ -213,10 +199,10 @@ class Hub:
         else:
             self.catch_up(subscriber)
         if since is None:
-            kept = self._count_latest(channel, last or 0)
-            return Joined(channel.epoch, channel.offset, None, _tail(channel, kept), kept if last is not None else None)
-        missed = self._count_since(channel, since)
-        return Joined(channel.epoch, channel.offset, missed is not None, _tail(channel, missed or 0))
+            kept = count_latest(self.history, channel, last or 0)
+            return Joined(channel.epoch, channel.offset, None, tail(channel, kept), kept if last is not None else None)
+        missed = count_since(self.history, channel, since)
+        return Joined(channel.epoch, channel.offset, missed is not None, tail(channel, missed or 0))
 
     def _join(self, subscriber: Subscriber, channel: Channel | None, name: str) -> Channel:
         """Subscribe to a channel, or a new one; return it. Raises `RefusedError` beyond the limits."""
@@ -233,6 +219,16 @@ class Hub:
         self.catch_up(subscriber)
         if len(subscriber.channels) < before:  # that was more than may wait for it, and it has left
             return channel or self._channel_for_subscribers(name)
+        return self._enter(subscriber, channel, name)
+
+    def rejoin(self, subscriber: Subscriber, name: str) -> None:
+        """Go on with a subscription that another process had: whatever the limits are, and without catching up."""
+        channel = self.channels.get(name)
+        if channel is None or channel not in subscriber.channels:
+            self._enter(subscriber, channel, name)
+
+    def _enter(self, subscriber: Subscriber, channel: Channel | None, name: str) -> Channel:
+        """Make a subscription to a channel, or to a new one; return the channel."""
         if channel is None:
             channel = self.channels[name] = self._channel_for_subscribers(name)
         if channel.ring is not None:
@@ -317,6 +313,30 @@ class Hub:
         self._taken = []
         self._round = None
 
+    # For another process, which goes on with all of this: see `realtimed.hub.transfer`.
+
+    def counts(self) -> Counts:
+        """Return what was counted."""
+        return Counts(self.publications, self.skipped, self.deliveries, self.sends, self.sent_bytes, self.rounds)
+
+    def go_on_from(self, counts: Counts) -> None:
+        """Go on counting."""
+        self.publications, self.skipped, self.deliveries, self.sends, self.sent_bytes, self.rounds = counts
+
+    def adopt(self, name: str, epoch: str, offset: int) -> Channel:
+        """Return a new channel at a position, which is among `channels` at least until `keep_what_is_used`."""
+        channel = self.channels[name] = Channel(name, epoch, self.history.ring(name), next(self._numbers))
+        channel.offset = offset
+        return channel
+
+    def keep_what_is_used(self) -> None:
+        """Forget the channels that nothing needs, now and from now on: see the invariants."""
+        self.history.emptied = self._forget_if_unused
+        for channel in list(self.channels.values()):
+            ring = channel.ring
+            if not channel.count and (ring is None or not (ring.count or self.history.is_vacant(ring))):
+                self._forget(channel)
+
     def recent(self, name: object, count: int) -> tuple[Position, Excerpt]:
         """Return where a channel is, and its last `count` publications that are kept, oldest first.
 
@@ -325,7 +345,7 @@ class Hub:
         channel = self._find(name)
         if channel is None:
             return Position("", 0), Excerpt("", "", None, 0, 0)
-        return Position(channel.epoch, channel.offset), _tail(channel, self._count_latest(channel, count))
+        return Position(channel.epoch, channel.offset), tail(channel, count_latest(self.history, channel, count))
 
     def _find(self, name: object) -> Channel | None:
         """Return the channel if there is one. Raises `RefusedError` if `name` cannot be one."""
@@ -334,26 +354,14 @@ class Hub:
             check_channel_name(name)
         return channel
 
-    def _count_since(self, channel: Channel, since: Position) -> int | None:
-        """Return how many publications came after `since`, or None if not all of them are known any more."""
-        if since.epoch != channel.epoch or since.offset > channel.offset:
-            return None
-        if since.offset == channel.offset:
-            return 0
-        return self.history.after(channel.ring, since.offset) if channel.ring is not None else None
-
-    def _count_latest(self, channel: Channel, count: int) -> int:
-        """Return how many of the last `count` publications are kept."""
-        return self.history.latest(channel.ring, count) if count and channel.ring is not None else 0
-
     def _channel_for_subscribers(self, name: str) -> Channel:
         """Return a new channel for subscribers."""
-        return Channel(name, self._epochs.of(name), self.history.ring(name), next(self._numbers))
+        return Channel(name, self.epochs.of(name), self.history.ring(name), next(self._numbers))
 
     def _forget(self, channel: Channel) -> None:
         del self.channels[channel.name]
         if channel.offset:
-            self._epochs.end(channel.name)
+            self.epochs.end(channel.name)
 
     def _forget_if_unused(self, name: str) -> None:
         """Forget a channel of which the history keeps nothing any more, unless it has subscribers."""
@@ -386,8 +394,3 @@ class Hub:
                 each.plural += change
         elif len(subscriber.channels) > 2:
             channel.plural += change
-
-
-def _tail(channel: Channel, count: int) -> Excerpt:
-    """Return the last `count` publications of a channel."""
-    return Excerpt(channel.name, channel.epoch, channel.ring, channel.offset - count + 1, count)

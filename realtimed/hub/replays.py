@@ -12,14 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 from weakref import ref
 
+from realtimed.hub.channel import Channel
 from realtimed.hub.history import History
+from realtimed.hub.position import Position
 from realtimed.hub.publication import Frames, Publication, WireFormat
 from realtimed.hub.ring import Kept, Ring
 
-__all__ = ["Excerpt", "Pieces", "Replay", "Replays"]
+__all__ = ["Excerpt", "Pieces", "Remaining", "Replay", "Replays", "count_latest", "count_since", "tail"]
 
 _PIECE_BYTES: Final = 32 * 2**10
 _PIECE_FRAMES: Final = 256
@@ -32,6 +34,7 @@ _SHARED_COST: Final = 400
 """Bytes that a shared frame takes beside its own: a memoryview, a weak reference with its callback, a key."""
 
 _Key = tuple[str, str, int, WireFormat]
+_Bytes = bytes  # within `Replays` that is the name of a property
 
 
 class Excerpt:
@@ -77,6 +80,16 @@ class Excerpt:
         return slice(start, start + self.count)
 
 
+class Remaining(NamedTuple):
+    """What is left of a replay: frames that are made, then publications of a channel from `first` up to `end`."""
+
+    frames: list[Frames]
+    channel: str = ""
+    epoch: str = ""
+    first: int = 0
+    end: int = 0
+
+
 class Pieces:
     """Frames to be taken in pieces. They end with the last one, or with `close`."""
 
@@ -114,6 +127,15 @@ class Pieces:
                 break
         return piece
 
+    def remaining(self) -> Remaining:
+        """Return what has not been taken. Nothing changes."""
+        made = [self._next] if self._next is not None else []
+        if self._replay is not None:
+            return self._replay.remaining(made)
+        others = list(self._frames)
+        self._frames = iter(others)
+        return Remaining([*made, *others])
+
     def close(self) -> None:
         """Drop all frames that have not been taken."""
         self._next = None
@@ -139,8 +161,6 @@ class Replay(Iterator[Frames]):
         self._answers = iter(answers)
         self._next = missed.first
         self._end = missed.first + len(missed)
-        if missed.ring is not None and len(missed):
-            replays.history.begin_reading(missed.ring, self)
 
     def __next__(self) -> Frames:
         answer = next(self._answers, None)
@@ -153,6 +173,17 @@ class Replay(Iterator[Frames]):
         if self._next == self._end:
             self.close()
         return frame
+
+    def remaining(self, made: list[Frames]) -> Remaining:
+        """Return what is left. `made` is the frame that was made last, if it has not been taken."""
+        missed = self._missed
+        if self._next == missed.first:  # it is an answer, and others may follow
+            answers = list(self._answers)
+            self._answers = iter(answers)
+            made = [*made, *answers]
+        elif made and self._next < self._end:
+            return Remaining([], missed.channel, missed.epoch, self._next - 1, self._end)
+        return Remaining(made, missed.channel, missed.epoch, self._next, self._end)
 
     @property
     def retained(self) -> int:
@@ -179,6 +210,7 @@ class Replays:
         """Called when memory has been released. It returns at once."""
         self.shared = 0
         self._frames: dict[_Key, ref[memoryview]] = {}
+        self._adopted = 0
 
     @property
     def bytes(self) -> int:
@@ -192,7 +224,30 @@ class Replays:
 
     def replay(self, answers: Sequence[Frames], missed: Excerpt, form: WireFormat) -> Iterable[Frames]:
         """Return the answers, and behind them the frames of what was missed; the shared ones are memoryviews."""
-        return Replay(self, answers, missed, form) if missed else answers
+        if not missed:
+            return answers
+        replay = Replay(self, answers, missed, form)
+        if missed.ring is not None:
+            self.history.begin_reading(missed.ring, replay)
+        return replay
+
+    def resume(self, remaining: Remaining, channel: Channel | None, form: WireFormat) -> Iterable[Frames] | None:
+        """Return what remains of a replay of another process; None if the history of this one has not all of it."""
+        if remaining.first >= remaining.end:
+            return remaining.frames
+        if channel is None or channel.ring is None or channel.epoch != remaining.epoch:
+            return None
+        count = remaining.end - remaining.first
+        missed = Excerpt(channel.name, channel.epoch, channel.ring, remaining.first, count)
+        replay = Replay(self, remaining.frames, missed, form)
+        return replay if self.history.resume_reading(channel.ring, replay, remaining.first, remaining.end) else None
+
+    def adopt(self, data: _Bytes, form: WireFormat) -> memoryview:
+        """Return a frame that replays of another process have shared, and share it here."""
+        frame = memoryview(data)
+        self._adopted += 1
+        self._remember(("", "", self._adopted, form), frame)  # no channel has this name
+        return frame
 
     def frame(self, epoch: str, publication: Publication, form: WireFormat) -> Frames:
         """Return the frame of a publication of this epoch."""
@@ -203,13 +258,35 @@ class Replays:
         frame = known() if known is not None else None
         if frame is None:
             frame = memoryview(publication.encoded(form))
-            size = len(frame) + _SHARED_COST
-            self._frames[key] = ref(frame, partial(self._drop, key, size))
-            self.shared += size
+            self._remember(key, frame)
         return frame
+
+    def _remember(self, key: _Key, frame: memoryview) -> None:
+        size = len(frame) + _SHARED_COST
+        self._frames[key] = ref(frame, partial(self._drop, key, size))
+        self.shared += size
 
     def _drop(self, key: _Key, size: int, _: object) -> None:
         """Forget a shared frame that no client waits for any more."""
         self.shared -= size
         del self._frames[key]
         self.freed()
+
+
+def tail(channel: Channel, count: int) -> Excerpt:
+    """Return the last `count` publications of a channel."""
+    return Excerpt(channel.name, channel.epoch, channel.ring, channel.offset - count + 1, count)
+
+
+def count_since(history: History, channel: Channel, since: Position) -> int | None:
+    """Return how many publications came after `since`, or None if not all of them are known any more."""
+    if since.epoch != channel.epoch or since.offset > channel.offset:
+        return None
+    if since.offset == channel.offset:
+        return 0
+    return history.after(channel.ring, since.offset) if channel.ring is not None else None
+
+
+def count_latest(history: History, channel: Channel, count: int) -> int:
+    """Return how many of the last `count` publications are kept."""
+    return history.latest(channel.ring, count) if count and channel.ring is not None else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_right
 from collections import OrderedDict, deque
 from typing import Final, TypeAlias
 
@@ -65,6 +66,14 @@ class Ring:
     def needed_from(self) -> int:
         """The offset of the oldest publication that a reader may need."""
         return next(iter(self.readers.values())) if self.readers else self.first
+
+    def last_before(self, time: float) -> int:
+        """Return the newest publication's offset up to `time`; one below `first` if there is none."""
+        return self.first + bisect_right(self.times, time, self.dropped) - self.dropped - 1
+
+    def evicted_entries(self) -> list[tuple[int, bytes, bool, int]]:
+        """Return what is retained for readers alone: offset, payload, whether it is text, time of publication."""
+        return [(offset, bytes(data), type(data) is bytes, time) for offset, (data, time) in self.evicted.items()]
 
     def at(self, offset: int) -> tuple[Kept, int]:
         """Return payload and time of publication of what is kept, or retained for a reader."""

@@ -97,6 +97,18 @@ class Watchers:
         """Whether everything has been shown."""
         return not self._queue
 
+    def patterns(self, watcher: Watcher) -> list[str]:
+        """Return what a watcher watches."""
+        watching = self.members.get(watcher)
+        return list(watching.patterns) if watching is not None else []
+
+    def resume(self, watcher: Watcher, patterns: Iterable[str]) -> None:
+        """Go on with what a watcher has watched in another process, whatever the limits are."""
+        for pattern in patterns:
+            watching = self.members.setdefault(watcher, _Watching(self._free_bit(), 0))
+            watching.patterns.add(pattern)
+            self._change(self._marks.add, pattern, watching.bit)
+
     def add(self, watcher: Watcher, pattern: object) -> None:
         """Show `watcher` what is published on matching channels from now on.
 

@@ -10,6 +10,7 @@ from typing import Final, TypeVar
 
 import trio
 
+from realtimed.net.gate import Gate
 from realtimed.net.listener import SocketListener
 from realtimed.process.logs import Event
 
@@ -85,16 +86,22 @@ async def accept(
     listener: SocketListener[_S],
     serve: Callable[[_S], None],
     places: Callable[[], Awaitable[int]] | None = None,
+    gate: Gate | None = None,
 ) -> None:
     """Accept connections forever, and call `serve` with each. It returns at once.
 
-    `places` waits if it has to, and returns how many may be accepted now; it may raise `OSError`.
+    `places` waits if it has to, and returns how many may be accepted now; it may raise `OSError`. Nobody is accepted
+    while `gate` is closed.
     """
     trouble = _Trouble(listener.name)
     while True:
         try:
             await _ready(listener, trouble)
-            streams = listener.accept(_BATCH if places is None else min(await places(), _BATCH))
+            free = _BATCH if places is None else await places()
+            if gate is not None and gate.closed:
+                await gate.passed()
+                continue
+            streams = listener.accept(min(free, _BATCH))
         except OSError as error:
             # The connection stays in the kernel's queue. Another try at once would only burn processor time.
             trouble.note(error)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from ipaddress import IPv6Address, ip_address
 from typing import Final, NamedTuple
 
-__all__ = ["LIMITS", "AddressEntry", "Admission", "TurnedAway", "counted_as"]
+__all__ = ["LIMITS", "AddressEntry", "Admission", "Buckets", "TurnedAway", "counted_as"]
 
 LIMITS: Final = ("max_connections", "max_connections_per_address", "handshakes_per_address")
 """The settings that a connection can be turned away for."""
@@ -75,6 +75,17 @@ class AddressEntry:
         self.full_at = -math.inf
 
 
+class Buckets(NamedTuple):
+    """What is known of addresses beside their connections, and what was counted.
+
+    `full_in` says in how many seconds an address may make a whole burst of handshakes again.
+    """
+
+    full_in: list[tuple[str, float]]
+    refused: dict[str, int]
+    unlogged: int
+
+
 class Admission:
     """The places of all connections. `clock` returns seconds."""
 
@@ -128,6 +139,31 @@ class Admission:
         turned_away = self._check(entry, now)
         if turned_away is not None:
             return turned_away
+        self._enter(entry)
+        return entry
+
+    # For another process, which goes on with the same connections.
+
+    def buckets(self) -> Buckets:
+        """Return what is known beside the connections."""
+        now = self._clock()
+        full_in = [(name, entry.full_at - now) for name, entry in self._table.items() if entry.full_at > now]
+        return Buckets(full_in, dict(self.refused), self._unlogged)
+
+    def go_on_from(self, buckets: Buckets) -> None:
+        """Go on with what another process has known. The connections have been readmitted before."""
+        now = self._clock()
+        for name, seconds in buckets.full_in:
+            entry = self._table.setdefault(name, AddressEntry(name))
+            entry.full_at = now + seconds
+            if not entry.connections:
+                self._rest(entry, now)
+        self.refused |= buckets.refused
+        self._unlogged = buckets.unlogged
+
+    def readmit(self, address: str) -> AddressEntry:
+        """Take a place for a connection that has had one in another process, whatever the limits; return its entry."""
+        entry = self._entry(address)
         self._enter(entry)
         return entry
 

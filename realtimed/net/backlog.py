@@ -9,10 +9,11 @@ from typing import Final
 
 import trio
 
-from realtimed.hub.publication import Frames
-from realtimed.hub.replays import Pieces
+from realtimed.hub.publication import Frames, WireFormat
+from realtimed.hub.replays import Pieces, Remaining
 from realtimed.net.backlogs import Backlogs, Data, Entry, Later
 from realtimed.net.fifo import Fifo
+from realtimed.net.waiting import Blobs, ReceivedBlobs, Replaying, Waiting, WaitingEntry
 
 __all__ = ["FAR_OVER", "OVER_SECONDS", "Backlog"]
 
@@ -79,6 +80,55 @@ class Backlog:
     def retained(self) -> int:
         """Bytes of history that may be retained for this client alone."""
         return sum(data.retained for _, data, _ in self._later or () if isinstance(data, Pieces))
+
+    # For another process, in which the peer goes on reading.
+
+    def waiting(self, blobs: Blobs) -> Waiting:
+        """Return all of this. Nothing changes."""
+        now, number = trio.current_time(), blobs.number
+        later: list[WaitingEntry | Replaying] = []
+        for time, data, asked in self._later or ():
+            if isinstance(data, Pieces):
+                left = data.remaining()
+                frames = [number(each) for each in left.frames]
+                later.append(Replaying(now - time, frames, left.channel, left.epoch, left.first, left.end))
+            else:
+                later.append(WaitingEntry(now - time, number(data), asked))
+        entries = [WaitingEntry(now - time, number(data), asked) for time, data, asked in self.entries]
+        return Waiting(self.sent, now - self.time, now - self.over_since, entries, later)
+
+    def resume(self, waiting: Waiting, blobs: ReceivedBlobs, form: WireFormat) -> bool:
+        """Fill this, which is empty, with what waited in another process; `form` is that of the stream.
+
+        Return False, and leave this unfinished, if the history here has not all of a replay. Raises `HandOverError`.
+        """
+        now = trio.current_time()
+        self.sent, self.time, self.over_since = waiting.sent, now - waiting.age, now - waiting.over_age
+        for entry in waiting.entries:
+            data = self._charged(blobs.frames(entry.frames, form), entry.asked)
+            self.entries.append((now - entry.age, data, entry.asked))
+        self.size -= self.sent
+        self.asked -= self.sent if self.entries and self.entries.head[2] else 0
+        self._later = later = Fifo[Later]() if waiting.later else None
+        for each in waiting.later or ():
+            assert later is not None, "something is later"
+            if isinstance(each, WaitingEntry):
+                data = self._charged(blobs.frames(each.frames, form), each.asked)
+                later.append((now - each.age, data, each.asked))
+                continue
+            left = Remaining(blobs.made(each.frames, form), each.channel, each.epoch, each.first, each.end)
+            rest = blobs.replays.resume(left, blobs.channels.get(each.channel), form)
+            if rest is None:
+                return False
+            later.append((now - each.age, Pieces(rest), True))
+            self._replays += 1
+        return True
+
+    def _charged(self, data: Data, asked: bool) -> Data:
+        self.size += len(data)
+        self.asked += len(data) if asked else 0
+        self.cost += self._backlogs.charge(data, asked)
+        return data
 
     def add(self, data: bytes, sent: int) -> None:
         """Append `data`, of which the first `sent` bytes have been sent. If anything else waits, `sent` must be 0."""

@@ -59,6 +59,11 @@ class HeadBuffer:
         self.head = b""
         self.rest = b""
 
+    @property
+    def collected(self) -> bytes:
+        """What has come so far."""
+        return bytes(self._data)
+
     def feed(self, data: bytes | bytearray) -> bool:
         """Take more bytes. Return whether the head is whole. Raises `OverflowError` if it is longer than the limit.
 

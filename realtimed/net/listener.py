@@ -21,7 +21,7 @@ from realtimed.config.readers import Address
 from realtimed.errors import ConfigurationError
 from realtimed.text import printable
 
-__all__ = ["SocketListener", "adopt_listener", "listen", "open_listener"]
+__all__ = ["SocketListener", "adopt_listener", "inherit_listener", "listen", "open_listener"]
 
 _LISTEN_QUEUE: Final = 4096
 """Connections that the kernel keeps until they are accepted. Its own limit, net.core.somaxconn, may be lower."""
@@ -66,6 +66,20 @@ class SocketListener(trio.abc.AsyncResource, Generic[StreamT]):
             return Address(path=Path(os.fsdecode(name).replace("\0", "@", 1)))
         host, port = name[:2]
         return Address(host=host, port=port)
+
+    @property
+    def path(self) -> Path | None:
+        """The socket's file, if it is ours to remove."""
+        return self._path
+
+    @property
+    def descriptor(self) -> int:
+        """The socket's descriptor."""
+        return self._socket.fileno()
+
+    def disown(self) -> None:
+        """Leave the socket's file to another process, which listens at the same socket."""
+        self._path = None
 
     async def ready(self) -> None:
         """Wait until a peer connects."""
@@ -173,6 +187,14 @@ async def open_listener(
         raise ConfigurationError(printable(f"cannot listen at {address}: {error.strerror or error}")) from error
     except UnicodeError as error:
         raise ConfigurationError(printable(f"cannot listen at {address}: no host has such a name")) from error
+
+
+def inherit_listener(
+    sock: socket.socket, path: Path | None, wrap: Callable[[socket.socket], StreamT], *, mode: int, group: str | None
+) -> SocketListener[StreamT]:
+    """Accept connections at the socket of a process that ends. With a `path`, its file is ours from now on."""
+    sock.setblocking(False)
+    return SocketListener(sock, wrap, path, partial(_listen_unix, path, mode, group) if path is not None else None)
 
 
 def adopt_listener(sock: socket.socket, wrap: Callable[[socket.socket], StreamT]) -> SocketListener[StreamT]:

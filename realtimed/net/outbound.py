@@ -16,6 +16,7 @@ import math
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from contextlib import suppress
 from enum import Enum
 from typing import Final, Protocol
 
@@ -26,6 +27,7 @@ from realtimed.hub.publication import Ending, Frames, WireFormat
 from realtimed.hub.replays import Pieces
 from realtimed.net.backlog import Backlog
 from realtimed.net.backlogs import Backlogs
+from realtimed.net.waiting import Blobs, ReceivedBlobs, Waiting
 
 __all__ = ["READ_BYTES", "OutboundStream", "Owner"]
 
@@ -91,6 +93,11 @@ class OutboundStream(ABC):
         except OSError:  # it has already reset the connection
             return ""
         return str(name[0]) if isinstance(name, tuple) else ""
+
+    @property
+    def tcp(self) -> bool:
+        """Whether the socket is one of TCP, not a Unix socket."""
+        return self._socket.family != socket.AF_UNIX
 
     @property
     def descriptor(self) -> int:
@@ -175,10 +182,36 @@ class OutboundStream(ABC):
             self._break()
             return 0
 
+    def waiting(self, blobs: Blobs) -> Waiting | None:
+        """Return what waits for the peer, to pass it to another process; None if nothing does. Nothing changes."""
+        return self._backlog.waiting(blobs) if self._backlog is not None else None
+
+    def resume(self, waiting: Waiting, blobs: ReceivedBlobs) -> bool:
+        """Go on with what waited in another process, from `resume_draining` on. This has to be open, and have a `form`.
+
+        Return False if something is missing here: then the connection has to end. Raises `HandOverError`.
+        """
+        self._backlog = Backlog(self._backlogs)
+        self._backlogs.streams += 1
+        self._enter(_BACKLOGGED)
+        return self._backlog.resume(waiting, blobs, self.form)
+
+    def resume_draining(self) -> None:
+        """Begin to send what `resume` has put into the backlog, if it has."""
+        if self._backlog is not None:
+            self._begin_draining(self._backlog)
+            self._check_deadline(self._backlog)
+            self._backlogs.check()
+
     def seal(self) -> None:
         """Discard further writes. What has been written still goes out."""
         if not self.sealed:
             self._enter(_SEALED)
+
+    def hang_up(self) -> None:
+        """Let the peer find the end, whoever else has the socket open."""
+        with suppress(OSError):  # the peer may be gone
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def shut(self) -> None:
         """Close the socket, whatever still waits to be sent."""

@@ -12,6 +12,7 @@ import trio
 
 from realtimed.net.backlog import Backlog
 from realtimed.net.backlogs import Backlogs
+from realtimed.net.gate import Gate
 from realtimed.net.outbound import OutboundStream, Owner
 
 __all__ = ["QueuedStream"]
@@ -23,7 +24,7 @@ _SO_PEERGROUPS: Final = 59
 class QueuedStream(OutboundStream, trio.abc.Stream):
     """An `OutboundStream` with a task for each backlog, in a nursery of its owner. See `attach`."""
 
-    __slots__ = ("_nursery", "_patience", "_progress")
+    __slots__ = ("_gate", "_nursery", "_patience", "_progress")
 
     # Invariants: while there is a `_backlog`, its task waits for the peer within the scope `_patience`, or for its
     # turn. `_progress` wakes the tasks that wait until less waits.
@@ -33,9 +34,11 @@ class QueuedStream(OutboundStream, trio.abc.Stream):
         self._nursery: trio.Nursery
         self._patience = trio.CancelScope()
         self._progress = trio.lowlevel.ParkingLot()
+        self._gate: Gate | None = None
 
-    def attach(self, nursery: trio.Nursery, owner: Owner) -> None:
-        """Set the nursery in which the drain task runs, and the owner."""
+    def attach(self, nursery: trio.Nursery, owner: Owner, gate: Gate | None = None) -> None:
+        """Set the nursery in which the drain task runs, and the owner. While `gate` is closed nothing is received."""
+        self._gate = gate
         self._nursery = nursery
         self._owner = owner
 
@@ -103,6 +106,9 @@ class QueuedStream(OutboundStream, trio.abc.Stream):
         """See `trio.abc.ReceiveStream`."""
         while True:
             await trio.lowlevel.wait_readable(self._socket)
+            if self._gate is not None and self._gate.closed:
+                await self._gate.passed()
+                continue
             data = self.receive_now(max_bytes)
             if data is not None:
                 return data
@@ -134,7 +140,7 @@ class QueuedStream(OutboundStream, trio.abc.Stream):
                 async with self._backlogs.endings:
                     self._say_slow(backlog)
                     await trio.lowlevel.checkpoint()
-            else:
+            elif backlog.entries:  # otherwise it has been shut in the meantime
                 self._send_backlog(backlog)
         self._forget_backlog()
 

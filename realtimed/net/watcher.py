@@ -14,6 +14,8 @@ from typing import Final, Protocol
 
 import trio
 
+from realtimed.net.gate import Gate
+
 __all__ = ["Reader", "Watcher"]
 
 _EVENTS: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
@@ -43,7 +45,7 @@ class Reader(Protocol):
 
 
 class Watcher:
-    """Calls readers when there may be something to read.
+    """Calls readers when there may be something to read, unless `gate` is closed.
 
     Others get their turn after every few readers, and all that are ready are called once before any is called again.
     """
@@ -53,7 +55,8 @@ class Watcher:
     # that there is such a wait and that it has not been interrupted. An event may be older than its descriptor, which
     # another connection has got since: then the reader is called for nothing.
 
-    def __init__(self) -> None:
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
         self._epoll = select.epoll()
         self._readers: dict[int, Reader] = {}
         self._again: dict[Reader, None] = {}
@@ -110,6 +113,8 @@ class Watcher:
         while True:
             if not self._again:
                 await self._wait()
+            if self._gate.closed:
+                await self._gate.passed()
             called = 0
             for reader, flags in self._ready():
                 if flags & select.EPOLLOUT:
@@ -120,6 +125,7 @@ class Watcher:
                 if called == _SLICE:
                     called = 0
                     await trio.lowlevel.checkpoint()
+                    await self._gate.passed()  # the rest of this round has been taken from the kernel, and comes later
             await trio.lowlevel.checkpoint()
 
     async def _wait(self) -> None:

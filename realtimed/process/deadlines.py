@@ -50,6 +50,16 @@ class Deadlines(Generic[T]):
             self._changed.unpark_all()
         self._since.setdefault(thing, trio.current_time())
 
+    def ages(self) -> Iterator[tuple[T, float]]:
+        """Yield the things with the seconds since they were added, the oldest first."""
+        now = trio.current_time()
+        return ((thing, now - since) for thing, since in self._since.items())
+
+    def resume(self, thing: T, age: float) -> None:
+        """Add a thing that was added elsewhere `age` seconds ago. The oldest ones come first, and before all others."""
+        self._since[thing] = trio.current_time() - age
+        self._changed.unpark_all()
+
     def remove(self, thing: T) -> None:
         """Do nothing about `thing`, if it was added."""
         self._since.pop(thing, None)

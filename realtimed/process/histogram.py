@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Final
 
@@ -32,6 +32,15 @@ class Histogram:
     def count(self) -> int:
         """How many values there were."""
         return sum(self._counts)
+
+    def counts(self) -> list[int]:
+        """Return the number of values in each interval, the last one being that above all bounds."""
+        return list(self._counts)
+
+    def add(self, counts: Sequence[int], sum: float) -> None:
+        """Add the values of another histogram with the same bounds."""
+        self.sum += sum
+        self._counts = [mine + theirs for mine, theirs in zip(self._counts, counts, strict=True)]
 
     def cumulative(self) -> Iterator[tuple[float, int]]:
         """Yield each bound with the number of values up to it, and infinity with the number of all."""

@@ -156,6 +156,10 @@ class ServiceManager:
         """Say that the configuration is being reloaded. `ready` has to follow."""
         self._tell("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
+    def announce(self, pid: int) -> None:
+        """Say which process is the main one from now on: one that has been started by this one, or this one again."""
+        self._tell(f"MAINPID={pid}")
+
     def stopping(self, status: str, seconds: float) -> None:
         """Say that the daemon is stopping and needs up to `seconds`, whatever TimeoutStopSec= says."""
         self._status = status

@@ -8,9 +8,9 @@ Source: https://github.com/msgpack/msgpack/blob/master/spec.md
 from __future__ import annotations
 
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple, Self
 
-__all__ = ["DEPTH_LIMIT", "TOO_DEEP", "Walker"]
+__all__ = ["DEPTH_LIMIT", "TOO_DEEP", "Walker", "WalkerState"]
 
 DEPTH_LIMIT: Final = 32
 """How deep arrays and maps may be nested, counting the outermost. Empty ones do not count."""
@@ -48,6 +48,17 @@ _EXTENSIONS: Final = frozenset([0xC7, 0xC8, 0xC9])
 _number: Final = partial(int.from_bytes, byteorder="big")
 
 
+class WalkerState(NamedTuple):
+    """Where a walk stands; see the invariants of `Walker`."""
+
+    values: int
+    missing: int
+    outer: list[int]
+    payload: int
+    cut: bytes
+    passed: int
+
+
 class Walker:
     """Walks over the headers of one MessagePack value without keeping it, to find where it ends and what it contains.
 
@@ -74,6 +85,20 @@ class Walker:
         self._payload = 0
         self._cut = b""
         self._passed = 0
+
+    def state(self) -> WalkerState:
+        """Return where the walk stands, for another process."""
+        return WalkerState(self.values, self._missing, list(self._outer), self._payload, self._cut, self._passed)
+
+    @classmethod
+    def resumed(cls, state: WalkerState) -> Self:
+        """Return a walk that stands where one of another process has stood. It was not done."""
+        walker = cls()
+        walker.values, walker._missing, walker._outer = state.values, state.missing, state.outer
+        walker._payload, walker._cut, walker._passed = state.payload, state.cut, state.passed
+        walker.owed = state.missing + sum(state.outer)
+        walker.size = state.passed + state.payload + walker.owed
+        return walker
 
     def feed(self, data: bytes, at: int, budget: int) -> int:
         """Walk over `data` from index `at`, over no more than `budget` values; return the index where the walk stopped.

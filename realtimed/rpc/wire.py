@@ -29,7 +29,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import msgpack
 
 from realtimed.errors import ProtocolError
-from realtimed.rpc.walker import DEPTH_LIMIT, TOO_DEEP, Walker
+from realtimed.rpc.walker import DEPTH_LIMIT, TOO_DEEP, Walker, WalkerState
 from realtimed.text import quoted
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "VALUES_LIMIT",
     "BadBytesError",
     "Decoder",
+    "DecoderState",
     "Message",
     "Notification",
     "Oversized",
@@ -141,6 +142,13 @@ def encode_notification(method: str, params: Sequence[object]) -> bytes:
     return bytes(_packer.pack((_NOTIFICATION, method, params)))
 
 
+class DecoderState(NamedTuple):
+    """What a decoder holds: bytes, and where the walk stands over an oversized command that it skips."""
+
+    data: bytes
+    skipped: WalkerState | None = None
+
+
 class Decoder:
     """Turns the bytes of a stream, in pieces of any size, into messages.
 
@@ -182,6 +190,17 @@ class Decoder:
     def pending(self) -> int:
         """How many bytes have been received and not been decoded or walked over."""
         return len(self._data) - self._at
+
+    def state(self) -> DecoderState:
+        """Return what has not become messages, for another process."""
+        skipped = self._walker.state() if self._skipping and self._walker is not None else None
+        return DecoderState(bytes(self._partial) + self._data[self._at :], skipped)
+
+    def resume(self, state: DecoderState) -> None:
+        """Go on where another process has stood. Nothing has been received yet."""
+        if state.skipped is not None:
+            self._skipping, self._walker = True, Walker.resumed(state.skipped)
+        self.receive(state.data)
 
     def feed(self, data: bytes) -> list[Message]:
         """Take `data` from the stream and return all messages that are now complete, in order.

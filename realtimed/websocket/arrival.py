@@ -42,8 +42,8 @@ class Arrival(Connection):
     # Invariant: there is a `_buffer` while more of the head may come. Without one the request has been answered: there
     # is a session, or a refusal has been written, and the connection ends when it has been sent.
 
-    def __init__(self, stream: ClientStream, sessions: Sessions) -> None:
-        super().__init__(sessions.new_id(), stream)
+    def __init__(self, stream: ClientStream, sessions: Sessions, id: str = "") -> None:
+        super().__init__(id or sessions.new_id(), stream)
         self._sessions = sessions
         self._buffer: HeadBuffer | None = HeadBuffer(_HEAD_LIMIT)
         self._over = False
@@ -56,6 +56,34 @@ class Arrival(Connection):
         sessions.handshakes.add(self)
         self.guard(partial(sessions.watcher.add, self.stream.descriptor, self))
         self.readable()
+
+    # For another process, or from one.
+
+    @property
+    def answered(self) -> bool:
+        """Whether the request has been answered, or the connection is over."""
+        return self._buffer is None or self._over
+
+    @property
+    def collected(self) -> bytes:
+        """What has come of the request."""
+        return self._buffer.collected if self._buffer is not None else b""
+
+    def resume(self, age: float) -> None:
+        """Go on waiting for the request, as another process has for `age` seconds; nothing is read yet."""
+        self._began_at -= age
+        self.stream.attach(self)
+        self._sessions.handshakes.resume(self, age)
+        self._sessions.watcher.add(self.stream.descriptor, self)
+
+    def resume_head(self, head: bytes) -> None:
+        """Go on with a request of which this has come: less than all of it."""
+        if self._buffer is not None:
+            self._buffer.feed(head)
+
+    def leave_to_another_process(self) -> None:
+        """Forget a connection that goes on elsewhere."""
+        self.over()
 
     def _read(self) -> bool:
         """Read some of the request. Return whether to read again; the watcher has been asked to, then."""

@@ -272,6 +272,11 @@ class Engines:
         self._free: list[Engine] = []
         self._waiting = _Waiting()
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether no engine is reading or starting, and no client waits for one."""
+        return not self._waiting and self.count == self._held + len(self._free)
+
     def feed(self, borrower: Borrower, inbound: Inbound) -> None:
         """Read what a client sends: with its engine, or with a free one, or when there is one."""
         engine = borrower.engine

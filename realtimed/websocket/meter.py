@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from realtimed.websocket.frames import BINARY, CLOSE, CONTROL_PAYLOAD_LIMIT, FINAL, MASKED_HEADER, PONG
+from realtimed.websocket.unfinished import Unfinished
 
 __all__ = ["InboundMeter", "is_lone_pong"]
 
@@ -39,6 +40,7 @@ class InboundMeter:
 
     __slots__ = (
         "_first", "_fragments", "_header", "_payload", "boundary", "closing", "frames", "limit", "messages", "too_big",
+        "unfinished",
     )  # fmt: skip
 
     # Invariants: `_header` has an incomplete header (at most 13 bytes) only while `_payload`, the bytes to come of the
@@ -50,6 +52,8 @@ class InboundMeter:
         self.frames = self.messages = self._first = self._payload = 0
         self.boundary = self._fragments = -1
         self.too_big = self.closing = False
+        self.unfinished: Unfinished | None = None
+        """What has come of the unfinished message or frame."""
         self._header = b""
 
     @property
@@ -65,6 +69,12 @@ class InboundMeter:
     def is_pong(self, data: bytes) -> bool:
         """Whether `data`, which comes next, is one whole Pong and nothing else."""
         return is_lone_pong(data) and self.between_frames
+
+    def keep(self, data: bytes) -> None:
+        """Keep what belongs to the unfinished message or frame of `data`, which was walked over last."""
+        if self.unfinished is None or self.boundary >= 0:
+            self.unfinished = Unfinished()
+        self.unfinished.add(data[max(self.boundary, 0) :])
 
     def walk(self, data: bytes) -> int:
         """Walk over `data`. Return how many bytes of it to pass on: all, or all up to the end of a Close."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -65,8 +65,8 @@ class Session(Connection):
     """
 
     __slots__ = (
-        "_address", "_began_at", "_conversation", "_ending", "_inbox", "_over", "_peer_done", "_place", "_sessions",
-        "_unread", "connected_since", "engine", "expires_at", "queued", "rank",
+        "_address", "_conversation", "_ending", "_inbox", "_over", "_peer_done", "_place", "_sessions",
+        "_unread", "began_at", "connected_since", "engine", "expires_at", "queued", "rank",
     )  # fmt: skip
 
     # Invariants: `_ending` is the first reason to end the connection. `_peer_done` says that the peer's Close, or the
@@ -89,7 +89,7 @@ class Session(Connection):
         self.rank = sessions.connections
         self.engine: Engine | None = None
         self.queued = False
-        self._began_at = began_at  # for durations: the time of day may be set meanwhile
+        self.began_at = began_at  # for durations: the time of day may be set meanwhile
         self._sessions = sessions
         self._address = place.name if place.name == address else address  # one string for all of an address
         self._place = place
@@ -125,6 +125,37 @@ class Session(Connection):
             sessions.watcher.again(self)
         if rest:
             self._take(rest)
+
+    # For another process, or from one.
+
+    @property
+    def protocol(self) -> str:
+        """The name of the client's protocol, "" for the plain one."""
+        return self._conversation.name
+
+    @property
+    def inbox(self) -> list[str | bytes] | None:
+        """The messages that wait until all is sent that the client has asked for."""
+        return list(self._inbox) if self._inbox is not None else None
+
+    def resume(self, rank: int, connected_since: float, expires_at: float) -> None:
+        """Go on as a member; see `Sessions.members`."""
+        self.rank, self.connected_since, self.expires_at = rank, connected_since, expires_at
+        self.stream.form = self._conversation.form
+        self._sessions.members[self.id] = self
+
+    def resume_inbox(self, messages: Iterable[str | bytes]) -> None:
+        """Go on with messages that wait."""
+        self._inbox = deque(messages)
+
+    def leave_to_another_process(self) -> None:
+        """Forget a connection that goes on elsewhere: it has not ended."""
+        self._over = True
+        self._return_engine()
+        self._sessions.hub.leave(self.stream)
+        self._sessions.members.pop(self.id, None)
+        self._sessions.admission.leave(self._place)
+        self._sessions.release(self, self.stream)
 
     @property
     def address(self) -> str:
@@ -208,7 +239,7 @@ class Session(Connection):
             return
         self._ending = ending
         self._sessions.count_end(ending, code)
-        seconds = round(trio.current_time() - self._began_at, 1)
+        seconds = round(trio.current_time() - self.began_at, 1)
         log.info(
             Event(
                 "client closed",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import math
 import random
 import secrets
@@ -24,6 +23,7 @@ from realtimed.net.admission import Admission
 from realtimed.net.backlogs import Backlogs
 from realtimed.net.drains import Drains
 from realtimed.net.fanout import MISSED
+from realtimed.net.gate import Gate
 from realtimed.net.watcher import Watcher
 from realtimed.process.deadlines import Deadlines
 from realtimed.process.open_files import connection_limit
@@ -82,6 +82,8 @@ class Sessions:
         self.departing: Deadlines[Connection] = Deadlines(lambda: 0.0, lambda each: each.over())
         """Connections that are over in the next turns of the event loop, whatever waits for the peer."""
         self.members: dict[str, Session] = {}
+        self.gate = Gate()
+        """What clients send is read only while it is open."""
         self.open = 0
         self.connections = 0
         self.refused: dict[int, int] = {}
@@ -92,9 +94,12 @@ class Sessions:
         """Set when the daemon is about to end. It ends the session of a client that still joins."""
         self.run_id = secrets.token_hex(2)
         """A part of every client's id, so that no client has an id from before a restart."""
+        self.issued = 0
+        """How many ids have been given."""
+        self.announced: set[Session] | None = None
+        """While a hand-over is under way: the sessions of whose sockets another process has copies."""
         self._released = released
         self._emptied = trio.lowlevel.ParkingLot()
-        self._numbers = itertools.count(1)
 
     def configure(self, config: Config) -> None:
         """Replace the configuration. What clients may send changes for new connections only."""
@@ -110,7 +115,7 @@ class Sessions:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve the connections that `welcome` gets, until cancelled. Then end those that are left."""
         trio.lowlevel.add_instrument(self.engines.turns)
-        self.watcher = Watcher()
+        self.watcher = Watcher(self.gate)
         try:
             async with trio.open_nursery() as self.nursery:
                 self.engines.nursery = self.nursery
@@ -138,6 +143,8 @@ class Sessions:
             deadlines.remove(connection)
         if stream.descriptor in self.watcher:
             self.watcher.remove(stream.descriptor)
+        if self.announced and connection in self.announced:
+            stream.hang_up()
         stream.shut()
         stream.detach()
         self.open -= 1
@@ -161,7 +168,8 @@ class Sessions:
 
     def new_id(self) -> str:
         """Return an id that no other connection has had."""
-        return f"c-{self.run_id}-{next(self._numbers):x}"
+        self.issued += 1
+        return f"c-{self.run_id}-{self.issued:x}"
 
     def disconnect(self, client: str, code: int | None, reason: str) -> bool:
         """End the connection of the client with this id. Return whether there is one that was not ending already.

@@ -133,7 +133,42 @@ class ClientStream(OutboundStream):
             return None
         if meter.between_messages:
             self._meter = None
+        else:
+            meter.keep(data[:passed])
         return Inbound(data[:passed], frames, meter.messages - messages, meter.between_frames)
+
+    # For another process, in which the client goes on.
+
+    @property
+    def limits(self) -> InboundLimits:
+        """What the client may send."""
+        return self._limits
+
+    def set_limits(self, limits: InboundLimits) -> None:
+        """Set what the client may send: what it might send before."""
+        self._limits = limits
+
+    @property
+    def full_at(self) -> float:
+        """When the client may send a whole burst again, on trio's clock."""
+        return self._full_at
+
+    @property
+    def unfinished(self) -> bytes:
+        """What has come of a message, or of a frame, that has not come in full."""
+        meter = self._meter
+        return meter.unfinished.data() if meter is not None and meter.unfinished is not None else b""
+
+    def go_on_from(self, heard_at: float, full_at: float) -> None:
+        """Go on with a client that was heard, and may send a whole burst, at these times."""
+        self.heard_at, self._full_at = heard_at, full_at
+
+    def resume_message(self, unfinished: bytes) -> Inbound:
+        """Go on with a message of which this has come; return it for the library."""
+        meter = self._meter = InboundMeter(self._limits.message)
+        meter.walk(unfinished)
+        meter.keep(unfinished)
+        return Inbound(unfinished, meter.frames, 0, meter.between_frames)
 
     def finds_close(self, data: bytes) -> bool:
         """Walk over bytes that come after a Close of ours. Return whether they have the end of the client's Close."""
@@ -160,6 +195,12 @@ class ClientStream(OutboundStream):
         super().write_frames(frames)
         if self._backlog is not None and not self._backlog.entries:
             # Do not wait until the socket takes more: it may never, and only a piece that is made has a deadline.
+            self._drains.replay_soon(self)
+
+    def resume_draining(self) -> None:
+        """See `OutboundStream`."""
+        super().resume_draining()
+        if self._backlog is not None and not self._backlog.entries:
             self._drains.replay_soon(self)
 
     def _begin_draining(self, backlog: Backlog) -> None:

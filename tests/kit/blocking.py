@@ -12,7 +12,7 @@ from typing import Any, cast
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from realtimed import AsyncClient, AsyncSubscription, ChannelMessage, Client, Position, Receipt, RefusedError
-from tests.kit.stack import Daemon, running_daemon
+from tests.kit.stack import Daemon, free_port, running_caddy, running_daemon
 
 FLAVOURS = ("blocking", "trio", "asyncio")
 
@@ -28,6 +28,24 @@ def daemon_in_thread(directory: Path, *options: str, module: str = "realtimed") 
         portal.wrap_async_context_manager(running_daemon(directory, *options, module=module)) as daemon,
     ):
         yield daemon
+
+
+@contextmanager
+def caddy_in_thread(directory: Path, daemon: Daemon) -> Iterator[int]:
+    """Run Caddy with TLS in front of a daemon; return its port."""
+    port = free_port()
+    site = f"https://localhost:{port}"
+    with (
+        start_blocking_portal("trio") as portal,
+        portal.wrap_async_context_manager(
+            running_caddy(
+                directory,
+                websocket_socket=daemon.websocket_socket,
+                environment={"SERVER_ADDRESS": site, "ALLOWED_ORIGINS": site},
+            )
+        ),
+    ):
+        yield port
 
 
 def untimed(message: ChannelMessage | None) -> ChannelMessage:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import msgspec
 
 from realtimed.hub.history import History, Retention
-from realtimed.hub.hub import Hub, Joined
+from realtimed.hub.hub import Hub
 from realtimed.hub.position import Position
+from realtimed.hub.results import Joined
 from tests.kit.subscribers import Listener
 
 __all__ = [

@@ -17,7 +17,7 @@ from typing import Final
 
 import trio
 
-from realtimed import daemon
+from realtimed import core
 from realtimed.cli.realtimed import main
 from realtimed.stats import Figures
 
@@ -44,5 +44,5 @@ class ObservedFigures(Figures):
 
 
 if __name__ == "__main__":
-    vars(daemon)["Figures"] = ObservedFigures
+    vars(core)["Figures"] = ObservedFigures
     main()

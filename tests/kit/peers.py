@@ -28,6 +28,7 @@ from realtimed.control.server import Connection
 from realtimed.daemon import Daemon as Core
 from realtimed.errors import RefusedError
 from realtimed.hub.publication import Frames, WireFormat
+from realtimed.net.gate import Gate
 from realtimed.net.outbound import Owner
 from realtimed.net.stream import QueuedStream
 from realtimed.rpc.wire import Decoder, Message, Notification, Response, encode_request
@@ -340,7 +341,10 @@ class _PipeStream(QueuedStream):
         self.channels = set()
         self.fd = -1
 
-    def attach(self, nursery: trio.Nursery, owner: Owner) -> None:
+    def attach(self, nursery: trio.Nursery, owner: Owner, gate: Gate | None = None) -> None:
+        pass
+
+    def resume_draining(self) -> None:
         pass
 
     def detach(self) -> None:

@@ -14,7 +14,7 @@ from typing import Final
 
 import trio
 
-from realtimed import daemon
+from realtimed import core
 from realtimed.cli.realtimed import main
 from realtimed.stats import Figures
 
@@ -61,5 +61,5 @@ class TimedFigures(Figures):
 
 
 if __name__ == "__main__":
-    vars(daemon)["Figures"] = TimedFigures
+    vars(core)["Figures"] = TimedFigures
     main()

@@ -12,6 +12,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from realtimed.net.gate import Gate
 from realtimed.net.watcher import Watcher
 
 A_SLICE = 32
@@ -59,7 +60,7 @@ class Reader:
 
 @asynccontextmanager
 async def watching() -> AsyncIterator[tuple[Watcher, Callable[..., Reader]]]:
-    watcher, readers = Watcher(), list[Reader]()
+    watcher, readers = Watcher(Gate()), list[Reader]()
 
     def watched(*, at_a_time: int = 4096) -> Reader:
         readers.append(Reader(watcher, at_a_time=at_a_time))
@@ -239,7 +240,7 @@ async def test_a_socket_that_takes_more_is_reported_while_that_is_wanted() -> No
 
 
 def test_a_descriptor_that_the_kernel_refuses_is_not_watched(tmp_path: Path) -> None:
-    watcher = Watcher()
+    watcher = Watcher(Gate())
     reader = Reader(watcher)
     with (tmp_path / "file").open("w") as file:
         with pytest.raises(PermissionError):  # there is no waiting for an ordinary file

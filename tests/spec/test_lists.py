@@ -197,7 +197,9 @@ async def test_6_11_22_count_tells_how_many_fit(runtime_dir: Path) -> None:
 
 def test_6_11_22_commands_need_no_connection() -> None:
     hub = Hub(max_message=100, max_channels=10)
-    context = Context(hub, hub.publish, {}, lambda *_: False, dict, dict, KeyedReceipts(300, lambda: 0.0))
+    context = Context(
+        hub, hub.publish, {}, lambda *_: False, dict, dict, KeyedReceipts(300, lambda: 0.0), lambda _: None
+    )
     receipts = collected(call(context, "broadcast_many", [["a", "b"], "x"]))  # type: ignore[arg-type]
     assert isinstance(receipts, list)
     assert len(receipts) == 2

@@ -25,6 +25,7 @@ from realtimed.hub.replays import Replays
 from realtimed.net.backlog import FAR_OVER, OVER_SECONDS
 from realtimed.net.backlogs import ENTRY_BYTES, Backlogs
 from realtimed.net.drains import Drains
+from realtimed.net.gate import Gate
 from realtimed.net.watcher import Watcher
 from realtimed.websocket.frames import close_frame, text_frame
 from realtimed.websocket.protocols.plain import Plain
@@ -62,7 +63,7 @@ class Setting:
         self.replays = Replays(no_history())
         self.backlogs = backlogs or Backlogs(limit=LIMIT, timeout=TIMEOUT, total_limit=2**30, replays=self.replays)
         self.owner = Owner()
-        watcher, drains = Watcher(), Drains(self.backlogs)
+        watcher, drains = Watcher(Gate()), Drains(self.backlogs)
         self.stream = ClientStream(ours, self.backlogs, InboundLimits(message=1000, rate=1, burst=1), watcher, drains)
         self.owner.stream = self.stream
         self.stream.attach(self.owner)
