@@ -42,7 +42,6 @@ class Heartbeat:
         self._current = current
         self._interval = current().heartbeat
         self._shares = max(round(self._interval), 1)
-        self._share = 0
         self._excused_until = -math.inf
 
     async def run(self) -> None:
@@ -63,7 +62,7 @@ class Heartbeat:
 
     async def _sweep(self) -> list[Session]:
         """End the connections of silent and of old clients. Return the clients of the next share, to be pinged."""
-        self._share = (self._share + 1) % self._shares
+        share = self._sessions.share = (self._sessions.share + 1) % self._shares
         now = trio.current_time()
         silence_timeout = self._current().silence_timeout
         silent_since = now - silence_timeout if now >= self._excused_until else -math.inf
@@ -73,7 +72,7 @@ class Heartbeat:
                 session.close(Ending.SILENT, f"nothing heard from you for {silence_timeout:g} s")
             elif session.expires_at < now:
                 session.send_away(Ending.MAX_AGE, random.uniform(0, _RETURN_WITHIN))
-            elif session.rank % self._shares == self._share:
+            elif session.rank % self._shares == share:
                 due.append(session)
             if count % _SWEEP == 0:
                 await trio.lowlevel.checkpoint()

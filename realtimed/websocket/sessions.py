@@ -96,6 +96,8 @@ class Sessions:
         """A part of every client's id, so that no client has an id from before a restart."""
         self.issued = 0
         """How many ids have been given."""
+        self.share = 0
+        """The share of the clients that is being pinged; see `Heartbeat`."""
         self.announced: set[Session] | None = None
         """While a hand-over is under way: the sessions of whose sockets another process has copies."""
         self._released = released

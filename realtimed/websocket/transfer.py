@@ -86,6 +86,7 @@ class _Rest(msgspec.Struct):
     arriving: list[_Arriving]
     run_id: str
     issued: int
+    share: int
     connections: int
     refused: dict[int, int]
     closed: dict[int, int]
@@ -189,7 +190,7 @@ class SessionsPart(Part):
         rest = _Rest(
             gone, clients, channels, heard.tobytes(), full.tobytes(), busy, blobs.all,
             [_Arriving(each.id, each.stream.tcp, age, each.collected) for each, age in arriving],
-            sessions.run_id, sessions.issued, sessions.connections, sessions.refused, sessions.closed,
+            sessions.run_id, sessions.issued, sessions.share, sessions.connections, sessions.refused, sessions.closed,
             {ending.value: count for ending, count in sessions.ended.items()}, sessions.admission.buckets(),
         )  # fmt: skip
         return Portion(_encode(rest), files)
@@ -271,6 +272,7 @@ class SessionsPart(Part):
             arrival.resume(each.age)
             self._arrivals.append((arrival, each.head))
         sessions.run_id, sessions.issued, sessions.connections = rest.run_id, rest.issued, rest.connections
+        sessions.share = rest.share - 1  # some of it may not have been pinged
         sessions.refused, sessions.closed = rest.refused, rest.closed
         sessions.ended |= {ending: rest.ended.get(ending.value, 0) for ending in Ending}
         sessions.admission.go_on_from(rest.buckets)

@@ -40,7 +40,7 @@ class Client:
 
 async def beat(clients: list[Client], seconds: float) -> None:
     members = {client.id: client for client in clients}
-    sessions = cast("Sessions", type("Members", (), {"members": members}))
+    sessions = cast("Sessions", type("Members", (), {"members": members, "share": 0}))
     with trio.move_on_after(seconds):
         await Heartbeat(sessions, Config).run()
 
