@@ -26,12 +26,12 @@ from realtimed.process.line import EndOfLineError, Kind
 from realtimed.process.portions import HandOverError, Part, TakenPortion, decoded
 from realtimed.process.successor import PATIENCE, Predecessor, Successor
 
-__all__ = ["VERSION", "HandOver", "Inherited", "Report", "TakeOver"]
+__all__ = ["READS", "VERSION", "HandOver", "Inherited", "Report", "TakeOver"]
 
 VERSION: Final = 1
 """The version of the state. A field with a default may be added without another version."""
 
-_READS: Final = (1, VERSION)
+READS: Final = (1, VERSION)
 """The oldest and the newest version that can be taken over: that of the release before, and this one."""
 
 
@@ -230,10 +230,10 @@ class TakeOver:
     def receive_sockets(self, config: Config) -> Inherited:
         """Introduce this process; return the listening sockets. Ends this process if `config` names other addresses."""
         with self._predecessor as line:
-            line.say(Kind.HELLO, msgspec.msgpack.encode(_Hello(_READS, __version__)))
+            line.say(Kind.HELLO, msgspec.msgpack.encode(_Hello(READS, __version__)))
             portion = line.expect(Kind.SOCKETS)
             beginning = self._beginning = decoded(portion.data, _Beginning)
-            if not _READS[0] <= beginning.version <= _READS[1]:
+            if not READS[0] <= beginning.version <= READS[1]:
                 raise HandOverError(f"version {beginning.version} of the state is unknown here")
             wanted = _addresses(config)
             if beginning.addresses not in (None, wanted):
