@@ -27,7 +27,7 @@ Recorded = list[tuple[int, bool, bytes, int]]
 
 RECORDED: Final = Path(__file__).parent / "states"
 
-HALF: Final = 9
+HALF: Final = 7
 """Bytes that have come of a client's ping, and of a publisher's."""
 
 _V1: Final = REQUEST.removesuffix(b"\r\n") + b"Sec-WebSocket-Protocol: realtime.v1\r\n\r\n"
