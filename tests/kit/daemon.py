@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -14,7 +17,7 @@ from typing import Final
 
 import trio
 
-from tests.kit.parts import Part, ending, environment_with, start, until_ready
+from tests.kit.parts import STOP_TIMEOUT, Part, PartFailedError, ending, environment_with, start, until_ready
 
 __all__ = ["Daemon", "running_daemon", "until_serving"]
 
@@ -36,12 +39,52 @@ os.execv(command[0], command)
 """A program that becomes another, to which it hands sockets in the way of sd_listen_fds(3)."""
 
 
+_TAKEN_OVER: Final = re.compile(r"INFO (?:handed|taken) over pid=(\d+)")
+
+
+async def until_ended(pid: int) -> None:
+    """Wait until a process has ended, which need not be a child of this one."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        await trio.lowlevel.wait_readable(handle)
+    finally:
+        os.close(handle)
+
+
 @dataclass(frozen=True)
 class Daemon(Part):
     """A running realtimed."""
 
     control_socket: Path
     websocket_socket: Path
+
+    @property
+    def successor(self) -> int | None:
+        """The process that serves after upgrades, as the log says; None if there was no upgrade."""
+        taken = _TAKEN_OVER.findall(self.log)
+        return int(taken[-1]) if taken else None
+
+    async def fail_if_it_ends(self) -> None:
+        """See `Part`. An upgrade is no end: then it is about the process that serves now."""
+        status, former = await self.wait(), None
+        while status == 0 and (pid := self.successor) not in (None, former):
+            former = pid
+            assert former is not None
+            await until_ended(former)
+        raise PartFailedError(f"{self.name} ended unexpectedly, with status {status}.{self.log_shown()}")
+
+    async def stop(self) -> int:
+        """See `Part`. After upgrades, end the process that serves now as well."""
+        pid = self.successor
+        if pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+            with trio.CancelScope(shield=True), trio.move_on_after(STOP_TIMEOUT):
+                await until_ended(pid)
+        return await super().stop()
 
 
 @asynccontextmanager

@@ -24,6 +24,7 @@ __all__ = [
     "APP",
     "CADDYFILE",
     "ROOT",
+    "STOP_TIMEOUT",
     "MissingComponentError",
     "Part",
     "PartFailedError",
@@ -51,7 +52,7 @@ _START_TIMEOUT: Final = 30.0
 """Seconds a part may take to become ready; far more than it needs, for machines that are busy."""
 
 
-_STOP_TIMEOUT: Final = 15.0
+STOP_TIMEOUT: Final = 15.0
 """Seconds a part may take to end after SIGTERM; Caddy gives open requests 10."""
 
 
@@ -111,9 +112,9 @@ class Part:
         if self.process.poll() is None:
             self.process.terminate()
             try:
-                with trio.CancelScope(shield=True), trio.move_on_after(_STOP_TIMEOUT):
+                with trio.CancelScope(shield=True), trio.move_on_after(STOP_TIMEOUT):
                     return await self.wait()
-                raise PartFailedError(f"{self.name} did not end within {_STOP_TIMEOUT:g} s.{self.log_shown()}")
+                raise PartFailedError(f"{self.name} did not end within {STOP_TIMEOUT:g} s.{self.log_shown()}")
             finally:
                 if self.process.poll() is None:
                     self.process.kill()

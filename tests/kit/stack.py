@@ -131,6 +131,10 @@ def _guide(daemon: Daemon, origin: str) -> str:
       {shlex.quote(shown(programs / "python"))} -c {shlex.quote(python)}
       {shlex.quote(shown(programs / "realtimectl"))} doctor --url {origin}
 
+  Replace the daemon by a new process, and see that the open pages do not notice:
+
+      {shlex.quote(shown(programs / "realtimectl"))} upgrade
+
   Logs are in {daemon.log_file.parent}. Ctrl-C ends everything.
 """
 

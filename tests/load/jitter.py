@@ -23,7 +23,7 @@ import trio
 
 from benchmarks.machine import processor_seconds
 from tests.kit.clients import publisher
-from tests.kit.stack import running_caddy, running_daemon, runtime_directory
+from tests.kit.stack import PartFailedError, running_caddy, running_daemon, runtime_directory
 from tests.load.returning import (
     CHANNEL,
     Address,
@@ -63,6 +63,8 @@ class Plan:
     every: float = 15.0
     away: float = 2.0
     history_seconds: float = 20.0
+    upgrade_every: float = 0.0
+    """Seconds between two upgrades of the daemon; 0 for none."""
 
     @property
     def messages(self) -> int:
@@ -225,7 +227,9 @@ async def run(
         trio.open_nursery() as nursery,
     ):
         storm = _Storm(plan, behind_caddy(caddy), readers, chance)
-        parts = {"daemon": daemon.process.pid, "Caddy": caddy.process.pid}
+        parts = {"Caddy": caddy.process.pid}
+        if not plan.upgrade_every:  # otherwise the daemon's process changes
+            parts["daemon"] = daemon.process.pid
         for client in storm.outcome.clients:
             nursery.start_soon(storm.live, client)
         with trio.fail_after(LOST_AFTER):
@@ -235,6 +239,8 @@ async def run(
         before = {part: processor_seconds(pid) for part, pid in parts.items()}
         began, ours = time.monotonic(), time.process_time()
         storm.break_out()
+        if plan.upgrade_every:
+            nursery.start_soon(_keep_upgrading, daemon.control_socket, plan.upgrade_every, progress)
         start = trio.current_time()
         for number in range(1, plan.messages + 1):
             await trio.sleep_until(start + number / plan.rate)
@@ -255,6 +261,16 @@ async def run(
     return storm.outcome
 
 
+async def _keep_upgrading(path: Path, every: float, progress: Callable[[str], None]) -> None:
+    async with publisher(path) as administrator:
+        while True:
+            await trio.sleep(every)
+            report = await administrator.call("upgrade")
+            if "pause" not in report:
+                raise PartFailedError(f"an upgrade has failed: {report}")
+            progress(f"upgraded, with {report['clients']} clients; paused for {report['pause'] * 1000:.0f} ms")
+
+
 def main() -> int:
     """Run what the command line asks for; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.load.jitter", description=(__doc__ or "").partition("\n")[0])
@@ -263,12 +279,15 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=20, help="messages a second; default: %(default)s")
     parser.add_argument("--every", type=float, default=15, help="seconds between a client's cuts, on average")
     parser.add_argument("--away", type=float, default=2, help="seconds until it comes back, at most")
+    parser.add_argument("--upgrade-every", type=float, default=0, help="seconds between upgrades; 0 for none")
     parser.add_argument("--seed", type=int, default=None, help="of the chance; another one each time if not given")
     options = parser.parse_args()
     seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
     allow_open_files(4 * options.clients)
     print(f"seed {seed}", flush=True)
-    plan = Plan(options.clients, options.seconds, options.rate, options.every, options.away)
+    plan = Plan(
+        options.clients, options.seconds, options.rate, options.every, options.away, upgrade_every=options.upgrade_every
+    )
     with runtime_directory() as directory:
         outcome = trio.run(run, plan, directory, random.Random(seed), partial(print, flush=True))
     print(outcome)

@@ -16,7 +16,7 @@ import trio
 
 from realtimed.websocket.frames import CloseCode
 from tests.kit import stack
-from tests.kit.clients import closing, websocket
+from tests.kit.clients import closing, publisher, subscribe, until_subscribed, websocket
 from tests.kit.handshakes import get, handshake
 from tests.kit.launcher import launcher, processes_in
 from tests.kit.patience import PATIENCE
@@ -75,6 +75,26 @@ async def test_it_serves_until_a_signal_and_leaves_nothing(number: signal.Signal
         assert len(processes_in(run.directory)) >= 3
         async with websocket(run.port, headers=[("Origin", origin)]) as client:
             run.process.send_signal(number)
+            code, _ = await closing(client)
+    assert code == CloseCode.COME_BACK
+    assert run.process.returncode == 0
+    assert processes_in(run.directory) == []
+    assert not run.directory.exists()
+
+
+async def test_the_daemon_may_be_upgraded_under_it() -> None:
+    async with launcher() as run:
+        origin = f"http://localhost:{run.port}"
+        control = run.directory / "realtime.sock"
+        async with websocket(run.port, headers=[("Origin", origin)]) as client, publisher(control) as asking:
+            await client.send_message(subscribe("news"))
+            await until_subscribed(asking, "news", 1)
+            former = (await asking.call("info"))["pid"]
+            pids = [(await asking.call("upgrade"))["pid"] for _ in range(2)]
+            assert len({former, *pids}) == 3
+            await asking.call("broadcast", "news", "after")
+            assert await client.get_message() == "after"
+            run.process.send_signal(signal.SIGINT)
             code, _ = await closing(client)
     assert code == CloseCode.COME_BACK
     assert run.process.returncode == 0
