@@ -29,6 +29,7 @@ from tests.kit.blocking import caddy_in_thread, daemon_in_thread
 from tests.kit.clients import REQUEST, subscribe
 from tests.kit.failing_successor import fail_at
 from tests.kit.frames import masked_frame
+from tests.kit.patience import PATIENCE
 from tests.kit.stack import Daemon, runtime_directory
 from tests.kit.successors import ended, open_files, resident_bytes
 from tests.load.returning import allow_open_files
@@ -40,7 +41,6 @@ MEMBERS: Final = 200
 
 _V1: Final = b"Sec-WebSocket-Protocol: realtime.v1\r\n\r\n"
 _PONG: Final = masked_frame(b"", 0x8A)
-_PATIENCE: Final = 30.0
 _READ: Final = 2**16
 _KEPT: Final = 3000
 """Messages that those who come back have missed."""
@@ -146,7 +146,7 @@ class Scene:
     def connected(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX)
         self.sockets.append(sock)
-        sock.settimeout(_PATIENCE)
+        sock.settimeout(PATIENCE)
         sock.connect(str(self.daemon.websocket_socket))
         return sock
 
@@ -154,7 +154,7 @@ class Scene:
         return Peer(self.connected(), self.outcome, v1=v1)
 
     def client(self) -> Client:
-        return Client(self.daemon.control_socket, timeout=_PATIENCE)
+        return Client(self.daemon.control_socket, timeout=PATIENCE)
 
     def pause(self, longest: float) -> None:
         self.over.wait(random.random() * longest)
@@ -453,7 +453,7 @@ class Crowd:
 
     def check(self) -> None:
         """Wait until everyone has everything."""
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and any(each.offset < self.sent[each.channel] for each in self._all()):
             self.read(0.1)
         for each in self._all():
@@ -472,12 +472,12 @@ class Crowd:
 def _connected(path: Path, port: int | None) -> socket.socket:
     if port is None:
         sock = socket.socket(socket.AF_UNIX)
-        sock.settimeout(_PATIENCE)
+        sock.settimeout(PATIENCE)
         sock.connect(str(path))
         return sock
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return context.wrap_socket(socket.create_connection(("localhost", port), _PATIENCE), server_hostname="localhost")
+    return context.wrap_socket(socket.create_connection(("localhost", port), PATIENCE), server_hostname="localhost")
 
 
 def publish(scene: Scene, crowd: Crowd, rate: float, until: Callable[[], bool]) -> None:

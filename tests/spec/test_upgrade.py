@@ -53,10 +53,10 @@ async def test_6_11_28_an_upgrade_that_fails_changes_nothing(daemon: Daemon) -> 
         async with publisher(daemon.control_socket) as asking, publisher(daemon.control_socket) as other:
             with fail_at(daemon, CRASH):
                 await asking.stream.send_all(encode_request(7, "upgrade", ()) + encode_request(8, "info", ()))
-                while (refusal := await other.call("upgrade"))["message"] != "another upgrade is under way":
-                    pass
+                await daemon.until_logged("INFO upgrading")  # the new process takes a while to start
+                refusal = await other.call("upgrade")
                 first, second = await asking.answer(), await asking.answer()
-            assert refusal["code"] == "upgrade_failed"
+            assert refusal == {"code": "upgrade_failed", "message": "another upgrade is under way"}
             assert isinstance(first.error, dict)
             assert (first.id, first.error["code"]) == (7, "upgrade_failed")
             assert "its exit status is 3" in first.error["message"]
