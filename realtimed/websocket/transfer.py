@@ -86,12 +86,12 @@ class _Rest(msgspec.Struct):
     arriving: list[_Arriving]
     run_id: str
     issued: int
-    share: int
     connections: int
     refused: dict[int, int]
     closed: dict[int, int]
     ended: dict[str, int]
     buckets: Buckets
+    share: int = 0
 
 
 class _Sent(NamedTuple):
@@ -190,8 +190,9 @@ class SessionsPart(Part):
         rest = _Rest(
             gone, clients, channels, heard.tobytes(), full.tobytes(), busy, blobs.all,
             [_Arriving(each.id, each.stream.tcp, age, each.collected) for each, age in arriving],
-            sessions.run_id, sessions.issued, sessions.share, sessions.connections, sessions.refused, sessions.closed,
-            {ending.value: count for ending, count in sessions.ended.items()}, sessions.admission.buckets(),
+            sessions.run_id, sessions.issued, sessions.connections, sessions.refused, sessions.closed,
+            {ending.value: count for ending, count in sessions.ended.items()},
+            sessions.admission.buckets(), sessions.share,
         )  # fmt: skip
         return Portion(_encode(rest), files)
 
