@@ -50,6 +50,11 @@ class Unfinished:
             self._data = bytearray(put_together(self._data))
             self._allowed = 2 * len(self._data) + _ALLOWED
 
+    @property
+    def held(self) -> int:
+        """How many bytes are kept."""
+        return len(self._data)
+
     def data(self) -> bytes:
         """Return the beginning of a message that is the same to every reader."""
         return put_together(self._data)
