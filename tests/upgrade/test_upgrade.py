@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from realtimed import Client, RefusedError
 from tests.kit.blocking import daemon_in_thread
 from tests.kit.failing_successor import CRASH, FEW, HANG, WRONG, fail_at
-from tests.kit.patience import LONG_PATIENCE
+from tests.kit.patience import LONG_PATIENCE, until
 from tests.kit.realtimectl import ctl
 from tests.kit.service_manager import service_manager
 from tests.kit.stack import Daemon, running_daemon
@@ -128,6 +129,26 @@ def test_figures_and_keys_go_on(daemon: Daemon) -> None:
     counters = ("publications", "deliveries", "sends", "sent_bytes", "rounds", "connections", "commands", "uptime")
     assert all(after[name] >= before[name] for name in counters)
     assert (after["upgrades"], after["keys"], after["clients"]) == (1, 1, 1)
+
+
+def test_an_http_request_under_way_is_answered_by_the_old_process(daemon: Daemon, runtime_dir: Path) -> None:
+    with call(daemon) as client, socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(LONG_PATIENCE)
+        sock.connect(str(runtime_dir / "http.sock"))
+        sock.sendall(b"GET /healthz HTTP/1.1\r\n")
+        until(lambda: connections_of(daemon.process.pid, runtime_dir / "http.sock") == 1)
+        client.upgrade()
+        sock.sendall(b"Host: localhost\r\n\r\n")
+        assert sock.recv(4096).startswith(b"HTTP/1.1 200 ")
+    assert daemon.process.wait(LONG_PATIENCE) == 0
+
+
+def connections_of(pid: int, path: Path) -> int:
+    """Return how many connections at a Unix socket a process has accepted."""
+    lines = Path("/proc/net/unix").read_text().splitlines()
+    inodes = {each.split()[6] for each in lines if each.endswith(f" {path}") and each.split()[5] == "03"}
+    links = [str(each.readlink()) for each in Path(f"/proc/{pid}/fd").iterdir() if each.is_symlink()]
+    return sum(link == f"socket:[{inode}]" for link in links for inode in inodes)
 
 
 def test_after_twenty_upgrades_the_process_is_as_after_one(daemon: Daemon) -> None:
