@@ -160,7 +160,7 @@ def test_after_twenty_upgrades_the_process_is_as_after_one(daemon: Daemon) -> No
             for _ in range(19):
                 client.upgrade()
             assert client.broadcast("news", "x").recipients == len(sockets)
-            assert open_files(daemon) == files
+            until(lambda: open_files(daemon) == files)  # this one's own connection may be counted twice for a moment
             assert resident_bytes(daemon) < 1.05 * memory
     finally:
         for sock in sockets:

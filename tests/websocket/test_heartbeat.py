@@ -81,6 +81,6 @@ async def test_who_leaves_or_falls_behind_is_not_pinged(
     with trio.move_on_after(2 * HEARTBEAT):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(leave)
-            await Heartbeat(cast("Sessions", type("Members", (), {"members": members})), Config).run()
+            await Heartbeat(cast("Sessions", type("Members", (), {"members": members, "share": 0})), Config).run()
     assert (gone.pinged_at, slow.pinged_at) == ([], [])
     assert other.pinged_at
